@@ -18,7 +18,7 @@ class BrokenChainError(Exception):
 
 @dataclass(slots=True)
 class Chain:
-    """Where a reader of one shard's journal stands. Mutated by `admit` alone."""
+    """Where a reader of one shard's journal stands. Mutated by `admit` and `extend` alone."""
 
     shard: int
     last_offset: int = -1
@@ -40,12 +40,16 @@ class Chain:
             self.skipped += 1
             return False
         self._check(offset, header, body)
+        self.extend(offset, header)
+        return True
+
+    def extend(self, offset: int, header: Header) -> None:
+        """Move on by a record that is known to count."""
         for topic, (_, end) in header.sources.items():
             self.next_offsets[topic] = end
         self.last_offset = offset
         self.seq += header.events
         self.digest = header.digest
-        return True
 
     def _check(self, offset: int, header: Header, body: bytes) -> None:
         where = f"journal partition {self.shard} offset {offset}"

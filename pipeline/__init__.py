@@ -1,0 +1,1 @@
+"""Billing, pacing and reporting of Promoted Pins as a stream. Layers: docs/architecture.md."""

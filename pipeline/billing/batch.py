@@ -1,0 +1,191 @@
+"""Chunks of source records, and the batch that a worker decides in one pass.
+
+A chunk is what one fetch brought of one topic partition. A batch holds the chunks of all shards
+and topics, in the order of judgement: by the running maximum of the record timestamps of each
+partition (so offset order holds within each), then impressions, clicks, engagements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.billing.decode import Decoded, Decoder
+from pipeline.contract.vocabulary import EVENT_TOPICS
+
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive records of one event topic partition, `start` <= offset < `end`.
+
+    Offsets may have gaps (transaction markers); `offsets`, `timestamps_ms`, `values` and `keys`
+    have one entry a record.
+    """
+
+    source: int
+    """The topic's position in EVENT_TOPICS."""
+    shard: int
+    start: int
+    end: int
+    offsets: Sequence[int]
+    timestamps_ms: Sequence[int]
+    values: Sequence[bytes | None]
+    keys: Sequence[bytes | None]
+    headers: dict[int, tuple[tuple[str, bytes], ...]] = field(default_factory=dict)
+    """Offset -> record headers, where a record has any."""
+
+    def from_offset(self, offset: int) -> Chunk:
+        """The part of the chunk from this offset on."""
+        skip = int(np.searchsorted(np.asarray(self.offsets, dtype=np.int64), offset))
+        return Chunk(
+            source=self.source,
+            shard=self.shard,
+            start=max(self.start, offset),
+            end=self.end,
+            offsets=self.offsets[skip:],
+            timestamps_ms=self.timestamps_ms[skip:],
+            values=self.values[skip:],
+            keys=self.keys[skip:],
+            headers=self.headers,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Events of many shards in the order of judgement; all columns have the same length."""
+
+    source: npt.NDArray[np.uint8]
+    shard: npt.NDArray[np.int32]
+    offset: Int64s
+    record_ms: Int64s
+    order_ms: Int64s
+    """Running maximum of the partition's record timestamps: never falls along the batch."""
+    chunk: npt.NDArray[np.int32]
+    """Position in `chunks` of the chunk that the row is from."""
+    position: npt.NDArray[np.int32]
+    """Position of the row within its chunk."""
+    events: list[Decoded]
+    chunks: tuple[Chunk, ...]
+    ranges: dict[int, dict[str, tuple[int, int]]]
+    """Shard -> topic -> the source offsets that the batch takes: from, up to but not including."""
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    def original(self, row: int) -> tuple[bytes | None, bytes | None]:
+        """The record's key and value as they came."""
+        chunk, position = self.chunks[self.chunk[row]], int(self.position[row])
+        return chunk.keys[position], chunk.values[position]
+
+    def headers(self, row: int) -> tuple[tuple[str, bytes], ...]:
+        return self.chunks[self.chunk[row]].headers.get(int(self.offset[row]), ())
+
+
+class Assembler:
+    """Decodes chunks and puts them in the order of judgement."""
+
+    def __init__(self) -> None:
+        self._decoders = [Decoder(topic) for topic in EVENT_TOPICS]
+        self._running_max: dict[tuple[int, int], int] = {}
+
+    def assemble(self, chunks: Iterable[Chunk]) -> Batch:
+        """One batch of all chunks; those of one partition must be given in offset order."""
+        taken = tuple(chunks)
+        sizes = [len(chunk.values) for chunk in taken]
+        events: list[Decoded] = []
+        for chunk in taken:
+            events += self._decoders[chunk.source].decode(chunk.values)
+        order_ms = self._order_ms(taken)
+        source = np.repeat([chunk.source for chunk in taken], sizes).astype(np.uint8)
+        order = np.lexsort((source, order_ms)) if len(events) else np.empty(0, np.int64)
+        ranges: dict[int, dict[str, tuple[int, int]]] = {}
+        for chunk in taken:
+            topics = ranges.setdefault(chunk.shard, {})
+            topic = EVENT_TOPICS[chunk.source]
+            topics[topic] = (topics.get(topic, (chunk.start, 0))[0], chunk.end)
+        return Batch(
+            source=source[order],
+            shard=np.repeat([c.shard for c in taken], sizes).astype(np.int32)[order],
+            offset=_joined([c.offsets for c in taken])[order],
+            record_ms=_joined([c.timestamps_ms for c in taken])[order],
+            order_ms=order_ms[order],
+            chunk=np.repeat(np.arange(len(taken)), sizes).astype(np.int32)[order],
+            position=_joined([range(size) for size in sizes]).astype(np.int32)[order],
+            events=[events[i] for i in order.tolist()],
+            chunks=taken,
+            ranges=ranges,
+        )
+
+    def _order_ms(self, chunks: tuple[Chunk, ...]) -> Int64s:
+        columns = []
+        for chunk in chunks:
+            if len(chunk.values) == 0:
+                continue
+            partition = (chunk.source, chunk.shard)
+            column = np.maximum.accumulate(np.asarray(chunk.timestamps_ms, dtype=np.int64))
+            column = np.maximum(column, self._running_max.get(partition, 0))
+            self._running_max[partition] = int(column[-1])
+            columns.append(column)
+        return np.concatenate(columns) if columns else np.empty(0, np.int64)
+
+    def read_up_to_ms(self, source: int, shard: int) -> int:
+        """Running maximum of the record timestamps read of a partition; 0 before the first."""
+        return self._running_max.get((source, shard), 0)
+
+    def forget(self, shard: int) -> None:
+        """The shard is another worker's now."""
+        for partition in [p for p in self._running_max if p[1] == shard]:
+            del self._running_max[partition]
+
+
+def split(batch: Batch, boundaries_ms: Sequence[int]) -> list[Batch]:
+    """Cut a batch before each boundary that lies within it, so that time moves in small steps."""
+    cuts = np.searchsorted(batch.order_ms, np.unique(boundaries_ms)) if boundaries_ms else []
+    edges = sorted({0, len(batch), *(int(cut) for cut in cuts)})
+    if len(edges) <= 2:
+        return [batch]
+    parts = []
+    done: dict[tuple[int, str], int] = {}
+    for start, end in zip(edges[:-1], edges[1:], strict=True):
+        last = end == len(batch)
+        parts.append(_part(batch, start, end, last, done))
+    return parts
+
+
+def _part(
+    batch: Batch, start: int, end: int, last: bool, done: dict[tuple[int, str], int]
+) -> Batch:
+    """Rows start..end of a batch; `done` holds how far each source was taken by earlier parts."""
+    rows = slice(start, end)
+    ranges: dict[int, dict[str, tuple[int, int]]] = {}
+    for shard, topics in batch.ranges.items():
+        for topic, (first, after) in topics.items():
+            begin = done.get((shard, topic), first)
+            here = (batch.shard[rows] == shard) & (batch.source[rows] == EVENT_TOPICS.index(topic))
+            offsets = batch.offset[rows][here]
+            until = after if last else int(offsets[-1]) + 1 if len(offsets) else begin
+            if until > begin:
+                ranges.setdefault(shard, {})[topic] = (begin, until)
+                done[shard, topic] = until
+    return Batch(
+        source=batch.source[rows],
+        shard=batch.shard[rows],
+        offset=batch.offset[rows],
+        record_ms=batch.record_ms[rows],
+        order_ms=batch.order_ms[rows],
+        chunk=batch.chunk[rows],
+        position=batch.position[rows],
+        events=batch.events[rows],
+        chunks=batch.chunks,
+        ranges=ranges,
+    )
+
+
+def _joined(columns: Sequence[Sequence[int]]) -> Int64s:
+    arrays = [np.asarray(column, dtype=np.int64) for column in columns]
+    return np.concatenate(arrays) if arrays else np.empty(0, np.int64)

@@ -1,0 +1,527 @@
+"""Judging: the contract's ten rules over a batch of events, in columns.
+
+`decide` is a pure function of the books, the batch, the catalog's terms and `now`; it changes
+nothing. Each rule is one pass over the rows that no earlier rule has decided. Limits are exact:
+where all demand on a limit fits under it the rows are accepted as they are, and only rows whose
+ad group or campaign would touch a limit within this batch go through a sequential loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.billing import ids
+from pipeline.billing.batch import Batch
+from pipeline.billing.books import Balances, Shard
+from pipeline.billing.decode import Fault
+from pipeline.billing.terms import UNLIMITED, Terms
+from pipeline.contract.events import Event
+from pipeline.contract.partitioning import partition_of
+from pipeline.contract.vocabulary import (
+    AD_GROUP_DAILY,
+    AD_GROUP_LIFETIME,
+    CAMPAIGN_DAILY,
+    CAMPAIGN_LIFETIME,
+    CHARGED,
+    CLICK,
+    CLOSEUP,
+    COUNTED,
+    CPC,
+    CPE,
+    CPM,
+    DUPLICATE,
+    EXPIRED,
+    FUTURE,
+    FUTURE_TOLERANCE_MS,
+    IMPRESSION,
+    KINDS,
+    MALFORMED,
+    MISROUTED,
+    MS_PER_DAY,
+    NANOS_PER_MICRO,
+    NO_LIMIT,
+    NOT_SERVING,
+    OVER_BUDGET,
+    PLACEMENTS,
+    REPEAT,
+    SAVE,
+    UNKNOWN,
+)
+
+Int64s = npt.NDArray[np.int64]
+Codes = npt.NDArray[np.uint8]
+Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+UNDECIDED = 255
+_SAFE_SUM = 2**62
+_LIMIT_ORDER = (AD_GROUP_DAILY, AD_GROUP_LIFETIME, CAMPAIGN_DAILY, CAMPAIGN_LIFETIME)
+_PLACEMENT_CODES = {name: code for code, name in enumerate(PLACEMENTS)}
+_KIND_CODES = {name: code for code, name in enumerate(KINDS)}
+_BLANK = Event(
+    event_id="",
+    event_time_ms=0,
+    campaign_id="",
+    ad_group_id="",
+    promoted_pin_id="",
+    user_id="",
+    impression_id="",
+    price_micros=0,
+    placement="",  # type: ignore[arg-type]
+)
+"""Stands in for a malformed message, so that every row has the columns of an event."""
+
+BILLABLE = np.zeros((4, len(KINDS)), dtype=np.bool_)
+"""Rule 7 by basis and kind: what an objective pays for."""
+BILLABLE[CPC, CLICK] = True
+BILLABLE[CPE, [CLICK, CLOSEUP, SAVE]] = True
+BILLABLE[CPM, IMPRESSION] = True
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The settings that judging depends on."""
+
+    acceptance_horizon_days: int
+    user_hash_key: bytes
+
+    @property
+    def horizon_ms(self) -> int:
+        return self.acceptance_horizon_days * MS_PER_DAY
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a batch came to: one entry a row in every column, in the order of judgement.
+
+    Days are days since the epoch. `pin`, `group` and `campaign` are rows of the terms, -1 where
+    the ad is not known or rules before 5 decided.
+    """
+
+    batch: Batch
+    now_ms: int
+    event_id: list[str]
+    event_time_ms: Int64s
+    kind: Codes
+    placement: Codes
+    country: list[str]
+    device: list[str]
+    price_micros: Int64s
+    ad_ids: list[tuple[str, str, str]]
+    """(campaign_id, ad_group_id, promoted_pin_id) as the event names them."""
+    user_hash: list[bytes]
+    pin: Rows
+    group: Rows
+    campaign: Rows
+    zone: Rows
+    disposition: Codes
+    basis: Codes
+    limit: Codes
+    amount_nanos: Int64s
+    free_nanos: Int64s
+    billing_day: Int64s
+    posting_day: Int64s
+    id_keys: ids.Keys
+    unique_key: list[bytes]
+    """Rule 8's key of a charged click or engagement, else empty."""
+
+    def rows_where(self, mask: Mask) -> Rows:
+        return np.flatnonzero(mask)
+
+
+def decide(
+    shards: Mapping[int, Shard],
+    balances: Balances,
+    batch: Batch,
+    terms: Terms,
+    now_ms: int,
+    policy: Policy,
+) -> Outcome:
+    """Judge every event of a batch; the shards named in it must be there. Changes nothing."""
+    outcome = _columns(batch, now_ms, policy)
+    _locate(outcome, terms)
+    _rule_misrouted(outcome, terms)
+    _rule_time(outcome, policy)
+    _rule_unknown(outcome, terms)
+    _rule_duplicate(outcome, shards)
+    bids = _rule_serving(outcome, terms)
+    _assign_days(outcome, shards, terms)
+    _rule_counted(outcome)
+    candidates = _rule_repeat(outcome, shards)
+    _rule_limits(outcome, candidates, bids, balances, terms)
+    return outcome
+
+
+# -- columns ----------------------------------------------------------------------------------
+
+
+def _columns(batch: Batch, now_ms: int, policy: Policy) -> Outcome:
+    """Rule 1: what did not decode is malformed; everything else becomes columns."""
+    events: list[Event] = batch.events  # type: ignore[assignment]
+    size = len(events)
+    disposition = np.full(size, UNDECIDED, dtype=np.uint8)
+    faults = [row for row, event in enumerate(events) if event.__class__ is Fault]
+    if faults:
+        disposition[faults] = MALFORMED
+        events = [_BLANK if event.__class__ is Fault else event for event in events]
+    unset = msgspec.UNSET
+    event_id = [event.event_id for event in events]
+    record_day = batch.record_ms // MS_PER_DAY
+    nothing = np.zeros(size, dtype=np.int64)
+    return Outcome(
+        batch=batch,
+        now_ms=now_ms,
+        event_id=event_id,
+        event_time_ms=np.array([event.event_time_ms for event in events], dtype=np.int64),
+        kind=_kinds(batch, events, disposition),
+        placement=np.array([_PLACEMENT_CODES[e.placement] for e in events], dtype=np.uint8),
+        country=["" if e.country is unset else e.country for e in events],  # type: ignore[misc]
+        device=["" if e.device is unset else e.device for e in events],  # type: ignore[misc]
+        price_micros=np.array([event.price_micros for event in events], dtype=np.int64),
+        ad_ids=[(e.campaign_id, e.ad_group_id, e.promoted_pin_id) for e in events],
+        user_hash=_user_hashes(events, faults, policy.user_hash_key),
+        pin=np.full(size, -1, dtype=np.int64),
+        group=np.full(size, -1, dtype=np.int64),
+        campaign=np.full(size, -1, dtype=np.int64),
+        zone=np.full(size, -1, dtype=np.int64),
+        disposition=disposition,
+        basis=np.zeros(size, dtype=np.uint8),
+        limit=np.full(size, NO_LIMIT, dtype=np.uint8),
+        amount_nanos=nothing,
+        free_nanos=nothing.copy(),
+        billing_day=record_day,
+        posting_day=record_day.copy(),
+        id_keys=ids.hash_texts(event_id),
+        unique_key=[b""] * size,
+    )
+
+
+def _kinds(batch: Batch, events: list[Event], disposition: Codes) -> Codes:
+    kind = np.array([IMPRESSION, CLICK, 0], dtype=np.uint8)[batch.source]
+    kind[disposition == MALFORMED] = 0
+    for row in np.flatnonzero((batch.source == 2) & (disposition == UNDECIDED)).tolist():
+        kind[row] = _KIND_CODES[events[row].kind]  # type: ignore[attr-defined]
+    return kind
+
+
+def _user_hashes(events: list[Event], faults: list[int], key: bytes) -> list[bytes]:
+    hashes = ids.hash_users([event.user_id for event in events], key)
+    for row in faults:
+        hashes[row] = b""
+    return hashes
+
+
+def _locate(outcome: Outcome, terms: Terms) -> None:
+    """Find each event's ad in the catalog; -1 where it is not there, or not each other's."""
+    find = terms.ads.get
+    outcome.pin = np.array([find(ad, -1) for ad in outcome.ad_ids], dtype=np.int64)
+    known = outcome.pin >= 0
+    outcome.group[known] = terms.pin.group[outcome.pin[known]]
+    outcome.campaign[known] = terms.group.campaign[outcome.group[known]]
+
+
+# -- rules 2 to 6 -----------------------------------------------------------------------------
+
+
+def _undecided(outcome: Outcome) -> Rows:
+    return np.flatnonzero(outcome.disposition == UNDECIDED)
+
+
+def _rule_misrouted(outcome: Outcome, terms: Terms) -> None:
+    """Rule 2: the campaign's partition is another one."""
+    rows = _undecided(outcome)
+    home = np.empty(len(rows), dtype=np.int64)
+    known = outcome.pin[rows] >= 0
+    home[known] = terms.campaign.shard[outcome.campaign[rows[known]]]
+    home[~known] = [
+        partition_of(outcome.ad_ids[row][0], terms.partitions) for row in rows[~known].tolist()
+    ]
+    outcome.disposition[rows[home != outcome.batch.shard[rows]]] = MISROUTED
+
+
+def _rule_time(outcome: Outcome, policy: Policy) -> None:
+    """Rule 3: told by the record's own timestamp, so a replay or a backlog judges the same."""
+    rows = _undecided(outcome)
+    times, records = outcome.event_time_ms[rows], outcome.batch.record_ms[rows]
+    outcome.disposition[rows[times - FUTURE_TOLERANCE_MS > records]] = FUTURE
+    outcome.disposition[rows[times < records - policy.horizon_ms]] = EXPIRED
+
+
+def _rule_unknown(outcome: Outcome, terms: Terms) -> None:
+    """Rule 4: the ad group, campaign or pin is not in the catalog, or not each other's."""
+    rows = _undecided(outcome)
+    alive = outcome.pin[rows] >= 0
+    found = rows[alive]
+    campaigns = outcome.campaign[found]
+    alive[alive] = (
+        terms.pin.alive[outcome.pin[found]]
+        & terms.group.alive[outcome.group[found]]
+        & terms.campaign.alive[campaigns]
+        & terms.account.alive[terms.campaign.account[campaigns]]
+    )
+    outcome.disposition[rows[~alive]] = UNKNOWN
+
+
+def _rule_duplicate(outcome: Outcome, shards: Mapping[int, Shard]) -> None:
+    """Rule 5: seen before, or earlier in this batch by the same shard."""
+    rows = _undecided(outcome)
+    batch_shards = outcome.batch.shard[rows]
+    for shard in np.unique(batch_shards).tolist():
+        here = rows[batch_shards == shard]
+        keys = outcome.id_keys[here]
+        _, first = ids.first_occurrences(keys)
+        outcome.disposition[here[~first | shards[shard].ids.contains(keys)]] = DUPLICATE
+
+
+def _rule_serving(outcome: Outcome, terms: Terms) -> Int64s:
+    """Rule 6: what was in force at event_time_ms. Returns the bids in micros, a row each."""
+    bids = np.zeros(len(outcome.disposition), dtype=np.int64)
+    rows = _undecided(outcome)
+    if len(rows) == 0:
+        return bids
+    pins, groups, campaigns = outcome.pin[rows], outcome.group[rows], outcome.campaign[rows]
+    times = outcome.event_time_ms[rows]
+    serves = (
+        terms.pin.serves[pins]
+        & terms.group.active[groups]
+        & terms.campaign.active[campaigns]
+        & (terms.group.start_ms[groups] <= times)
+        & (times < terms.group.end_ms[groups])
+    )
+    outcome.basis[rows] = terms.campaign.basis[campaigns]
+    bids[rows] = terms.group.bid_micros[groups]
+    since = np.maximum(terms.pin.since_ms[pins], terms.group.since_ms[groups])
+    earlier = times < np.maximum(since, terms.campaign.since_ms[campaigns])
+    single = np.flatnonzero(earlier | terms.group.has_keywords[groups])
+    for at in single.tolist():
+        row = int(rows[at])
+        event: Event = outcome.batch.events[row]  # type: ignore[assignment]
+        keyword = event.keyword if isinstance(event.keyword, str) else None
+        ad = terms.ad_at(int(outcome.pin[row]), int(times[at]), keyword)
+        serves[at], outcome.basis[row], bids[row] = ad.serves, ad.basis, ad.bid_micros
+    outcome.disposition[rows[~serves]] = NOT_SERVING
+    return bids
+
+
+def _assign_days(outcome: Outcome, shards: Mapping[int, Shard], terms: Terms) -> None:
+    """Billing and posting day of every event that reached rule 6, in its account's calendar."""
+    rows = np.flatnonzero(
+        (outcome.disposition == UNDECIDED) | (outcome.disposition == NOT_SERVING)
+    )
+    if len(rows) == 0:
+        return
+    zones = terms.account.zone[terms.campaign.account[outcome.campaign[rows]]]
+    outcome.zone[rows] = zones
+    days = np.empty(len(rows), dtype=np.int64)
+    closed = np.full((max(shards) + 1, len(terms.zones)), -1, dtype=np.int64)
+    today = np.zeros(len(terms.zones), dtype=np.int64)
+    for zone in np.unique(zones).tolist():
+        calendar = terms.zones[zone]
+        here = zones == zone
+        days[here] = calendar.days_of(outcome.event_time_ms[rows[here]])
+        today[zone] = calendar.day_of(outcome.now_ms)
+        for shard, state in shards.items():
+            closed[shard, zone] = state.closed.get(calendar.zone_name, -1)
+    last_closed = closed[outcome.batch.shard[rows], zones]
+    open_day = np.maximum(today[zones], last_closed + 1)
+    outcome.billing_day[rows] = days
+    outcome.posting_day[rows] = np.where(days <= last_closed, open_day, days)
+
+
+# -- rules 7 to 10 ----------------------------------------------------------------------------
+
+
+def _rule_counted(outcome: Outcome) -> None:
+    """Rule 7: not what this objective pays for."""
+    rows = _undecided(outcome)
+    billable = BILLABLE[outcome.basis[rows], outcome.kind[rows]]
+    outcome.disposition[rows[~billable]] = COUNTED
+
+
+def _rule_repeat(outcome: Outcome, shards: Mapping[int, Shard]) -> Rows:
+    """Rule 8 as far as earlier batches tell. Returns the rows still to be judged.
+
+    Fills in the `unique_key` of every candidate, charged or not; the limits' rule clears those
+    that are not charged.
+    """
+    rows = _undecided(outcome)
+    keyed = rows[outcome.basis[rows] != CPM]
+    if len(keyed) == 0:
+        return rows
+    for row, key in zip(keyed.tolist(), _unique_keys(outcome, keyed), strict=True):
+        outcome.unique_key[row] = key
+    keys = ids.keys_from_bytes(b"".join([outcome.unique_key[row] for row in keyed.tolist()]))
+    batch_shards = outcome.batch.shard[keyed]
+    for shard in np.unique(batch_shards).tolist():
+        here = batch_shards == shard
+        seen = shards[shard].unique.contains(keys[here])
+        outcome.disposition[keyed[here][seen]] = REPEAT
+    for row in keyed[outcome.disposition[keyed] == REPEAT].tolist():
+        outcome.unique_key[row] = b""
+    return rows[outcome.disposition[rows] == UNDECIDED]
+
+
+def _unique_keys(outcome: Outcome, rows: Rows) -> list[bytes]:
+    """What must not be charged again: the engagement in its day, or the clicked impression."""
+    texts = []
+    for row in rows.tolist():
+        if outcome.basis[row] == CPE:
+            pin = outcome.ad_ids[row][2].encode()
+            what = b"\0%d\0%d\0" % (outcome.kind[row], outcome.billing_day[row])
+            texts.append(b"e" + pin + what + outcome.user_hash[row])
+        else:
+            texts.append(b"i" + outcome.batch.events[row].impression_id.encode())  # type: ignore[union-attr]
+    packed = ids.hash_bytes(texts)
+    return [packed[i : i + 16] for i in range(0, len(packed), 16)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Demand:
+    """The candidates for a charge, with what each limit has left for them before the batch."""
+
+    rows: Rows
+    price_nanos: Int64s
+    remaining: Int64s
+    """Shape (4, n), in the order of _LIMIT_ORDER."""
+    repeat_group: Int64s
+    """Same number, same rule 8 key (within a shard); -1 for rows without one."""
+
+
+def _rule_limits(
+    outcome: Outcome, candidates: Rows, bids: Int64s, balances: Balances, terms: Terms
+) -> None:
+    """Rules 9 and 10, and rule 8 within the batch."""
+    if len(candidates) == 0:
+        return
+    unit = np.where(outcome.basis[candidates] == CPM, 1, NANOS_PER_MICRO)
+    price = np.minimum(outcome.price_micros[candidates], bids[candidates]) * unit
+    remaining = _remaining(outcome, candidates, balances, terms)
+    tightest = remaining.argmin(axis=0)
+    exhausted = remaining[tightest, np.arange(len(candidates))] <= 0
+    spent_out = candidates[exhausted]
+    outcome.disposition[spent_out] = OVER_BUDGET
+    outcome.limit[spent_out] = np.array(_LIMIT_ORDER, dtype=np.uint8)[tightest[exhausted]]
+    outcome.free_nanos[spent_out] = price[exhausted]
+    for row in spent_out.tolist():
+        outcome.unique_key[row] = b""
+
+    rows = candidates[~exhausted]
+    groups, first = _repeat_groups(outcome, rows)
+    demand = _Demand(rows, price[~exhausted], remaining[:, ~exhausted], groups)
+    near = _near_a_limit(outcome, demand)
+    far = rows[~near & first]
+    outcome.disposition[far] = CHARGED
+    outcome.amount_nanos[far] = demand.price_nanos[~near & first]
+    _mark_repeat(outcome, rows[~near & ~first])
+    _charge_in_turn(outcome, demand, np.flatnonzero(near))
+
+
+def _remaining(outcome: Outcome, rows: Rows, balances: Balances, terms: Terms) -> Int64s:
+    """What is left of each of the four limits for each row, before the batch."""
+    groups, campaigns, days = outcome.group[rows], outcome.campaign[rows], outcome.billing_day[rows]
+    remaining = np.empty((4, len(rows)), dtype=np.int64)
+    limits = (
+        (AD_GROUP_DAILY, groups, terms.group.daily_nanos),
+        (AD_GROUP_LIFETIME, groups, terms.group.lifetime_nanos),
+        (CAMPAIGN_DAILY, campaigns, terms.campaign.daily_nanos),
+        (CAMPAIGN_LIFETIME, campaigns, terms.campaign.lifetime_nanos),
+    )
+    several_days = np.unique(days).tolist()
+    for at, (limit, entities, bounds) in enumerate(limits):
+        if limit in (AD_GROUP_LIFETIME, CAMPAIGN_LIFETIME):
+            remaining[at] = bounds[entities] - balances.get(limit, 0).of(entities)
+            continue
+        for day in several_days:
+            here = days == day
+            spent = balances.get(limit, day).of(entities[here])
+            remaining[at, here] = bounds[entities[here]] - spent
+    return remaining
+
+
+def _repeat_groups(outcome: Outcome, rows: Rows) -> tuple[Int64s, Mask]:
+    """Number rows by rule 8 key; tell the first of each number. Rows without a key are all first."""
+    groups = np.full(len(rows), -1, dtype=np.int64)
+    first = np.ones(len(rows), dtype=np.bool_)
+    keyed = np.flatnonzero(outcome.basis[rows] != CPM)
+    if len(keyed):
+        at = rows[keyed]
+        packed = b"".join([outcome.unique_key[row] for row in at.tolist()])
+        keys = ids.keys_from_bytes(packed).copy()
+        keys[:, 0] ^= outcome.batch.shard[at].astype(np.uint64)
+        groups[keyed], first[keyed] = ids.first_occurrences(keys)
+    return groups, first
+
+
+def _near_a_limit(outcome: Outcome, demand: _Demand) -> Mask:
+    """Rows that must be judged one after the other.
+
+    A limit is out of reach where all demand on it is under what it has left. A row is near a
+    limit where one of its four is not out of reach, or where its rule 8 key has such a row.
+    """
+    size = len(demand.rows)
+    if size and int(demand.price_nanos.max()) > _SAFE_SUM // size:
+        return np.ones(size, dtype=np.bool_)
+    near = np.zeros(size, dtype=np.bool_)
+    day = outcome.billing_day[demand.rows]
+    lowest = int(day.min()) if size else 0
+    span = int(day.max()) - lowest + 1 if size else 1
+    groups, campaigns = outcome.group[demand.rows], outcome.campaign[demand.rows]
+    buckets = (groups * span + day - lowest, groups, campaigns * span + day - lowest, campaigns)
+    for at, bucket in enumerate(buckets):
+        bounded = np.flatnonzero(demand.remaining[at] < UNLIMITED // 2)
+        if len(bounded) == 0:
+            continue
+        unique, inverse = np.unique(bucket[bounded], return_inverse=True)
+        total = np.zeros(len(unique), dtype=np.int64)
+        np.add.at(total, inverse, demand.price_nanos[bounded])
+        near[bounded] |= total[inverse] >= demand.remaining[at, bounded]
+    keyed = demand.repeat_group >= 0
+    if near.any() and keyed.any():
+        contested = np.zeros(int(demand.repeat_group.max()) + 1, dtype=np.bool_)
+        contested[demand.repeat_group[near & keyed]] = True
+        near[keyed] |= contested[demand.repeat_group[keyed]]
+    return near
+
+
+def _charge_in_turn(outcome: Outcome, demand: _Demand, near: Rows) -> None:
+    """The exact loop: in the order of judgement, each row against what the ones before left."""
+    taken: dict[tuple[int, int, int], int] = {}
+    charged_groups: set[int] = set()
+    for at in near.tolist():
+        row = int(demand.rows[at])
+        repeat_group = int(demand.repeat_group[at])
+        if repeat_group in charged_groups:
+            _mark_repeat(outcome, np.array([row]))
+            continue
+        group, campaign = int(outcome.group[row]), int(outcome.campaign[row])
+        day = int(outcome.billing_day[row])
+        buckets = ((0, group, day), (1, group, 0), (2, campaign, day), (3, campaign, 0))
+        left, tightest = min(
+            (int(demand.remaining[key[0], at]) - taken.get(key, 0), key[0]) for key in buckets
+        )
+        price = int(demand.price_nanos[at])
+        amount = max(0, min(price, left))
+        if left <= 0:
+            outcome.disposition[row] = OVER_BUDGET
+            outcome.unique_key[row] = b""
+        else:
+            outcome.disposition[row] = CHARGED
+            outcome.amount_nanos[row] = amount
+            if repeat_group >= 0:
+                charged_groups.add(repeat_group)
+            for key in buckets:
+                taken[key] = taken.get(key, 0) + amount
+        outcome.free_nanos[row] = price - amount
+        if left <= 0 or amount < price:
+            outcome.limit[row] = _LIMIT_ORDER[tightest]
+
+
+def _mark_repeat(outcome: Outcome, rows: Rows) -> None:
+    outcome.disposition[rows] = REPEAT
+    for row in rows.tolist():
+        outcome.unique_key[row] = b""

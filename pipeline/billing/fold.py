@@ -1,0 +1,207 @@
+"""State = fold of the journal; and its two packed forms, checkpoint and snapshot.
+
+A checkpoint goes into the journal so that a fold can start there once retention has deleted what
+was before; it leaves out the remembered ids, which age out by themselves. A snapshot is a local
+file with everything; losing it costs time, never data.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from pipeline.billing import ids
+from pipeline.billing.books import Balances, Shard
+from pipeline.billing.journal import Header
+from pipeline.billing.terms import Terms
+from pipeline.contract.days import from_iso
+from pipeline.contract.signals import Signal
+from pipeline.contract.vocabulary import CHARGED, CPM, CPM_BLOCK, LIMITS, NOT_SERVING
+
+STATE_VERSION = 1
+
+
+class StateError(Exception):
+    """Packed state that this version cannot read."""
+
+
+class PackedState(msgspec.Struct, frozen=True, kw_only=True):
+    """A shard's state with ids in place of row numbers. Days are days since the epoch."""
+
+    version: int
+    shard: int
+    last_offset: int
+    next_offsets: dict[str, int]
+    seq: int
+    digest: bytes
+    closed: dict[str, int]
+    log_time_ms: int
+    catalog_end: int
+    outbox_through: int
+    versions: dict[str, int]
+    standing: list[Signal]
+    blocks: list[tuple[str, int, int, int, int]]
+    """(ad_group_id, billing day, posting day, impressions, nanos)"""
+    parents: dict[str, str]
+    """ad_group_id -> campaign_id, of the ad groups named here."""
+    balances: list[tuple[int, int, list[str], list[int]]]
+    """(limit, day or -1, entity ids, nanos)"""
+    ids: dict[int, bytes] | None = None
+    unique: dict[int, bytes] | None = None
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(PackedState)
+
+
+def fold_record(
+    shard: Shard, balances: Balances, terms: Terms, header: Header, events: pl.DataFrame
+) -> None:
+    """Take over a record that counts (the chain has admitted it already)."""
+    shard.log_time_ms = max(shard.log_time_ms, header.log_time_ms)
+    shard.catalog_end = max(shard.catalog_end, header.catalog_end)
+    shard.outbox_through = max(shard.outbox_through, header.outbox_through)
+    if events.height:
+        _fold_events(shard, balances, terms, header, events)
+    for block in header.blocks:
+        if block.quantity < CPM_BLOCK:
+            group = terms.group_row(block.ad_group_id)
+            shard.blocks.take((group, from_iso(block.billing_day), from_iso(block.posting_day)))
+    for zone, day in header.closed.items():
+        shard.closed[zone] = from_iso(day)
+    for signal in header.signals:
+        shard.note_signal(signal)
+
+
+def _fold_events(
+    shard: Shard, balances: Balances, terms: Terms, header: Header, events: pl.DataFrame
+) -> None:
+    remembered = events.filter(pl.col("disposition") >= NOT_SERVING)
+    shard.ids.add(ids.hash_texts(remembered["event_id"].to_list()), shard.log_time_ms)
+    charged = events.filter(pl.col("disposition") == CHARGED)
+    if charged.height == 0:
+        return
+    unique = b"".join(charged["unique_key"].to_list())
+    shard.unique.add(ids.keys_from_bytes(unique), shard.log_time_ms)
+    used = charged["ad"].unique().to_list()
+    group_of = np.zeros(len(header.ads), dtype=np.int64)
+    campaign_of = np.zeros(len(header.ads), dtype=np.int64)
+    for number in used:
+        ad = header.ads[number]
+        group_of[number], campaign_of[number] = _rows_of(terms, ad.ad_group_id, ad.campaign_id)
+    ads = charged["ad"].to_numpy()
+    groups, campaigns = group_of[ads], campaign_of[ads]
+    billing = charged["billing_day"].to_physical().to_numpy().astype(np.int64)
+    posting = charged["posting_day"].to_physical().to_numpy().astype(np.int64)
+    amounts = charged["amount_nanos"].to_numpy()
+    balances.post(groups, campaigns, billing, amounts)
+    cpm = charged["basis"].to_numpy() == CPM
+    shard.blocks.accrue(groups[cpm], billing[cpm], posting[cpm], amounts[cpm])
+
+
+def _rows_of(terms: Terms, ad_group_id: str, campaign_id: str) -> tuple[int, int]:
+    """Row numbers of an ad group and its campaign, known to the catalog or not."""
+    group, campaign = terms.group_row(ad_group_id), terms.campaign_row(campaign_id)
+    if terms.group.campaign[group] < 0:
+        terms.group.campaign[group] = campaign
+    return group, campaign
+
+
+def pack(shard: Shard, balances: Balances, terms: Terms, *, with_ids: bool) -> bytes:
+    """A shard's state as bytes; `with_ids` for a snapshot, without for a checkpoint."""
+    groups, campaigns = terms.rows_of_shard(shard.shard)
+    parents: dict[str, str] = {}
+    packed: list[tuple[int, int, list[str], list[int]]] = []
+    for limit, day, balance in balances.all():
+        of_groups = LIMITS[limit].startswith("ad_group")
+        rows = np.intersect1d(balance.nonzero(), groups if of_groups else campaigns)
+        if len(rows) == 0:
+            continue
+        names = terms.group_ids if of_groups else terms.campaign_ids
+        packed.append(
+            (limit, day, [names.text(row) for row in rows.tolist()], balance.of(rows).tolist())
+        )
+        if of_groups:
+            _note_parents(parents, terms, rows.tolist())
+    _note_parents(parents, terms, [key[0] for key in shard.blocks.open])
+    chain = shard.chain
+    return _encoder.encode(
+        PackedState(
+            version=STATE_VERSION,
+            shard=shard.shard,
+            last_offset=chain.last_offset,
+            next_offsets=chain.next_offsets,
+            seq=chain.seq,
+            digest=chain.digest,
+            closed=shard.closed,
+            log_time_ms=shard.log_time_ms,
+            catalog_end=shard.catalog_end,
+            outbox_through=shard.outbox_through,
+            versions=shard.versions,
+            standing=list(shard.standing.values()),
+            blocks=[
+                (terms.group_ids.text(key[0]), key[1], key[2], quantity, nanos)
+                for key, (quantity, nanos) in shard.blocks.open.items()
+            ],
+            parents=parents,
+            balances=packed,
+            ids=shard.ids.dump() if with_ids else None,
+            unique=shard.unique.dump() if with_ids else None,
+        )
+    )
+
+
+def _note_parents(parents: dict[str, str], terms: Terms, groups: list[int]) -> None:
+    for group in groups:
+        campaign = int(terms.group.campaign[group])
+        parents[terms.group_ids.text(group)] = terms.campaign_ids.text(campaign)
+
+
+def unpack(value: bytes, shard: Shard, balances: Balances, terms: Terms) -> None:
+    """Fill an empty shard, and its rows of the balances, from packed bytes.
+
+    Raises `StateError` where the bytes are not a state of this version and shard.
+    """
+    try:
+        state = _decoder.decode(value)
+    except msgspec.MsgspecError as error:
+        raise StateError(f"not a packed state: {error}") from error
+    if state.version != STATE_VERSION or state.shard != shard.shard:
+        raise StateError(
+            f"packed state of version {state.version}, shard {state.shard}; "
+            f"expected version {STATE_VERSION}, shard {shard.shard}"
+        )
+    chain = shard.chain
+    chain.last_offset, chain.seq, chain.digest = state.last_offset, state.seq, state.digest
+    chain.next_offsets = dict(state.next_offsets)
+    shard.closed = dict(state.closed)
+    shard.log_time_ms, shard.catalog_end = state.log_time_ms, state.catalog_end
+    shard.outbox_through = state.outbox_through
+    shard.versions = dict(state.versions)
+    shard.standing = {signal.entity: signal for signal in state.standing}
+    _unpack_balances(state, shard, balances, terms)
+    if state.ids is not None and state.unique is not None:
+        shard.ids.load(state.ids)
+        shard.unique.load(state.unique)
+
+
+def _unpack_balances(state: PackedState, shard: Shard, balances: Balances, terms: Terms) -> None:
+    for group_id, campaign_id in state.parents.items():
+        _rows_of(terms, group_id, campaign_id)
+    for group_id, billing, posting, quantity, nanos in state.blocks:
+        shard.blocks.open[terms.group_row(group_id), billing, posting] = (quantity, nanos)
+    for limit, day, names, amounts in state.balances:
+        of_groups = LIMITS[limit].startswith("ad_group")
+        number: Any = terms.group_row if of_groups else terms.campaign_row
+        rows = np.array([number(name) for name in names], dtype=np.int64)
+        balances.to_post(limit, day).post(rows, np.array(amounts, dtype=np.int64))
+
+
+def release(shard: int, balances: Balances, terms: Terms) -> None:
+    """Empty a shard's rows of the balances: another worker owns it now, or it starts over."""
+    groups, campaigns = terms.rows_of_shard(shard)
+    for limit, _, balance in balances.all():
+        balance.clear(groups if LIMITS[limit].startswith("ad_group") else campaigns)

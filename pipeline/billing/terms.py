@@ -1,0 +1,308 @@
+"""The catalog as columns: what an event's ad costs, and whether it serves.
+
+Row numbers are dense per level (pin, ad group, campaign, account). The columns hold each entity's
+latest version and `since_ms`, the time from which that version alone holds; an event from before
+it is resolved from the entity's history one at a time, which is exact and rare. Limits are those
+in force at `now`, so a change that takes effect later waits in a heap until `advance` reaches it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.billing.ids import Interner
+from pipeline.billing.journal import Ad
+from pipeline.contract.catalog import AdGroup, Campaign, Catalog, History
+from pipeline.contract.days import Calendar, calendar
+from pipeline.contract.partitioning import partition_of
+from pipeline.contract.vocabulary import (
+    MS_PER_DAY,
+    NANOS_PER_MICRO,
+    OBJECTIVE_BASIS,
+)
+
+Rows = npt.NDArray[np.int64]
+
+UNLIMITED = np.iinfo(np.int64).max
+ALWAYS = np.iinfo(np.int64).min
+NEVER_ENDS = np.iinfo(np.int64).max
+
+_COLUMNS: dict[str, dict[str, tuple[type, int]]] = {
+    "pin": {"alive": (np.bool_, 0), "serves": (np.bool_, 0), "since_ms": (np.int64, 0), "group": (np.int32, 0)},
+    "group": {
+        "alive": (np.bool_, 0),
+        "active": (np.bool_, 0),
+        "since_ms": (np.int64, 0),
+        "start_ms": (np.int64, 0),
+        "end_ms": (np.int64, 0),
+        "bid_micros": (np.int64, 0),
+        "has_keywords": (np.bool_, 0),
+        "campaign": (np.int32, -1),
+        "daily_nanos": (np.int64, UNLIMITED),
+        "lifetime_nanos": (np.int64, UNLIMITED),
+    },
+    "campaign": {
+        "alive": (np.bool_, 0),
+        "active": (np.bool_, 0),
+        "since_ms": (np.int64, 0),
+        "basis": (np.uint8, 0),
+        "account": (np.int32, -1),
+        "shard": (np.int32, -1),
+        "daily_nanos": (np.int64, UNLIMITED),
+        "lifetime_nanos": (np.int64, UNLIMITED),
+    },
+    "account": {"alive": (np.bool_, 0), "zone": (np.int32, 0)},
+}
+
+
+class Columns:
+    """Growing numpy columns of one level; attribute access gives the columns."""
+
+    def __init__(self, level: str) -> None:
+        self._spec = _COLUMNS[level]
+        self._size = 0
+        for name, (dtype, fill) in self._spec.items():
+            setattr(self, name, np.full(16, fill, dtype=dtype))
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
+    def reserve(self, rows: int) -> None:
+        """Make room for rows 0 .. rows-1; new ones hold the level's defaults."""
+        capacity = len(getattr(self, next(iter(self._spec))))
+        if rows > capacity:
+            grown = max(rows, capacity * 2)
+            for name, (dtype, fill) in self._spec.items():
+                column = np.full(grown, fill, dtype=dtype)
+                column[:capacity] = getattr(self, name)
+                setattr(self, name, column)
+        self._size = max(self._size, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class AdTerms:
+    """What holds for one ad at one time: the row-wise form of the columns."""
+
+    serves: bool
+    basis: int
+    bid_micros: int
+
+
+def start_of(group: AdGroup, created_ms: int) -> int:
+    """When the ad group starts: its start_ms, else the next UTC midnight after it was created."""
+    if group.start_ms is not None:
+        return group.start_ms
+    return (created_ms // MS_PER_DAY + 1) * MS_PER_DAY
+
+
+def bid_for(group: AdGroup, keyword: str | None) -> int:
+    """The bid in micros: the keyword's, else the ad group's."""
+    if keyword is not None and group.keyword_bids_micros is not None:
+        return group.keyword_bids_micros.get(keyword, group.bid_micros)
+    return group.bid_micros
+
+
+class Terms:
+    """Columns over one catalog, kept up to date entity by entity."""
+
+    def __init__(self, catalog: Catalog, partitions: int) -> None:
+        self.catalog = catalog
+        self.partitions = partitions
+        self.group_ids = Interner()
+        self.campaign_ids = Interner()
+        self.account_ids = Interner()
+        self.zones: list[Calendar] = []
+        self.pin = Columns("pin")
+        self.group = Columns("group")
+        self.campaign = Columns("campaign")
+        self.account = Columns("account")
+        self.pin_ids: list[str] = []
+        self.ads: dict[tuple[str, str, str], int] = {}
+        """(campaign_id, ad_group_id, promoted_pin_id) -> pin row."""
+        self.limits_changed: set[tuple[str, int]] = set()
+        """(level, row) whose limits changed since someone last cleared this set."""
+        self._pin_rows: dict[str, int] = {}
+        self._ads_by_row: list[Ad | None] = []
+        self._zone_rows: dict[str, int] = {}
+        self._pending: list[tuple[int, str, str]] = []
+        self._awaited: set[tuple[int, str, str]] = set()
+
+    # -- rows ---------------------------------------------------------------------------------
+
+    def group_row(self, ad_group_id: str) -> int:
+        row = self.group_ids.intern(ad_group_id)
+        self.group.reserve(row + 1)
+        return row
+
+    def campaign_row(self, campaign_id: str) -> int:
+        row = self.campaign_ids.intern(campaign_id)
+        self.campaign.reserve(row + 1)
+        if self.campaign.shard[row] < 0:
+            self.campaign.shard[row] = partition_of(campaign_id, self.partitions)
+        return row
+
+    def account_row(self, account_id: str) -> int:
+        row = self.account_ids.intern(account_id)
+        self.account.reserve(row + 1)
+        return row
+
+    def zone_row(self, zone: str) -> int:
+        row = self._zone_rows.get(zone)
+        if row is None:
+            row = self._zone_rows[zone] = len(self.zones)
+            self.zones.append(calendar(zone))
+        return row
+
+    # -- keeping up with the catalog ----------------------------------------------------------
+
+    def update(self, kind: str, entity_id: str, now_ms: int) -> None:
+        """Take over an entity that the catalog has just accepted a record of."""
+        if kind == "account":
+            self._update_account(entity_id, now_ms)
+        elif kind == "campaign":
+            self._update_campaign(entity_id, now_ms)
+        elif kind == "ad_group":
+            self._update_group(entity_id, now_ms)
+        elif kind == "promoted_pin":
+            self._update_pin(entity_id)
+
+    def advance(self, now_ms: int) -> None:
+        """Bring into force the limits whose effective time has come."""
+        while self._pending and self._pending[0][0] <= now_ms:
+            entry = heapq.heappop(self._pending)
+            self._awaited.discard(entry)
+            _, kind, entity_id = entry
+            self.update(kind, entity_id, now_ms)
+
+    def next_effective_ms(self) -> int | None:
+        """When the next change that is known already takes effect."""
+        return self._pending[0][0] if self._pending else None
+
+    def _update_account(self, account_id: str, now_ms: int) -> None:
+        history = self.catalog.accounts[account_id]
+        row = self.account_row(account_id)
+        self.account.alive[row] = not history.deleted
+        if not history.deleted:
+            self.account.zone[row] = self.zone_row(history.at(now_ms).time_zone)
+            self._await_changes(history, "account", account_id, now_ms)
+
+    def _update_campaign(self, campaign_id: str, now_ms: int) -> None:
+        history = self.catalog.campaigns[campaign_id]
+        row = self.campaign_row(campaign_id)
+        columns = self.campaign
+        columns.alive[row] = not history.deleted
+        if history.deleted:
+            return
+        latest = history.latest
+        columns.active[row] = latest.status == "active"
+        columns.basis[row] = OBJECTIVE_BASIS[latest.objective]
+        columns.account[row] = self.account_row(latest.account_id)
+        columns.since_ms[row] = _since_ms(history)
+        in_force = history.at(now_ms)
+        columns.daily_nanos[row] = _limit_nanos(in_force.daily_spend_limit_micros)
+        columns.lifetime_nanos[row] = _limit_nanos(in_force.lifetime_spend_limit_micros)
+        self.limits_changed.add(("campaign", row))
+        self._await_changes(history, "campaign", campaign_id, now_ms)
+
+    def _update_group(self, ad_group_id: str, now_ms: int) -> None:
+        history = self.catalog.ad_groups[ad_group_id]
+        row = self.group_row(ad_group_id)
+        columns = self.group
+        columns.alive[row] = not history.deleted
+        if history.deleted:
+            return
+        latest = history.latest
+        columns.active[row] = latest.status == "active"
+        columns.start_ms[row] = start_of(latest, history.created_ms)
+        columns.end_ms[row] = NEVER_ENDS if latest.end_ms is None else latest.end_ms
+        columns.bid_micros[row] = latest.bid_micros
+        columns.has_keywords[row] = bool(latest.keyword_bids_micros)
+        columns.campaign[row] = self.campaign_row(latest.campaign_id)
+        columns.since_ms[row] = _since_ms(history)
+        budget_nanos = history.at(now_ms).budget_micros * NANOS_PER_MICRO
+        daily = latest.budget_type == "daily"
+        columns.daily_nanos[row] = budget_nanos if daily else UNLIMITED
+        columns.lifetime_nanos[row] = UNLIMITED if daily else budget_nanos
+        self.limits_changed.add(("ad_group", row))
+        self._await_changes(history, "ad_group", ad_group_id, now_ms)
+
+    def _update_pin(self, promoted_pin_id: str) -> None:
+        history = self.catalog.promoted_pins[promoted_pin_id]
+        row = self._pin_rows.get(promoted_pin_id)
+        if history.deleted:
+            if row is not None:
+                self.pin.alive[row] = False
+            return
+        latest = history.latest
+        if row is None:
+            row = self._pin_rows[promoted_pin_id] = len(self.pin_ids)
+            self.pin_ids.append(promoted_pin_id)
+            self._ads_by_row.append(None)
+            self.pin.reserve(row + 1)
+            group = self.catalog.ad_groups[latest.ad_group_id].latest
+            self.ads[group.campaign_id, latest.ad_group_id, promoted_pin_id] = row
+            self.pin.group[row] = self.group_row(latest.ad_group_id)
+        self.pin.alive[row] = True
+        self.pin.serves[row] = latest.status == "active" and latest.review == "approved"
+        self.pin.since_ms[row] = _since_ms(history)
+
+    def _await_changes(self, history: History[Any], kind: str, entity_id: str, now_ms: int) -> None:
+        for version in history.versions:
+            if version.effective_ms > now_ms:
+                entry = (version.effective_ms, kind, entity_id)
+                if entry not in self._awaited:
+                    self._awaited.add(entry)
+                    heapq.heappush(self._pending, entry)
+
+    def ad(self, pin_row: int) -> Ad:
+        """The journal's name of a known ad."""
+        known = self._ads_by_row[pin_row]
+        if known is None:
+            group = int(self.pin.group[pin_row])
+            campaign = int(self.group.campaign[group])
+            known = self._ads_by_row[pin_row] = Ad(
+                self.account_ids.text(int(self.campaign.account[campaign])),
+                self.campaign_ids.text(campaign),
+                self.group_ids.text(group),
+                self.pin_ids[pin_row],
+            )
+        return known
+
+    # -- one at a time ------------------------------------------------------------------------
+
+    def ad_at(self, pin_row: int, time_ms: int, keyword: str | None) -> AdTerms:
+        """What held for an ad at a time, from the entities' histories."""
+        pin = self.catalog.promoted_pins[self.pin_ids[pin_row]].at(time_ms)
+        group_history = self.catalog.ad_groups[pin.ad_group_id]
+        group = group_history.at(time_ms)
+        campaign: Campaign = self.catalog.campaigns[group.campaign_id].at(time_ms)
+        start_ms = start_of(group, group_history.created_ms)
+        serves = (
+            pin.status == "active"
+            and pin.review == "approved"
+            and group.status == "active"
+            and campaign.status == "active"
+            and start_ms <= time_ms
+            and (group.end_ms is None or time_ms < group.end_ms)
+        )
+        return AdTerms(serves, OBJECTIVE_BASIS[campaign.objective], bid_for(group, keyword))
+
+    def rows_of_shard(self, shard: int) -> tuple[Rows, Rows]:
+        """The ad group rows and the campaign rows that belong to a shard."""
+        campaigns = self.campaign.shard[: len(self.campaign_ids)]
+        parents = self.group.campaign[: len(self.group_ids)]
+        groups = np.flatnonzero((parents >= 0) & (campaigns[parents] == shard))
+        return groups, np.flatnonzero(campaigns == shard)
+
+
+def _limit_nanos(limit_micros: int | None) -> int:
+    return UNLIMITED if limit_micros is None else limit_micros * NANOS_PER_MICRO
+
+
+def _since_ms(history: History[Any]) -> int:
+    return history.versions[-1].effective_ms if len(history.versions) > 1 else ALWAYS

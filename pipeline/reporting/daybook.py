@@ -1,0 +1,194 @@
+"""Which account days are open and which are due to be closed.
+
+A shard closes the days of a time zone; an account's day is closed once every shard has closed it
+in the account's zone. The book is kept in two small tables (reporting.accounts and
+reporting.shard_closes), rows derived from the journal like all others, and in billing.day_closes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from typing import Final
+
+import polars as pl
+
+from pipeline.reporting.clickhouse import Store
+from pipeline.reporting.rows import CountedRecord, to_date
+
+ACCOUNT_SCHEMA: Final[dict[str, pl.DataType]] = {
+    "account_id": pl.String(),
+    "currency": pl.String(),
+    "time_zone": pl.String(),
+    "first_day": pl.Date(),
+    "seen_at_ms": pl.Int64(),
+    "journal_partition": pl.UInt16(),
+    "journal_offset": pl.Int64(),
+}
+
+SHARD_CLOSE_SCHEMA: Final[dict[str, pl.DataType]] = {
+    "time_zone": pl.String(),
+    "closed_through": pl.Date(),
+    "closed_at_ms": pl.Int64(),
+    "journal_partition": pl.UInt16(),
+    "journal_offset": pl.Int64(),
+}
+
+ONE_DAY: Final = timedelta(days=1)
+
+
+@dataclass(slots=True)
+class Account:
+    """An account's terms, and how far its days are closed."""
+
+    currency: str
+    time_zone: str
+    first_day: date
+    closed_through: date | None = None
+
+    @property
+    def first_open_day(self) -> date:
+        return self.first_day if self.closed_through is None else self.closed_through + ONE_DAY
+
+
+@dataclass(frozen=True, slots=True)
+class DueClose:
+    """One day to be closed for some accounts, all of one zone."""
+
+    day: date
+    account_ids: list[str]
+    """Sorted."""
+    closed_at_ms: int
+    """Largest `now` of the records by which the shards closed the day."""
+
+
+@dataclass(slots=True)
+class DayBook:
+    """Accounts and the shards' closes, as far as the batches written so far say."""
+
+    partitions: int
+    accounts: dict[str, Account] = field(default_factory=dict)
+    closes: dict[str, dict[int, list[tuple[date, int]]]] = field(default_factory=dict)
+    """Time zone -> shard -> (closed through, at ms), ascending; the last ones."""
+
+    @classmethod
+    def load(cls, store: Store, partitions: int) -> DayBook:
+        """The book as the tables have it."""
+        book = cls(partitions)
+        for account_id, currency, zone, first_day in store.rows(
+            "SELECT account_id, argMax(currency, seen), argMax(time_zone, seen), min(first_day) "
+            "FROM (SELECT *, (seen_at_ms, journal_partition, journal_offset) AS seen "
+            "FROM reporting.accounts) GROUP BY account_id"
+        ):
+            book.accounts[account_id] = Account(currency, zone, first_day)
+        for account_id, closed_through in store.rows(
+            "SELECT account_id, max(billing_day) FROM billing.day_closes GROUP BY account_id"
+        ):
+            book.note_closed([account_id], closed_through)
+        # A zone's days before the last one that all its shards have closed are behind us.
+        for zone, shard, closed_through, at_ms in store.rows(
+            "SELECT time_zone, journal_partition, closed_through, closed_at_ms "
+            "FROM reporting.shard_closes AS every INNER JOIN ("
+            "SELECT time_zone, min(through) AS reached FROM ("
+            "SELECT time_zone, journal_partition, max(closed_through) AS through "
+            "FROM reporting.shard_closes GROUP BY time_zone, journal_partition"
+            ") GROUP BY time_zone) AS zones ON every.time_zone = zones.time_zone "
+            "WHERE every.closed_through >= zones.reached - 40 "
+            "ORDER BY time_zone, journal_partition, closed_through"
+        ):
+            book.closes.setdefault(zone, {}).setdefault(shard, []).append((closed_through, at_ms))
+        return book
+
+    def note(
+        self, records: Sequence[CountedRecord], first_days: Mapping[str, date]
+    ) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Take over a batch's records; `first_days`: account -> its earliest posting day in them.
+
+        Returns what was new, as rows of reporting.accounts and of reporting.shard_closes.
+        """
+        accounts: list[tuple[object, ...]] = []
+        closes: list[tuple[object, ...]] = []
+        for record in records:
+            accounts += self._note_terms(record, first_days)
+            closes += self._note_closes(record)
+        return (
+            pl.DataFrame(accounts, schema=ACCOUNT_SCHEMA, orient="row"),
+            pl.DataFrame(closes, schema=SHARD_CLOSE_SCHEMA, orient="row"),
+        )
+
+    def note_closed(self, account_ids: Sequence[str], day: date) -> None:
+        """These accounts' day is in billing.day_closes."""
+        for account_id in account_ids:
+            if account_id in self.accounts:
+                self.accounts[account_id].closed_through = day
+
+    def due(self) -> list[DueClose]:
+        """Account days that all shards have closed and billing.day_closes lacks, oldest first."""
+        by_day: dict[tuple[date, str], list[str]] = {}
+        reached = {zone: self._closed_by_all(zone) for zone in self.closes}
+        for account_id, account in self.accounts.items():
+            last = reached.get(account.time_zone)
+            day = account.first_open_day
+            while last is not None and day <= last:
+                by_day.setdefault((day, account.time_zone), []).append(account_id)
+                day += ONE_DAY
+        return [
+            DueClose(day, sorted(ids), self._closed_at_ms(zone, day))
+            for (day, zone), ids in sorted(by_day.items())
+        ]
+
+    def _note_terms(
+        self, record: CountedRecord, first_days: Mapping[str, date]
+    ) -> list[tuple[object, ...]]:
+        rows = []
+        for account_id, terms in record.header.accounts.items():
+            known = self.accounts.get(account_id)
+            first_day = first_days.get(account_id)
+            if known is None:
+                if first_day is None:
+                    continue  # Nothing of its own yet: its days begin with its first event.
+                known = Account(terms.currency, terms.time_zone, first_day)
+                self.accounts[account_id] = known
+            elif (terms.currency, terms.time_zone) == (known.currency, known.time_zone) and (
+                first_day is None or first_day >= known.first_day
+            ):
+                continue
+            known.currency, known.time_zone = terms.currency, terms.time_zone
+            known.first_day = min(known.first_day, first_day or known.first_day)
+            rows.append(
+                (
+                    account_id,
+                    known.currency,
+                    known.time_zone,
+                    known.first_day,
+                    record.header.now_ms,
+                    record.partition,
+                    record.offset,
+                )
+            )
+        return rows
+
+    def _note_closes(self, record: CountedRecord) -> list[tuple[object, ...]]:
+        rows = []
+        for zone, iso_day in record.header.closed.items():
+            day = to_date(iso_day)
+            known = self.closes.setdefault(zone, {}).setdefault(record.partition, [])
+            if known and day <= known[-1][0]:
+                continue
+            known.append((day, record.header.now_ms))
+            rows.append((zone, day, record.header.now_ms, record.partition, record.offset))
+        return rows
+
+    def _closed_by_all(self, zone: str) -> date | None:
+        """The last day that all shards have closed in a zone."""
+        by_shard = self.closes[zone]
+        if len(by_shard) < self.partitions:
+            return None
+        return min(closes[-1][0] for closes in by_shard.values())
+
+    def _closed_at_ms(self, zone: str, day: date) -> int:
+        return max(
+            next(at_ms for through, at_ms in closes if through >= day)
+            for closes in self.closes[zone].values()
+        )

@@ -1,0 +1,216 @@
+"""Settings: environment variables `PIPELINE_...`, and nothing else.
+
+Owns every setting's name, default and range. Read once, by the composition root
+(`pipeline.cli`), which passes values on; no other module reads the environment.
+
+A process gets its settings whole or not at all: a bad value is a `SettingsError` whose text names
+the variable and what is allowed, before anything is started.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "PIPELINE_"
+
+DEVELOPMENT_USER_HASH_KEY = "promoted-pins development key"
+"""Public, so it hides nobody: production sets its own."""
+
+
+class SettingsError(ValueError):
+    """A setting is wrong. The text names each variable, what it holds and what is allowed."""
+
+
+class Settings(BaseSettings):
+    """All settings of all commands. Each is `PIPELINE_` and the field's name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    kafka_bootstrap: str = "127.0.0.1:9092"
+    """Brokers to begin with: HOST:PORT, several separated by commas."""
+
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """How clients speak to Kafka. The embedded one speaks PLAINTEXT, on loopback alone."""
+
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    """Used with SASL_PLAINTEXT and SASL_SSL."""
+
+    kafka_sasl_username: str = ""
+    """Needed with SASL_PLAINTEXT and SASL_SSL."""
+
+    kafka_sasl_password: SecretStr = SecretStr("")
+    """Needed with SASL_PLAINTEXT and SASL_SSL. Never shown."""
+
+    kafka_ssl_cafile: Path | None = None
+    """PEM file of the certificate authorities to trust; unset: the system's."""
+
+    kafka_replication_factor: int = Field(default=1, ge=1, le=7)
+    """Of the topics that `pipeline topics` creates: 1 embedded, 3 in production."""
+
+    data_dir: Path = Path("data")
+    """The worker's snapshots (a cache: losing it costs time, never data), and with `pipeline up`
+    Kafka's and ClickHouse's data too."""
+
+    clickhouse_dsn: str = Field(
+        default_factory=lambda fields: _embedded_dsn(fields["data_dir"]),
+        repr=False,  # it may hold a password
+    )
+    """`http://USER:PASSWORD@HOST:8123/`, `https://...`, or `chdb:///PATH` for the engine embedded
+    in this process. Unset: embedded, under the data directory."""
+
+    clickhouse_replicated: bool = False
+    """Whether `pipeline schema` creates tables with Replicated engines."""
+
+    partitions: int = Field(default=4, ge=1, le=1024)
+    """Of each event topic and of the journal: the number of shards. Fixed once topics exist."""
+
+    day_grace_minutes: int = Field(default=120, ge=0, le=7 * 24 * 60)
+    """How long after its end a billing day still takes its own events, before it closes."""
+
+    acceptance_horizon_days: int = Field(default=7, ge=1, le=60)
+    """Events older than this at their Kafka record's timestamp are expired and never billed."""
+
+    clock: Literal["wall", "stream"] = "wall"
+    """What now is. `stream`: the largest record timestamp read, for backfills and tests."""
+
+    worker_web_port: int = Field(default=6066, ge=1, le=65_535)
+    """The worker's health and metrics page."""
+
+    user_hash_key: SecretStr = Field(
+        default=SecretStr(DEVELOPMENT_USER_HASH_KEY), min_length=16, max_length=64
+    )
+    """Key of the keyed hash by which Pinners are stored (`user_hash`), 16 to 64 characters. Secret
+    and never changed in production: hashes under different keys cannot be compared, so that a
+    change makes one Pinner two. The default is public and for development only."""
+
+    dedupe_max_ids: int = Field(default=20_000_000, ge=1_000)
+    """Event ids that a worker keeps in memory; beyond it they are kept on disk."""
+
+    tick_min_ms: int = Field(default=5, ge=1, le=1_000)
+    """The least time between two decisions of a worker: lower latency against less CPU."""
+
+    chunk_max_events: int = Field(default=20_000, ge=1, le=100_000)
+    """The most events that one journal record decides."""
+
+    snapshot_every_records: int = Field(default=2_000, ge=1)
+    """Journal records of a shard between two local snapshots: the longest fold at a restart."""
+
+    checkpoint_every_records: int = Field(default=20_000, ge=1)
+    """Journal records of a shard between two checkpoints in the journal itself, which carry on
+    what retention deletes."""
+
+    @field_validator("kafka_bootstrap")
+    @classmethod
+    def _check_bootstrap(cls, value: str) -> str:
+        for address in value.split(","):
+            host, _, port = address.strip().rpartition(":")
+            if not host or not port.isdecimal() or not 1 <= int(port) <= 65_535:
+                raise ValueError(f"{address.strip()!r} is not HOST:PORT")
+        return value
+
+    @field_validator("clickhouse_dsn")
+    @classmethod
+    def _check_dsn(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme == "chdb":
+            if parts.netloc or len(parts.path) < 2:
+                raise ValueError("an embedded engine is chdb:///ABSOLUTE/PATH")
+        elif parts.scheme not in ("http", "https") or not parts.hostname:
+            # Without the value: it may hold a password.
+            raise ValueError("allowed: http://..., https://... or chdb:///ABSOLUTE/PATH")
+        return value
+
+    @field_validator("kafka_ssl_cafile")
+    @classmethod
+    def _check_cafile(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError(f"there is no file {value}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_credentials(self) -> Settings:
+        if self.kafka_security_protocol.startswith("SASL_"):
+            given = {
+                "KAFKA_SASL_USERNAME": self.kafka_sasl_username,
+                "KAFKA_SASL_PASSWORD": self.kafka_sasl_password.get_secret_value(),
+            }
+            missing = " and ".join(PREFIX + name for name, value in given.items() if not value)
+            if missing:
+                raise ValueError(
+                    f"{PREFIX}KAFKA_SECURITY_PROTOCOL={self.kafka_security_protocol} "
+                    f"needs {missing}"
+                )
+        return self
+
+    @property
+    def has_development_user_hash_key(self) -> bool:
+        """Whether user hashes are made with the public key: worth a warning outside `up`."""
+        return self.user_hash_key.get_secret_value() == DEVELOPMENT_USER_HASH_KEY
+
+    def kafka_client_options(self) -> dict[str, Any]:
+        """Keyword arguments for any aiokafka client: where Kafka is and how to speak to it."""
+        options: dict[str, Any] = {
+            "bootstrap_servers": [a.strip() for a in self.kafka_bootstrap.split(",")],
+            "security_protocol": self.kafka_security_protocol,
+        }
+        if self.kafka_security_protocol.startswith("SASL_"):
+            options |= {
+                "sasl_mechanism": self.kafka_sasl_mechanism,
+                "sasl_plain_username": self.kafka_sasl_username,
+                "sasl_plain_password": self.kafka_sasl_password.get_secret_value(),
+            }
+        if self.kafka_security_protocol.endswith("SSL"):
+            options["ssl_context"] = ssl.create_default_context(cafile=self.kafka_ssl_cafile)
+        return options
+
+
+def load_settings(**given: Any) -> Settings:
+    """The settings from the environment; a keyword (a command line option) goes before it, unless
+    it is None (an option that was not given).
+
+    Raises `SettingsError` naming every variable that is wrong.
+    """
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError("\n".join(_texts(error))) from None
+
+
+def misspelt_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Variables with our prefix that no setting has, but nearly -> the setting that is meant.
+
+    Others with the prefix are left alone: it is a common one, and they may be somebody else's.
+    """
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    unknown = (name for name in environ if name.startswith(PREFIX) and name not in known)
+    near = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.85) for name in unknown}
+    return {name: matches[0] for name, matches in near.items() if matches}
+
+
+def _embedded_dsn(data_dir: Path) -> str:
+    return f"chdb://{data_dir.absolute()}/clickhouse"
+
+
+def _texts(error: ValidationError) -> list[str]:
+    """One line for each wrong setting. Secrets are not shown."""
+    lines = []
+    for detail in error.errors():
+        message = detail["msg"].removeprefix("Value error, ")
+        if not detail["loc"]:
+            lines.append(message)
+            continue
+        field = str(detail["loc"][0])
+        # A data source name may hold a password too.
+        secret = field == "clickhouse_dsn" or Settings.model_fields[field].annotation is SecretStr
+        held = "" if secret else f" is {detail['input']!r}"
+        lines.append(f"{PREFIX}{field.upper()}{held}: {message}")
+    return lines

@@ -1,0 +1,216 @@
+"""Taking over shards: state = local snapshot + fold of the journal to its end."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from pipeline.billing import fold
+from pipeline.billing.books import Shard
+from pipeline.billing.chain import Chain
+from pipeline.billing.journal import Header, decode_events, decode_header
+from pipeline.contract.log import LogRecord
+from pipeline.contract.signals import Signal
+from pipeline.contract.vocabulary import JOURNAL
+from pipeline.streams.clock import Clock
+from pipeline.streams.engine import Engine
+from pipeline.streams.log_reader import KafkaLogReader
+from pipeline.streams.outbox import unsent_dispositions
+
+log = logging.getLogger(__name__)
+
+_SNAPSHOT_MAGIC = b"PPS1"
+
+
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """A record that counts, whose outbox may not have been sent by the owner before."""
+
+    journal_offset: int
+    catalog_end: int
+    signals: list[Signal]
+    dispositions: dict[tuple[str, int], int]
+    """(topic, source offset) -> disposition, of the events to be rejected or sent home."""
+
+
+@dataclass(slots=True)
+class Owned:
+    """A shard that this worker owns, and where it stands in the logs."""
+
+    state: Shard
+    journal_end: int = 0
+    """The journal offset that the next append is expected to get."""
+    taken: dict[str, int] = field(default_factory=dict)
+    """Event topic -> the next source offset to judge; ahead of the chain while appends fly."""
+    unsent: list[Unsent] = field(default_factory=list)
+    """Records whose outbox may not have been sent by the owner before."""
+    refusals_from: int = 0
+    """Catalog refusals from this offset on may not have been sent by the owner before."""
+
+
+class SnapshotStore:
+    """Local files with packed shard states: a cache, checked before it is trusted."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def _path(self, shard: int) -> Path:
+        return self._directory / f"shard-{shard}.snapshot"
+
+    def save(self, shard: int, packed: bytes) -> None:
+        """Write a snapshot in one step. Never raises: losing a snapshot costs time only."""
+        path = self._path(shard)
+        part = path.with_suffix(".part")
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                file.write(_SNAPSHOT_MAGIC + hashlib.sha256(packed).digest() + packed)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError as error:
+            log.warning("snapshot of shard %d not written: %s", shard, error)
+
+    def load(self, shard: int) -> bytes | None:
+        """The packed state, or None where there is none that is whole."""
+        try:
+            content = self._path(shard).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.warning("snapshot of shard %d not read: %s", shard, error)
+            return None
+        head = len(_SNAPSHOT_MAGIC)
+        digest, packed = content[head : head + 32], content[head + 32 :]
+        if content[:head] != _SNAPSHOT_MAGIC or hashlib.sha256(packed).digest() != digest:
+            log.warning("snapshot of shard %d is damaged: starting from the journal", shard)
+            return None
+        return packed
+
+
+async def take_over(
+    shards: list[int],
+    engine: Engine,
+    clock: Clock,
+    snapshots: SnapshotStore,
+    client_options: Mapping[str, Any],
+) -> dict[int, Owned]:
+    """Bring these shards to the end of their journals, in the engine and for the writer.
+
+    Raises `BrokenChainError` where a journal contradicts itself.
+    """
+    reader = KafkaLogReader(JOURNAL, client_options, partitions=shards)
+    folds = {shard: _Fold(shard, engine, clock) for shard in shards}
+    try:
+        await reader.start()
+        begin, end = await reader.begin_offsets(), await reader.end_offsets()
+        starts = {}
+        for shard, one in folds.items():
+            starts[shard] = one.start_from(snapshots.load(shard), begin[shard], end[shard])
+        await reader.seek(starts)
+        while any(await reader.position(shard) < end[shard] for shard in shards):
+            for record in await reader.fetch(timeout_ms=500):
+                folds[record.partition].take(record)
+        return {shard: one.finish(end[shard]) for shard, one in folds.items()}
+    finally:
+        await reader.stop()
+
+
+class _Fold:
+    """The fold of one shard's journal."""
+
+    def __init__(self, shard: int, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._shard = shard
+        self._anchor: tuple[int, bytes] | None = None
+        """Journal offset and digest that the snapshot claims to stand on."""
+        self._await_checkpoint = False
+        self._unsent: list[Unsent] = []
+        self._sent_catalog_end = 0
+        self._begin = 0
+        engine.new_shard(shard)
+
+    @property
+    def _state(self) -> Shard:
+        return self._engine.shards[self._shard]
+
+    def start_from(self, packed: bytes | None, begin: int, end: int) -> int:
+        """Where to read from: the snapshot's last record, to check it, or the beginning."""
+        self._begin = begin
+        if packed is not None:
+            try:
+                fold.unpack(packed, self._state, self._engine.balances, self._engine.terms)
+            except fold.StateError as error:
+                log.warning("snapshot of shard %d not used: %s", self._shard, error)
+                self._engine.new_shard(self._shard)
+            else:
+                chain = self._state.chain
+                if begin <= chain.last_offset < end:
+                    self._anchor = (chain.last_offset, chain.digest)
+                    return chain.last_offset
+                log.warning("snapshot of shard %d is not of this journal", self._shard)
+                self._engine.new_shard(self._shard)
+        self._await_checkpoint = begin > 0
+        return begin
+
+    def take(self, record: LogRecord) -> None:
+        header, body = decode_header(record.value or b"")
+        if self._anchor is not None:
+            self._check_anchor(record.offset, header, body)
+            return
+        if self._await_checkpoint:
+            if not header.checkpoint:
+                return
+            self._await_checkpoint = False
+            engine = self._engine
+            fold.unpack(header.checkpoint, self._state, engine.balances, engine.terms)
+        chain: Chain = self._state.chain
+        if chain.admit(record.offset, header, body):
+            events = decode_events(header, body)
+            self._engine.fold(self._shard, header, events)
+            self._clock.observe(header.now_ms)
+            self._unsent.append(_unsent(record.offset, header, events))
+            while self._unsent and self._unsent[0].journal_offset <= self._state.outbox_through:
+                self._sent_catalog_end = self._unsent.pop(0).catalog_end
+
+    def _check_anchor(self, offset: int, header: Header, body: bytes) -> None:
+        assert self._anchor is not None
+        _, digest = self._anchor
+        self._anchor = None
+        if header.digest != digest:
+            raise fold.StateError(
+                f"the snapshot of shard {self._shard} belongs to another journal; "
+                f"delete it and start again"
+            )
+        self._clock.observe(header.now_ms)
+        if self._state.outbox_through < self._state.chain.last_offset:
+            self._unsent.append(_unsent(offset, header, decode_events(header, body)))
+
+    def finish(self, end: int) -> Owned:
+        if self._await_checkpoint and end > self._begin:
+            raise fold.StateError(
+                f"the journal of shard {self._shard} begins at offset {self._begin} and holds no "
+                "checkpoint: older records were deleted before a checkpoint was written. Restore "
+                "a snapshot of the shard, or raise the journal's retention"
+            )
+        state = self._state
+        return Owned(
+            state=state,
+            journal_end=end,
+            taken=dict(state.chain.next_offsets),
+            unsent=self._unsent,
+            refusals_from=self._sent_catalog_end if self._unsent else state.catalog_end,
+        )
+
+
+def _unsent(journal_offset: int, header: Header, events: pl.DataFrame) -> Unsent:
+    dispositions = unsent_dispositions(events)
+    return Unsent(journal_offset, header.catalog_end, header.signals, dispositions)

@@ -1,0 +1,519 @@
+"""The worker: a Faust app whose agent takes chunks in, and the loop that decides them.
+
+One turn decides everything that has come for all owned shards; the appends of a turn, one a
+shard, fly together while the next turn is decided. A turn starts when there is something to do
+and the appends before the last have been acknowledged, and not before a few milliseconds after
+the last, so that at low load latency is low and at high load turns are large.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import faust
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from faust.types import TP
+
+from pipeline.billing import fold
+from pipeline.billing.batch import Assembler, Batch, Chunk, split
+from pipeline.billing.decide import Outcome
+from pipeline.billing.posting import Draft
+from pipeline.contract.rejects import Reject
+from pipeline.contract.vocabulary import EVENT_TOPICS
+from pipeline.streams import outbox, transport
+from pipeline.streams.catalog_feed import CatalogFeed
+from pipeline.streams.clock import Clock
+from pipeline.streams.engine import READ_TO_THE_END, Engine, EngineSettings
+from pipeline.streams.recovery import Owned, SnapshotStore, take_over
+from pipeline.streams.writer import Entry, JournalWriter, checkpoint_entry, prepare
+
+log = logging.getLogger(__name__)
+
+GROUP = "promoted-pins-billing"
+EXIT_BROKEN = 70
+"""Exit code of a worker that stopped because going on could have been wrong; start it again."""
+
+_IDLE_WAIT_S = 0.2
+_STOP_WAIT_S = 5.0
+_END_CHECK_EVERY_S = 0.5
+_STREAM_SETTLES_S = 1.0
+"""With the stream's clock, a partition counts as read to its end once nothing came for so long:
+the clock moves with the data, so a producer's records in flight would else look late."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """How a worker runs; what it decides is in `engine`."""
+
+    engine: EngineSettings
+    client_options: Mapping[str, Any]
+    bootstrap: str
+    data_dir: Path
+    web_host: str = "127.0.0.1"
+    web_port: int = 0
+    group: str = GROUP
+    turn_min_s: float = 0.005
+    max_buffered_events: int = 100_000
+    max_turn_events: int = 20_000
+    checkpoint_every_records: int = 5_000
+    snapshot_every_records: int = 1_000
+    session_timeout_s: float = 10.0
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the health page and the monitors may know."""
+
+    started_monotonic_s: float = field(default_factory=time.monotonic)
+    events: int = 0
+    turns: int = 0
+    last_turn_ms: int = 0
+    signals: int = 0
+    state: str = "starting"
+
+
+class SourceGapError(Exception):
+    """Source records were deleted before they were judged."""
+
+
+class Intake:
+    """Chunks that came and are not judged yet; bounded, so that Kafka holds the rest."""
+
+    def __init__(self, max_events: int) -> None:
+        self._max_events = max_events
+        self._chunks: list[Chunk] = []
+        self._events = 0
+        self._room = asyncio.Event()
+        self._room.set()
+        self.wake = asyncio.Event()
+        self.last_arrival_s = 0.0
+
+    async def put(self, chunk: Chunk) -> None:
+        await self._room.wait()
+        self._chunks.append(chunk)
+        self._events += len(chunk.values)
+        self.last_arrival_s = time.monotonic()
+        if self._events >= self._max_events:
+            self._room.clear()
+        self.wake.set()
+
+    def take(self, max_events: int) -> list[Chunk]:
+        """The oldest chunks, up to about so many events."""
+        taken: list[Chunk] = []
+        events = 0
+        while self._chunks and events < max_events:
+            chunk = self._chunks.pop(0)
+            taken.append(chunk)
+            events += len(chunk.values)
+        self._events -= events
+        if self._events < self._max_events:
+            self._room.set()
+        if self._chunks:
+            self.wake.set()
+        return taken
+
+    def clear(self) -> None:
+        """Forget what came: the sources are being sought anew."""
+        self._chunks.clear()
+        self._events = 0
+        self._room.set()
+
+
+class Worker:
+    """Owns shards and decides them. `app` is the Faust app to run."""
+
+    def __init__(self, settings: WorkerSettings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self.engine = Engine(settings.engine)
+        self.progress = Progress()
+        self.owned: dict[int, Owned] = {}
+        self._assembler = Assembler()
+        self._intake = Intake(settings.max_buffered_events)
+        self._snapshots = SnapshotStore(settings.data_dir / "snapshots")
+        self._turning = asyncio.Lock()
+        self._ready = asyncio.Event()
+        self._appends: list[tuple[Owned, asyncio.Task[None]]] = []
+        self._unwritten = False
+        """Whether the books hold a decision whose appends have not been started."""
+        self._since_snapshot: dict[int, int] = {}
+        self._since_checkpoint: dict[int, int] = {}
+        self._last_end_check_s = 0.0
+        self._ends: AIOKafkaConsumer | None = None
+        options = settings.client_options
+        self._writer = JournalWriter(options, settings.engine.partitions)
+        self._feed = CatalogFeed(self.engine, clock, options, self._intake.wake.set)
+        self.app = self._make_app()
+
+    # -- Faust --------------------------------------------------------------------------------
+
+    def _make_app(self) -> faust.App:
+        settings = self._settings
+        app = faust.App(
+            settings.group,
+            broker=f"{transport.SCHEME}://{settings.bootstrap}",
+            store="memory://",
+            datadir=str(settings.data_dir / "faust"),
+            topic_disable_leader=True,
+            topic_allow_declare=False,
+            topic_partitions=settings.engine.partitions,
+            consumer_auto_offset_reset="earliest",
+            consumer_max_fetch_size=4 * 1024 * 1024,
+            broker_max_poll_records=1_000,
+            broker_max_poll_interval=600.0,
+            broker_session_timeout=settings.session_timeout_s,
+            broker_heartbeat_interval=settings.session_timeout_s / 4,
+            # Bounds the seek after a rebalance too, and so the recovery of a shard.
+            broker_request_timeout=3_600.0,
+            web_enabled=True,
+            web_bind=settings.web_host,
+            web_host=settings.web_host,
+            web_port=settings.web_port,
+            web_cors_options={},
+        )
+        app.transport.client_options = settings.client_options
+        app.transport.recover = self._recover
+        app.transport.on_positions = self._on_positions
+        app.transport.journaled = self._journaled
+        topic = app.topic(*EVENT_TOPICS, value_type=bytes, value_serializer="raw")
+        app.agent(topic, name="judge")(self._take_in)
+        app.task(self._guarded(self._feed.run, "catalog feed"))
+        app.task(self._guarded(self._run, "worker"))
+        app.page("/health")(self._health_page)
+        return app
+
+    async def _take_in(self, stream: Any) -> None:
+        async for event in stream.events():
+            await self._intake.put(event.value)
+
+    async def _health_page(self, web: Any, request: Any) -> Any:
+        return web.json(self.health())
+
+    def _guarded(self, run: Any, name: str) -> Any:
+        """A crash ends the process, so that its shards move on: a Faust worker whose parts have
+        crashed could else stay a member of the group with nobody reading its partitions."""
+
+        async def guarded() -> None:
+            try:
+                await run()
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:
+                log.critical("%s stopped: %s: %s", name, type(error).__name__, error, exc_info=True)
+                logging.shutdown()
+                os._exit(EXIT_BROKEN)
+
+        guarded.__name__ = name.replace(" ", "_")
+        return guarded
+
+    def health(self) -> dict[str, Any]:
+        """What the health page says."""
+        return {
+            "state": self.progress.state,
+            "shards": sorted(self.owned),
+            "events": self.progress.events,
+            "turns": self.progress.turns,
+            "signals": self.progress.signals,
+            "journal_bytes": self._writer.bytes_written,
+            "catalog_offset": self.engine.catalog.end_offset,
+            "now_ms": self._clock.now_ms(),
+        }
+
+    # -- ownership ----------------------------------------------------------------------------
+
+    async def _recover(self, assigned: set[TP]) -> dict[TP, int]:
+        """Called by the transport after every rebalance: own exactly the assigned shards."""
+        try:
+            await self._ready.wait()
+            async with self._turning:
+                return await self._own(assigned)
+        except BaseException as error:
+            log.critical("taking over shards failed: %s", error, exc_info=True)
+            logging.shutdown()
+            os._exit(EXIT_BROKEN)
+
+    async def _own(self, assigned: set[TP]) -> dict[TP, int]:
+        shards = {tp.partition for tp in assigned}
+        for shard in set(self.owned) - shards:
+            self._give_up(shard)
+        self._intake.clear()
+        new = sorted(shards - set(self.owned))
+        if new:
+            self.progress.state = "recovering"
+            started_s = time.monotonic()
+            taken = await take_over(
+                new, self.engine, self._clock, self._snapshots, self._settings.client_options
+            )
+            self.owned.update(taken)
+            for shard in new:
+                await self._send_unsent(shard)
+            events = sum(self.owned[shard].state.chain.seq for shard in new)
+            elapsed_s = time.monotonic() - started_s
+            log.info("took over shards %s (%d events) in %.2f s", new, events, elapsed_s)
+        self.progress.state = "running"
+        self._intake.wake.set()
+        return {
+            TP(topic, shard): self.owned[shard].taken.get(topic, -1)
+            for shard in sorted(shards)
+            for topic in EVENT_TOPICS
+        }
+
+    def _give_up(self, shard: int) -> None:
+        del self.owned[shard]
+        self.engine.release(shard)
+        self._assembler.forget(shard)
+
+    def _on_positions(self, positions: Mapping[TP, int]) -> None:
+        for tp, offset in positions.items():
+            self.owned[tp.partition].taken[tp.topic] = offset
+
+    def _journaled(self) -> dict[TP, int]:
+        return {
+            TP(topic, shard): offset
+            for shard, owned in self.owned.items()
+            for topic, offset in owned.state.chain.next_offsets.items()
+        }
+
+    async def _send_unsent(self, shard: int) -> None:
+        """Send again what the owner before may not have sent, and every standing signal."""
+        owned = self.owned[shard]
+        dispositions: dict[tuple[str, int], int] = {}
+        for unsent in owned.unsent:
+            dispositions |= unsent.dispositions
+        originals = await outbox.read_originals(
+            shard, dispositions, self._settings.client_options
+        )
+        signals = [signal for unsent in owned.unsent for signal in unsent.signals]
+        standing = list(owned.state.standing.values())
+        await self._writer.outbox.send([*signals, *standing], originals, [])
+        owned.unsent.clear()
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        options = self._settings.client_options
+        self._ends = AIOKafkaConsumer(
+            **options, enable_auto_commit=False, isolation_level="read_committed"
+        )
+        await self._writer.start()
+        await self._ends.start()
+        self._ready.set()
+        try:
+            while True:
+                await self._wait_for_work()
+                await self._feed.catch_up()
+                async with self._turning:
+                    await self._work()
+        finally:
+            await self._stop()
+
+    async def _wait_for_work(self) -> None:
+        wake = self._intake.wake
+        try:
+            await asyncio.wait_for(wake.wait(), _IDLE_WAIT_S)
+            await asyncio.sleep(self._settings.turn_min_s)
+        except TimeoutError:
+            pass
+        wake.clear()
+
+    async def _work(self) -> None:
+        """Everything that there is to do now, in as many turns as time has boundaries."""
+        await self._maintain()
+        chunks = self._in_place(self._intake.take(self._settings.max_turn_events))
+        batch = self._assembler.assemble(chunks)
+        for part, now_ms in self._in_steps(batch):
+            read_through_ms = await self._read_through(now_ms)
+            refused = bool(self._refusals(0))
+            if part.ranges or refused or self.engine.is_due(now_ms, read_through_ms):
+                await self._turn(part, now_ms, read_through_ms)
+        if not batch.ranges:
+            await self._appended()
+
+    def _in_place(self, chunks: list[Chunk]) -> list[Chunk]:
+        """The chunks of owned shards, each from where its source was left."""
+        kept = []
+        for chunk in chunks:
+            owned = self.owned.get(chunk.shard)
+            topic = EVENT_TOPICS[chunk.source]
+            if owned is None or chunk.end <= owned.taken[topic]:
+                continue
+            expected = owned.taken[topic]
+            if chunk.start > expected:
+                raise SourceGapError(
+                    f"{topic}-{chunk.shard}: records {expected} to {chunk.start - 1} were deleted "
+                    "before they were judged. Raise the topic's retention over the longest outage"
+                )
+            kept.append(chunk.from_offset(expected) if chunk.start < expected else chunk)
+            owned.taken[topic] = chunk.end
+        return kept
+
+    def _in_steps(self, batch: Batch) -> list[tuple[Batch, int]]:
+        """The batch with its now; with the stream's clock cut so that time moves in small steps.
+
+        At each boundary (a day's turn or close, a change taking effect) stands an empty batch:
+        what falls due at that time is settled before any later event is judged.
+        """
+        if not self._clock.follows_stream or len(batch) == 0:
+            return [(batch, self._clock.now_ms())]
+        before_ms = self._clock.now_ms()
+        self._clock.observe(int(batch.order_ms[-1]))
+        after_ms = max(before_ms, int(batch.order_ms[0]))
+        boundaries_ms = sorted(set(self.engine.boundaries_ms(after_ms, self._clock.now_ms())))
+        empty = self._assembler.assemble([])
+        steps: list[tuple[Batch, int]] = []
+        for part, boundary_ms in zip_longest(split(batch, boundaries_ms), boundaries_ms):
+            if part is not None and part.ranges:
+                last_ms = int(part.order_ms[-1]) if len(part) else before_ms
+                steps.append((part, max(before_ms, last_ms)))
+            if boundary_ms is not None:
+                steps.append((empty, boundary_ms))
+        return steps
+
+    async def _turn(self, batch: Batch, now_ms: int, read_through_ms: Mapping[int, int]) -> None:
+        """Decide, and append what the decision did; the appends fly on when this returns."""
+        self._unwritten = True
+        turn = self.engine.turn(batch, now_ms, read_through_ms)
+        entries = [
+            self._entry(turn.outcome, draft)
+            for draft in turn.drafts.values()
+            if not draft.is_empty() or self._refusals(draft.shard)
+        ]
+        await self._appended()
+        for entry in entries:
+            owned = self.owned[entry.shard]
+            append = asyncio.ensure_future(self._writer.append(owned, entry))
+            self._appends.append((owned, append))
+        self._unwritten = False
+        self.progress.turns += 1
+        self.progress.events += len(batch)
+        self.progress.last_turn_ms = now_ms
+
+    def _entry(self, outcome: Outcome, draft: Draft) -> Entry:
+        refusals = self._refusals(draft.shard)
+        if draft.shard == 0:
+            self.owned[0].refusals_from = self.engine.catalog.end_offset
+        self.progress.signals += len(draft.signals)
+        self._since_snapshot[draft.shard] = self._since_snapshot.get(draft.shard, 0) + 1
+        self._since_checkpoint[draft.shard] = self._since_checkpoint.get(draft.shard, 0) + 1
+        return prepare(self.engine, outcome, draft, refusals)
+
+    def _refusals(self, shard: int) -> list[Reject]:
+        """Catalog refusals to send; the owner of shard 0 sends them for all."""
+        owned = self.owned.get(0)
+        if shard != 0 or owned is None:
+            return []
+        return self._feed.refused_from(owned.refusals_from)
+
+    async def _appended(self) -> None:
+        """Wait for the appends that fly; raise what failed, unless its shard is gone by now."""
+        if not self._appends:
+            return
+        await asyncio.wait([append for _, append in self._appends])
+        appends, self._appends = self._appends, []
+        for owned, append in appends:
+            error = append.exception()
+            if error is not None and self.owned.get(owned.state.shard) is owned:
+                raise error
+
+    # -- checkpoints and snapshots ------------------------------------------------------------
+
+    async def _maintain(self) -> None:
+        """Write the checkpoints and snapshots that are due, while nothing flies."""
+        settings = self._settings
+        checkpoints = _due(self._since_checkpoint, settings.checkpoint_every_records)
+        snapshots = _due(self._since_snapshot, settings.snapshot_every_records)
+        if not checkpoints and not snapshots:
+            return
+        await self._appended()
+        for shard in checkpoints & self.owned.keys():
+            await self._write_checkpoint(shard)
+        for shard in snapshots & self.owned.keys():
+            self._save_snapshot(shard)
+
+    async def _write_checkpoint(self, shard: int) -> None:
+        engine, owned = self.engine, self.owned[shard]
+        packed = fold.pack(owned.state, engine.balances, engine.terms, with_ids=False)
+        await self._writer.append(owned, checkpoint_entry(engine, shard, packed, self._clock.now_ms()))
+        self._since_checkpoint[shard] = 0
+
+    def _save_snapshot(self, shard: int) -> None:
+        engine = self.engine
+        state = self.owned[shard].state
+        packed = fold.pack(state, engine.balances, engine.terms, with_ids=True)
+        self._snapshots.save(shard, packed)
+        self._since_snapshot[shard] = 0
+
+    async def _stop(self) -> None:
+        """Let flying appends land, leave snapshots behind, close the clients."""
+        self.progress.state = "stopping"
+        if self._appends:
+            await asyncio.wait([append for _, append in self._appends], timeout=_STOP_WAIT_S)
+        landed = all(task.done() and task.exception() is None for _, task in self._appends)
+        if landed and not self._unwritten:
+            for shard in self.owned:
+                self._save_snapshot(shard)
+        await self._writer.stop()
+        if self._ends is not None:
+            await self._ends.stop()
+
+    # -- how far the sources have been read ---------------------------------------------------
+
+    async def _read_through(self, now_ms: int) -> dict[int, int]:
+        """Per shard: the time up to which all its sources have been read (READ_TO_THE_END where
+        all are read to their ends). The ends are asked for only where a day's close hangs on it.
+        """
+        sources = range(len(EVENT_TOPICS))
+        read_ms = {
+            (shard, source): self._assembler.read_up_to_ms(source, shard)
+            for shard in self.owned
+            for source in sources
+        }
+        through = {shard: min(read_ms[shard, source] for source in sources) for shard in self.owned}
+        waiting = [
+            shard
+            for shard in self.owned
+            if self.engine.close_is_due(shard, now_ms)
+            and not self.engine.close_is_due(shard, min(now_ms, through[shard]))
+        ]
+        if not waiting or not self._may_check_ends():
+            return through
+        at_end = await self._at_end(waiting)
+        for shard in waiting:
+            through[shard] = min(
+                READ_TO_THE_END if (shard, source) in at_end else read_ms[shard, source]
+                for source in sources
+            )
+        return through
+
+    def _may_check_ends(self) -> bool:
+        now_s = time.monotonic()
+        quiet_s = now_s - self._intake.last_arrival_s
+        if self._clock.follows_stream and quiet_s < _STREAM_SETTLES_S:
+            return False
+        if now_s - self._last_end_check_s < _END_CHECK_EVERY_S:
+            return False
+        self._last_end_check_s = now_s
+        return True
+
+    async def _at_end(self, shards: list[int]) -> set[tuple[int, int]]:
+        """Which sources (shard, topic code) of these shards have been read to their ends."""
+        assert self._ends is not None
+        tps = [TopicPartition(topic, shard) for shard in shards for topic in EVENT_TOPICS]
+        ends = await self._ends.end_offsets(tps)
+        return {
+            (tp.partition, EVENT_TOPICS.index(tp.topic))
+            for tp, end in ends.items()
+            if self.owned[tp.partition].taken[tp.topic] >= end
+        }
+
+
+def _due(counts: Mapping[int, int], every: int) -> set[int]:
+    return {shard for shard, count in counts.items() if count >= every}

@@ -1,0 +1,143 @@
+"""Appending drafts to the journal, one record a shard at a time, and what follows from it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from aiokafka import AIOKafkaProducer
+
+from pipeline.billing.decide import Outcome
+from pipeline.billing.journal import Header, encode_events, seal
+from pipeline.billing.posting import Draft
+from pipeline.contract.rejects import Reject
+from pipeline.contract.vocabulary import JOURNAL
+from pipeline.streams.engine import Engine
+from pipeline.streams.outbox import Original, Outbox, originals_of
+from pipeline.streams.recovery import Owned
+from pipeline.streams.topics import JOURNAL_MAX_BYTES
+
+log = logging.getLogger(__name__)
+
+
+class ContestedShardError(Exception):
+    """Somebody else appended to a shard's journal: its state here may be stale."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A draft made ready: everything but its place in the chain."""
+
+    shard: int
+    header: Header
+    body: bytes
+    originals: list[Original]
+    refusals: list[Reject]
+
+
+def prepare(engine: Engine, outcome: Outcome, draft: Draft, refusals: list[Reject]) -> Entry:
+    """Encode a draft; needs nothing of the records before it."""
+    events, ads, accounts = engine.event_columns(outcome, draft)
+    for block in draft.blocks:
+        accounts.setdefault(block.account_id, engine.account_terms(block.account_id))
+    header = _header(
+        engine,
+        draft.shard,
+        outcome.now_ms,
+        sources=draft.sources,
+        events=events.height,
+        ads=ads,
+        accounts=accounts,
+        signals=draft.signals,
+        blocks=draft.blocks,
+        closed=draft.closed,
+    )
+    originals = originals_of(outcome, draft.rows)
+    return Entry(draft.shard, header, encode_events(events), originals, refusals)
+
+
+def checkpoint_entry(engine: Engine, shard: int, packed: bytes, now_ms: int) -> Entry:
+    """An entry without events that carries the shard's state over retention."""
+    header = _header(engine, shard, now_ms, checkpoint=packed)
+    return Entry(shard, header, b"", [], [])
+
+
+def _header(engine: Engine, shard: int, now_ms: int, **parts: Any) -> Header:
+    """A header without its place in the chain; what is not given is empty."""
+    empty: dict[str, Any] = {
+        "sources": {},
+        "events": 0,
+        "ads": [],
+        "accounts": {},
+        "signals": [],
+        "blocks": [],
+        "closed": {},
+    }
+    return Header(
+        shard=shard,
+        previous=-1,
+        seq=0,
+        now_ms=now_ms,
+        log_time_ms=engine.shards[shard].log_time_ms,
+        catalog_end=engine.catalog.end_offset,
+        outbox_through=-1,
+        **(empty | parts),
+    )
+
+
+class JournalWriter:
+    """Appends entries and, once they count, sends their outbox."""
+
+    def __init__(self, client_options: Mapping[str, Any], partitions: int) -> None:
+        self._producer = AIOKafkaProducer(
+            **client_options,
+            enable_idempotence=True,
+            acks="all",
+            linger_ms=0,
+            max_request_size=JOURNAL_MAX_BYTES,
+            max_batch_size=1024 * 1024,
+        )
+        self.outbox = Outbox(self._producer, partitions)
+        self.bytes_written = 0
+
+    async def start(self) -> None:
+        await self._producer.start()
+
+    async def stop(self) -> None:
+        await self._producer.stop()
+
+    async def append(self, owned: Owned, entry: Entry) -> None:
+        """Append an entry after the shard's last record, then send what it decided.
+
+        Raises `ContestedShardError` where another owner's record came between: whether this one
+        counts is then for the journal to tell. Nothing of it has been sent.
+        """
+        state, chain = owned.state, owned.state.chain
+        header, value = seal(
+            _placed(entry.header, chain.last_offset, chain.seq, state.outbox_through),
+            entry.body,
+            chain.digest,
+        )
+        where = await self._producer.send_and_wait(
+            JOURNAL, value, partition=entry.shard, timestamp_ms=header.now_ms
+        )
+        if where.offset != owned.journal_end:
+            raise ContestedShardError(
+                f"shard {entry.shard}: appended at journal offset {where.offset}, expected "
+                f"{owned.journal_end}; another worker owns it or owned it until now"
+            )
+        owned.journal_end += 1
+        chain.extend(where.offset, header)
+        state.catalog_end = header.catalog_end
+        self.bytes_written += len(value)
+        await self.outbox.send(header.signals, entry.originals, entry.refusals)
+        state.outbox_through = where.offset
+
+
+def _placed(header: Header, previous: int, seq: int, outbox_through: int) -> Header:
+    return msgspec.structs.replace(
+        header, previous=previous, seq=seq, outbox_through=outbox_through
+    )
