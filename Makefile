@@ -21,7 +21,7 @@ setup: $(STAMP)  ## the virtual environment, from the lock file
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Python 3.11 or later is needed; name one: make PYTHON=python3.12" >&2; exit 1; }
-	@echo "Installing into .venv (once; some 300 MB to fetch) ..."
+	@echo "Installing into .venv (once; a few hundred MB to fetch) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) install --require-hashes -r requirements.lock
 	@$(PIP) install --no-deps --no-build-isolation -e .

@@ -85,10 +85,8 @@ class Settings(BaseSettings):
     worker_web_port: int = Field(default=6066, ge=1, le=65_535)
     """The worker's health and metrics page."""
 
-    user_hash_key: SecretStr = Field(
-        default=SecretStr(DEVELOPMENT_USER_HASH_KEY), min_length=16, max_length=64
-    )
-    """Key of the keyed hash by which Pinners are stored (`user_hash`), 16 to 64 characters. Secret
+    user_hash_key: SecretStr = SecretStr(DEVELOPMENT_USER_HASH_KEY)
+    """Key of the keyed hash by which Pinners are stored (`user_hash`), 16 to 64 bytes. Secret
     and never changed in production: hashes under different keys cannot be compared, so that a
     change makes one Pinner two. The default is public and for development only."""
 
@@ -117,6 +115,13 @@ class Settings(BaseSettings):
                 raise ValueError(f"{address.strip()!r} is not HOST:PORT")
         return value
 
+    @field_validator("data_dir")
+    @classmethod
+    def _check_data_dir(cls, value: Path) -> Path:
+        if set("?#") & set(str(value.absolute())):
+            raise ValueError("a path with ? or # in it cannot be named by a chdb:// address")
+        return value
+
     @field_validator("clickhouse_dsn")
     @classmethod
     def _check_dsn(cls, value: str) -> str:
@@ -127,6 +132,14 @@ class Settings(BaseSettings):
         elif parts.scheme not in ("http", "https") or not parts.hostname:
             # Without the value: it may hold a password.
             raise ValueError("allowed: http://..., https://... or chdb:///ABSOLUTE/PATH")
+        return value
+
+    @field_validator("user_hash_key")
+    @classmethod
+    def _check_user_hash_key(cls, value: SecretStr) -> SecretStr:
+        length_bytes = len(value.get_secret_value().encode())
+        if not 16 <= length_bytes <= 64:  # 64: the longest key that BLAKE2b takes
+            raise ValueError(f"a key has 16 to 64 bytes, this one has {length_bytes}")
         return value
 
     @field_validator("kafka_ssl_cafile")

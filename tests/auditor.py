@@ -538,8 +538,6 @@ class Catalog:
         if entity not in ("account", "campaign", "ad_group", "promoted_pin", "fx"):
             raise MalformedError("the key names no kind of entity")
         _entity_id(entity_id)
-        if entity == "fx":
-            read_day(entity_id)
         if record.value is None:
             self._delete(entity, entity_id)
             return

@@ -200,5 +200,3 @@ class Shard:
             self.standing.pop(signal.entity, None)
         else:
             self.standing[signal.entity] = signal
-
-

@@ -310,9 +310,7 @@ def _rule_serving(outcome: Outcome, terms: Terms) -> Int64s:
 
 def _assign_days(outcome: Outcome, shards: Mapping[int, Shard], terms: Terms) -> None:
     """Billing and posting day of every event that reached rule 6, in its account's calendar."""
-    rows = np.flatnonzero(
-        (outcome.disposition == UNDECIDED) | (outcome.disposition == NOT_SERVING)
-    )
+    rows = np.flatnonzero((outcome.disposition == UNDECIDED) | (outcome.disposition == NOT_SERVING))
     if len(rows) == 0:
         return
     zones = terms.account.zone[terms.campaign.account[outcome.campaign[rows]]]
@@ -361,8 +359,7 @@ def _rule_repeat(outcome: Outcome, shards: Mapping[int, Shard]) -> Rows:
         here = batch_shards == shard
         seen = shards[shard].unique.contains(keys[here])
         outcome.disposition[keyed[here][seen]] = REPEAT
-    for row in keyed[outcome.disposition[keyed] == REPEAT].tolist():
-        outcome.unique_key[row] = b""
+    _clear_keys(outcome, keyed[outcome.disposition[keyed] == REPEAT])
     return rows[outcome.disposition[rows] == UNDECIDED]
 
 
@@ -401,24 +398,38 @@ def _rule_limits(
     unit = np.where(outcome.basis[candidates] == CPM, 1, NANOS_PER_MICRO)
     price = np.minimum(outcome.price_micros[candidates], bids[candidates]) * unit
     remaining = _remaining(outcome, candidates, balances, terms)
+    groups, first = _repeat_groups(outcome, candidates)
     tightest = remaining.argmin(axis=0)
     exhausted = remaining[tightest, np.arange(len(candidates))] <= 0
-    spent_out = candidates[exhausted]
+    # A row at an exhausted limit is over budget, unless its rule 8 key may be charged before it
+    # elsewhere in the batch: then it may be a repeat, and takes its turn.
+    over = exhausted & ~_has_row(groups, ~exhausted)
+    spent_out = candidates[over]
     outcome.disposition[spent_out] = OVER_BUDGET
-    outcome.limit[spent_out] = np.array(_LIMIT_ORDER, dtype=np.uint8)[tightest[exhausted]]
-    outcome.free_nanos[spent_out] = price[exhausted]
-    for row in spent_out.tolist():
-        outcome.unique_key[row] = b""
+    outcome.limit[spent_out] = np.array(_LIMIT_ORDER, dtype=np.uint8)[tightest[over]]
+    outcome.free_nanos[spent_out] = price[over]
+    _clear_keys(outcome, spent_out)
 
-    rows = candidates[~exhausted]
-    groups, first = _repeat_groups(outcome, rows)
-    demand = _Demand(rows, price[~exhausted], remaining[:, ~exhausted], groups)
+    rows = candidates[~over]
+    demand = _Demand(rows, price[~over], remaining[:, ~over], groups[~over])
     near = _near_a_limit(outcome, demand)
+    first = first[~over]
     far = rows[~near & first]
     outcome.disposition[far] = CHARGED
     outcome.amount_nanos[far] = demand.price_nanos[~near & first]
     _mark_repeat(outcome, rows[~near & ~first])
     _charge_in_turn(outcome, demand, np.flatnonzero(near))
+
+
+def _has_row(groups: Int64s, mask: Mask) -> Mask:
+    """For each row, whether its group has a row of the mask; rows without a group have none."""
+    grouped = groups >= 0
+    found = np.zeros(len(groups), dtype=np.bool_)
+    if grouped.any():
+        has = np.zeros(int(groups.max()) + 1, dtype=np.bool_)
+        has[groups[grouped & mask]] = True
+        found[grouped] = has[groups[grouped]]
+    return found
 
 
 def _remaining(outcome: Outcome, rows: Rows, balances: Balances, terms: Terms) -> Int64s:
@@ -480,12 +491,7 @@ def _near_a_limit(outcome: Outcome, demand: _Demand) -> Mask:
         total = np.zeros(len(unique), dtype=np.int64)
         np.add.at(total, inverse, demand.price_nanos[bounded])
         near[bounded] |= total[inverse] >= demand.remaining[at, bounded]
-    keyed = demand.repeat_group >= 0
-    if near.any() and keyed.any():
-        contested = np.zeros(int(demand.repeat_group.max()) + 1, dtype=np.bool_)
-        contested[demand.repeat_group[near & keyed]] = True
-        near[keyed] |= contested[demand.repeat_group[keyed]]
-    return near
+    return near | _has_row(demand.repeat_group, near) if near.any() else near
 
 
 def _charge_in_turn(outcome: Outcome, demand: _Demand, near: Rows) -> None:
@@ -523,5 +529,10 @@ def _charge_in_turn(outcome: Outcome, demand: _Demand, near: Rows) -> None:
 
 def _mark_repeat(outcome: Outcome, rows: Rows) -> None:
     outcome.disposition[rows] = REPEAT
+    _clear_keys(outcome, rows)
+
+
+def _clear_keys(outcome: Outcome, rows: Rows) -> None:
+    """Only what is charged is remembered by its rule 8 key."""
     for row in rows.tolist():
         outcome.unique_key[row] = b""

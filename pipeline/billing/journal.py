@@ -199,7 +199,9 @@ def decode_events(header: Header, body: bytes) -> pl.DataFrame:
         except Exception as error:
             raise JournalError(f"journal record's events do not decode: {error}") from error
     if events.height != header.events:
-        raise JournalError(f"journal record holds {events.height} events, header says {header.events}")
+        raise JournalError(
+            f"journal record holds {events.height} events, header says {header.events}"
+        )
     return events
 
 

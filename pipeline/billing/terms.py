@@ -9,6 +9,7 @@ in force at `now`, so a change that takes effect later waits in a heap until `ad
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,12 @@ ALWAYS = np.iinfo(np.int64).min
 NEVER_ENDS = np.iinfo(np.int64).max
 
 _COLUMNS: dict[str, dict[str, tuple[type, int]]] = {
-    "pin": {"alive": (np.bool_, 0), "serves": (np.bool_, 0), "since_ms": (np.int64, 0), "group": (np.int32, 0)},
+    "pin": {
+        "alive": (np.bool_, 0),
+        "serves": (np.bool_, 0),
+        "since_ms": (np.int64, 0),
+        "group": (np.int32, 0),
+    },
     "group": {
         "alive": (np.bool_, 0),
         "active": (np.bool_, 0),
@@ -162,6 +168,8 @@ class Terms:
 
     def update(self, kind: str, entity_id: str, now_ms: int) -> None:
         """Take over an entity that the catalog has just accepted a record of."""
+        if entity_id not in self._known(kind):
+            return  # a deletion of what was never there
         if kind == "account":
             self._update_account(entity_id, now_ms)
         elif kind == "campaign":
@@ -170,6 +178,16 @@ class Terms:
             self._update_group(entity_id, now_ms)
         elif kind == "promoted_pin":
             self._update_pin(entity_id)
+
+    def _known(self, kind: str) -> Mapping[str, object]:
+        catalog = self.catalog
+        histories: dict[str, Mapping[str, object]] = {
+            "account": catalog.accounts,
+            "campaign": catalog.campaigns,
+            "ad_group": catalog.ad_groups,
+            "promoted_pin": catalog.promoted_pins,
+        }
+        return histories.get(kind, {})
 
     def advance(self, now_ms: int) -> None:
         """Bring into force the limits whose effective time has come."""

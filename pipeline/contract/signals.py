@@ -7,7 +7,9 @@ from typing import Literal
 import msgspec
 
 Action = Literal["pause", "resume", "throttle", "bid"]
-LimitName = Literal["", "ad_group_daily", "ad_group_lifetime", "campaign_daily", "campaign_lifetime"]
+LimitName = Literal[
+    "", "ad_group_daily", "ad_group_lifetime", "campaign_daily", "campaign_lifetime"
+]
 
 
 class Signal(msgspec.Struct, frozen=True, kw_only=True):

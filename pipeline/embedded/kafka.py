@@ -303,8 +303,7 @@ class EmbeddedKafka:
             self._check_alive(child, port)
             if time.monotonic() > deadline_s:
                 raise EmbeddedError(
-                    f"Kafka did not answer within {START_WITHIN_S:.0f} s. The last lines of its "
-                    f"log, {child.log_path}:\n{child.log_tail()}"
+                    f"Kafka did not answer within {START_WITHIN_S:.0f} s. {_log_text(child)}"
                 )
             time.sleep(_POLL_S)
         # A thread of its own: the caller's may be running an event loop.
@@ -314,8 +313,8 @@ class EmbeddedKafka:
             except Exception as error:  # whatever the client raises, it had no answer
                 self._check_alive(child, port)
                 raise EmbeddedError(
-                    f"Kafka listens on port {port} but does not answer ({error}). The last lines "
-                    f"of its log, {child.log_path}:\n{child.log_tail()}"
+                    f"Kafka listens on port {port} but does not answer ({error}). "
+                    f"{_log_text(child)}"
                 ) from error
         if answered != self._stored_cluster_id():
             raise _PortLostError
@@ -330,8 +329,7 @@ class EmbeddedKafka:
                 ports.demand(port, "--kafka-port")
             raise _PortLostError
         raise EmbeddedError(
-            f"Kafka ended (exit code {code}) instead of starting. The last lines of its log, "
-            f"{child.log_path}:\n{child.log_tail()}"
+            f"Kafka ended (exit code {code}) instead of starting. {_log_text(child)}"
         )
 
     def _stored_cluster_id(self) -> str:
@@ -370,6 +368,12 @@ async def _cluster_at(port: int) -> str:
     finally:
         await admin.close()
     return str(described["cluster_id"])
+
+
+def _log_text(child: ChildProcess) -> str:
+    """The log's last lines but for stack frames, which say little to whom this is for."""
+    lines = [line for line in child.log_tail(200).splitlines() if not line.startswith("\tat ")]
+    return "\n".join([f"The last lines of its log, {child.log_path}:", *lines[-15:]])
 
 
 def _java_text(java: str, reason: str) -> str:

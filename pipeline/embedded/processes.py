@@ -26,7 +26,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 from pipeline.embedded import guard
 from pipeline.embedded.errors import EmbeddedError
@@ -44,7 +44,8 @@ class DirectoryLock:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._file: IO[str] | None = None
+        # A bare descriptor: a file object would close, and free the directory, when forgotten.
+        self._descriptor: int | None = None
 
     def acquire(self) -> None:
         """Take the directory, creating it where missing.
@@ -54,8 +55,11 @@ class DirectoryLock:
         with contextlib.ExitStack() as undo:
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
-                file = undo.enter_context((self.directory / "lock").open("a+"))
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                descriptor = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+                undo.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.truncate(descriptor, 0)
+                os.write(descriptor, str(os.getpid()).encode())
             except BlockingIOError:
                 raise EmbeddedError(self._owned_text()) from None
             except OSError as error:
@@ -63,17 +67,14 @@ class DirectoryLock:
                     f"The data directory {self.directory} cannot be written ({error.strerror}). "
                     "Choose another one, or make it writable for this user."
                 ) from error
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
             undo.pop_all()
-            self._file = file
+            self._descriptor = descriptor
 
     def release(self) -> None:
         """Give the directory up; nothing happens if it is not held."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def _owned_text(self) -> str:
         owner = (self.directory / "lock").read_text().strip()

@@ -15,7 +15,7 @@ from typing import Final
 import polars as pl
 
 from pipeline.reporting.clickhouse import Store
-from pipeline.reporting.rows import CountedRecord, to_date
+from pipeline.reporting.rows import FIRST_DATE, CountedRecord, to_date
 
 ACCOUNT_SCHEMA: Final[dict[str, pl.DataType]] = {
     "account_id": pl.String(),
@@ -70,7 +70,9 @@ class DayBook:
     partitions: int
     accounts: dict[str, Account] = field(default_factory=dict)
     closes: dict[str, dict[int, list[tuple[date, int]]]] = field(default_factory=dict)
-    """Time zone -> shard -> (closed through, at ms), ascending; the last ones."""
+    """Time zone -> shard -> (closed through, at ms), ascending; those still needed."""
+    settled: dict[str, date] = field(default_factory=dict)
+    """Time zone -> the day up to which all accounts' days are in billing.day_closes."""
 
     @classmethod
     def load(cls, store: Store, partitions: int) -> DayBook:
@@ -86,16 +88,15 @@ class DayBook:
             "SELECT account_id, max(billing_day) FROM billing.day_closes GROUP BY account_id"
         ):
             book.note_closed([account_id], closed_through)
-        # A zone's days before the last one that all its shards have closed are behind us.
+        oldest = min((a.first_open_day for a in book.accounts.values()), default=FIRST_DATE)
         for zone, shard, closed_through, at_ms in store.rows(
             "SELECT time_zone, journal_partition, closed_through, closed_at_ms "
-            "FROM reporting.shard_closes AS every INNER JOIN ("
-            "SELECT time_zone, min(through) AS reached FROM ("
-            "SELECT time_zone, journal_partition, max(closed_through) AS through "
-            "FROM reporting.shard_closes GROUP BY time_zone, journal_partition"
-            ") GROUP BY time_zone) AS zones ON every.time_zone = zones.time_zone "
-            "WHERE every.closed_through >= zones.reached - 40 "
-            "ORDER BY time_zone, journal_partition, closed_through"
+            "FROM reporting.shard_closes WHERE closed_through >= {oldest:Date} "
+            "OR (time_zone, journal_partition, closed_through) IN ("
+            "SELECT time_zone, journal_partition, max(closed_through) "
+            "FROM reporting.shard_closes GROUP BY time_zone, journal_partition) "
+            "ORDER BY time_zone, journal_partition, closed_through",
+            {"oldest": oldest},
         ):
             book.closes.setdefault(zone, {}).setdefault(shard, []).append((closed_through, at_ms))
         return book
@@ -125,18 +126,33 @@ class DayBook:
 
     def due(self) -> list[DueClose]:
         """Account days that all shards have closed and billing.day_closes lacks, oldest first."""
+        reached = {}
+        for zone in self.closes:
+            last = self._closed_by_all(zone)
+            if last is not None and last > self.settled.get(zone, FIRST_DATE):
+                reached[zone] = last
+        if not reached:
+            return []
         by_day: dict[tuple[date, str], list[str]] = {}
-        reached = {zone: self._closed_by_all(zone) for zone in self.closes}
         for account_id, account in self.accounts.items():
-            last = reached.get(account.time_zone)
             day = account.first_open_day
-            while last is not None and day <= last:
+            while day <= reached.get(account.time_zone, FIRST_DATE):
                 by_day.setdefault((day, account.time_zone), []).append(account_id)
                 day += ONE_DAY
         return [
             DueClose(day, sorted(ids), self._closed_at_ms(zone, day))
             for (day, zone), ids in sorted(by_day.items())
         ]
+
+    def settle(self) -> None:
+        """Everything that was due is closed: forget what only that needed."""
+        for zone, by_shard in self.closes.items():
+            last = self._closed_by_all(zone)
+            if last is None:
+                continue
+            self.settled[zone] = last
+            for shard, closes in by_shard.items():
+                by_shard[shard] = [close for close in closes if close[0] >= last]
 
     def _note_terms(
         self, record: CountedRecord, first_days: Mapping[str, date]

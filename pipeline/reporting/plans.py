@@ -156,9 +156,7 @@ def read_plans(store: Store, partitions: int) -> list[Plan]:
 
 
 def _rows(plan: Plan, owner: str) -> pa.Table:
-    positions = [
-        (JOURNAL, number, position) for number, position in sorted(plan.journal.items())
-    ]
+    positions = [(JOURNAL, number, position) for number, position in sorted(plan.journal.items())]
     positions.append((CATALOG, 0, Position(next_offset=plan.catalog_next)))
     of = [position for _, _, position in positions]
     return pa.table(

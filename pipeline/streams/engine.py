@@ -210,7 +210,10 @@ class Engine:
 
     def _review_groups(self, rows: list[int], drafts: dict[int, Draft], now_ms: int) -> None:
         columns = self.terms.group
-        limits = ((AD_GROUP_LIFETIME, columns.lifetime_nanos), (AD_GROUP_DAILY, columns.daily_nanos))
+        limits = (
+            (AD_GROUP_LIFETIME, columns.lifetime_nanos),
+            (AD_GROUP_DAILY, columns.daily_nanos),
+        )
         for row in rows:
             campaign = int(columns.campaign[row])
             entity = "ad_group:" + self.terms.group_ids.text(row)
@@ -218,7 +221,10 @@ class Engine:
 
     def _review_campaigns(self, rows: list[int], drafts: dict[int, Draft], now_ms: int) -> None:
         columns = self.terms.campaign
-        limits = ((CAMPAIGN_LIFETIME, columns.lifetime_nanos), (CAMPAIGN_DAILY, columns.daily_nanos))
+        limits = (
+            (CAMPAIGN_LIFETIME, columns.lifetime_nanos),
+            (CAMPAIGN_DAILY, columns.daily_nanos),
+        )
         for row in rows:
             entity = "campaign:" + self.terms.campaign_ids.text(row)
             self._review(entity, row, row, limits, drafts, now_ms)

@@ -59,7 +59,9 @@ class KafkaLogReader:
         found: list[LogRecord] = []
         for tp, records in fetched.items():
             for r in records:
-                found.append(LogRecord(tp.topic, tp.partition, r.offset, r.timestamp, r.key, r.value))
+                found.append(
+                    LogRecord(tp.topic, tp.partition, r.offset, r.timestamp, r.key, r.value)
+                )
         return found
 
     async def begin_offsets(self) -> dict[int, int]:

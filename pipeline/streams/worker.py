@@ -288,9 +288,7 @@ class Worker:
         dispositions: dict[tuple[str, int], int] = {}
         for unsent in owned.unsent:
             dispositions |= unsent.dispositions
-        originals = await outbox.read_originals(
-            shard, dispositions, self._settings.client_options
-        )
+        originals = await outbox.read_originals(shard, dispositions, self._settings.client_options)
         signals = [signal for unsent in owned.unsent for signal in unsent.signals]
         standing = list(owned.state.standing.values())
         await self._writer.outbox.send([*signals, *standing], originals, [])
@@ -441,7 +439,9 @@ class Worker:
     async def _write_checkpoint(self, shard: int) -> None:
         engine, owned = self.engine, self.owned[shard]
         packed = fold.pack(owned.state, engine.balances, engine.terms, with_ids=False)
-        await self._writer.append(owned, checkpoint_entry(engine, shard, packed, self._clock.now_ms()))
+        await self._writer.append(
+            owned, checkpoint_entry(engine, shard, packed, self._clock.now_ms())
+        )
         self._since_checkpoint[shard] = 0
 
     def _save_snapshot(self, shard: int) -> None:

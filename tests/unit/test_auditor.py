@@ -289,6 +289,7 @@ WELL_FORMED = {
     "kind null": event_bytes(kind=None),
     "128 characters, 512 bytes": event_bytes(event_id="\U0001f600" * 128),
     "ids of 256": event_bytes(user_id="u" * 256, impression_id="i" * 256),
+    "ids of one character": event_bytes(event_id="e", user_id="u", impression_id="i"),
     "optional fields": event_bytes(country="US", device="web", keyword="k" * 256),
     "optional fields, empty": event_bytes(country="", device="", keyword=""),
     "raw UTF-8": json.dumps({**EVENT, "user_id": "é\U0001f600"}, ensure_ascii=False).encode(),
@@ -686,6 +687,19 @@ def test_the_day_of_an_engagement_is_the_accounts() -> None:
     assert judged == ["charged", "charged", "repeat"]
 
 
+def test_a_charge_is_remembered_over_a_change_of_objective() -> None:
+    """A charged click is a charged click, whatever it was charged as; a save is no click."""
+    shard = world({"objective": "engagement"})
+    assert shard.judge("e1", CLICKS, impression_id="i1").basis == "cpe"
+    assert shard.judge("e2", ENGAGEMENTS, kind="save", impression_id="i2").basis == "cpe"
+    shard.campaign(objective="traffic")
+    assert shard.judge("e3", CLICKS, impression_id="i1").disposition == "repeat"
+    assert shard.judge("e4", CLICKS, impression_id="i2").basis == "cpc"
+    assert shard.judge("e5", CLICKS, impression_id="i5", user_id="u5").basis == "cpc"
+    shard.campaign(objective="engagement")
+    assert shard.judge("e6", CLICKS, impression_id="i6", user_id="u5").disposition == "repeat"
+
+
 def test_every_charged_impression_counts() -> None:
     shard = cpm_world()
     assert shard.judge("e1", IMPRESSIONS).disposition == "charged"
@@ -800,6 +814,15 @@ def test_an_event_for_nothing_is_charged_while_anything_remains() -> None:
     assert clicks(shard, 1, 0, price_micros=0) == [("charged", 0, 0)]
     assert clicks(shard, 1, 1) == [("charged", 300_000_000, 0)]
     assert clicks(shard, 1, 2, price_micros=0) == [("over_budget", 0, 0)]
+
+
+def test_the_last_nano_is_charged() -> None:
+    """1 micro a day is 1,000 nanos: 999 for one impression, 1 of 5 for the next."""
+    shard = cpm_world(budget_micros=1)
+    assert shard.judge("e1", IMPRESSIONS, price_micros=999).amount_nanos == 999
+    last = shard.judge("e2", IMPRESSIONS, price_micros=5)
+    assert (last.disposition, last.amount_nanos, last.free_nanos) == ("charged", 1, 4)
+    assert shard.judge("e3", IMPRESSIONS, price_micros=5).disposition == "over_budget"
 
 
 def test_a_lifetime_budget_is_for_all_days() -> None:
@@ -1006,19 +1029,36 @@ def test_clicks_are_in_no_block() -> None:
     "key",
     [
         *("", "account", "account:", ":a1", "Account:a1", "pin:p1", "account:" + "a" * 257),
+        *("day:2024-03-01", "FX:2024-03-01"),
         *("fx:", "fx:20240301", "fx:2024-3-1", "fx:2024-02-30", "fx:2024-03-01 "),
     ],
 )
 def test_a_bad_key_is_malformed_even_for_a_deletion(key: str) -> None:
     entity, _, entity_id = key.partition(":")
     body: dict[str, Any] = {**ACCOUNT, f"{entity.lower()}_id": entity_id}
-    if entity == "fx":
-        body = {"fx_day": entity_id, "usd_per_unit": {}}
+    if entity in ("fx", "day", "FX"):
+        body = {f"{entity}_{part}": entity_id for part in ("day", "id")} | {"usd_per_unit": {}}
     assert World().publish(key, body) == "malformed"
     assert World().publish(key, None) == "malformed"
 
 
+@pytest.mark.parametrize("placement", ["all", "browse", "search"])
+def test_where_a_campaign_is_placed_is_the_auctions_business(placement: str) -> None:
+    assert world({"placement": placement}).judge("e1", placement="browse").disposition == "charged"
+
+
+def test_an_ad_of_one_character_ids_is_an_ad_like_others() -> None:
+    shard = World()
+    shard.account(account_id="a")
+    shard.campaign(campaign_id="c", account_id="a")
+    shard.ad_group(ad_group_id="g", campaign_id="c")
+    shard.pin(promoted_pin_id="p", ad_group_id="g")
+    verdict = shard.judge("e", campaign_id="c", ad_group_id="g", promoted_pin_id="p")
+    assert verdict.disposition == "charged"
+
+
 def test_an_id_may_hold_a_colon_and_256_characters() -> None:
+    assert World().account(account_id="a") is None
     assert World().account(account_id="a:1") is None
     assert World().account(account_id="é" * 256) is None
 
@@ -1066,7 +1106,7 @@ BAD_FIELDS: list[tuple[str, str, list[Any]]] = [
     ("ad_group", "bid_micros", [ABSENT, None, 5e5, True, "1"]),
     ("ad_group", "bid_strategy", ["cpc", 1]),
     ("ad_group", "keyword_bids_micros", [[], "x", 1, {"k": 1.0}, {"k": None}, {"k": True}]),
-    ("ad_group", "start_ms", [1.0, True, "1", 2**63]),
+    ("ad_group", "start_ms", [1.0, True, "1", 2**63, -(2**63) - 1]),
     ("ad_group", "end_ms", [1.0, True, "1", 2**63]),
     ("ad_group", "pacing", ["fast", 1]),
     ("ad_group", "status", ["pending", 1]),
@@ -1276,7 +1316,13 @@ def test_a_lifetime_budget_needs_an_end() -> None:
 
 @pytest.mark.parametrize(
     ("start_ms", "end_ms", "reason"),
-    [(5, 5, "bad_dates"), (5, 4, "bad_dates"), (5, 6, None), (ABSENT, 0, None)],
+    [
+        (5, 5, "bad_dates"),
+        (5, 4, "bad_dates"),
+        (5, 6, None),
+        (ABSENT, 0, None),
+        (-(2**63), 2**63 - 1, None),
+    ],
 )
 def test_an_end_is_after_its_start(start_ms: int, end_ms: int, reason: str | None) -> None:
     assert world().ad_group(start_ms=start_ms, end_ms=end_ms) == reason

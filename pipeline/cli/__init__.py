@@ -1,0 +1,1 @@
+"""The commands, and the one composition root that reads settings and wires everything."""

@@ -1,0 +1,48 @@
+"""The long-running processes: worker and reporter."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+
+from pipeline.cli import wiring
+from pipeline.settings import Settings, misspelt_variables
+
+log = logging.getLogger(__name__)
+
+
+def configure_logging() -> None:
+    """One line an incident, on standard error."""
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    for noisy in ("aiokafka", "faust", "mode", "asyncio", "aiohttp.access"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for name, meant in misspelt_variables().items():
+        log.warning("%s is not a setting; did you mean %s?", name, meant)
+
+
+async def until_signalled(run: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    """Run something that ends when the event is set, which SIGINT and SIGTERM do."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    await run(stop)
+
+
+async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
+    """A worker until told to stop."""
+    worker = wiring.make_worker(settings)
+    started = asyncio.ensure_future(worker.app.start())
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait([started, stopping], return_when=asyncio.FIRST_COMPLETED)
+    if started.done():
+        started.result()
+    await stopping
+    await worker.stop()

@@ -1,0 +1,362 @@
+"""The catalog: every entity with its history, kept valid record by record.
+
+`Catalog.apply` takes the records of `ads.catalog` in their order. A valid one becomes a version in
+its entity's history; an invalid one is refused with a reason and changes nothing, so the last
+valid version stays in force. Histories are ordered by effective time; before its first version an
+entity is judged by that version, for nothing else is known of it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
+from decimal import Decimal
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from pipeline.contract.catalog_entities import (
+    Account,
+    AdGroup,
+    Campaign,
+    DayClose,
+    Entity,
+    FxRates,
+    PromotedPin,
+    Refused,
+    parse_entity,
+    parse_key,
+)
+from pipeline.contract.days import from_iso, valid_zone
+from pipeline.contract.log import LogRecord
+from pipeline.contract.money import COUNTRY_CURRENCY, minimum_bid_micros
+from pipeline.contract.vocabulary import MS_PER_DAY
+
+__all__ = [
+    "Accepted",
+    "Account",
+    "AdGroup",
+    "Campaign",
+    "Catalog",
+    "Change",
+    "History",
+    "PromotedPin",
+    "Refused",
+    "Version",
+]
+
+T = TypeVar("T", bound=Entity)
+
+
+@dataclass(frozen=True, slots=True)
+class Version(Generic[T]):
+    """An entity as it was from `effective_ms` on; `offset` is its record's."""
+
+    effective_ms: int
+    offset: int
+    entity: T
+
+
+@dataclass(slots=True)
+class History(Generic[T]):
+    """All versions of one entity that are still of use, by effective time."""
+
+    versions: list[Version[T]] = field(default_factory=list)
+    created_ms: int = 0
+    """Effective time of the first version read."""
+    deleted: bool = False
+    """Whether its last record was a deletion; its versions stay for what is fixed."""
+
+    @property
+    def latest(self) -> T:
+        """The version with the latest effective time."""
+        return self.versions[-1].entity
+
+    def at(self, time_ms: int) -> T:
+        """The version in force at a time; the first one before its own time."""
+        index = bisect_right(self.versions, time_ms, key=lambda version: version.effective_ms)
+        return self.versions[max(0, index - 1)].entity
+
+    def insert(self, version: Version[T]) -> None:
+        """Add a version at its place; of two with one effective time the later read wins."""
+        at = bisect_right(self.versions, version.effective_ms, key=lambda v: v.effective_ms)
+        self.versions.insert(at, version)
+
+    def prune(self, before_ms: int) -> None:
+        """Drop versions that had been superseded by this time."""
+        index = bisect_right(self.versions, before_ms, key=lambda version: version.effective_ms)
+        del self.versions[: max(0, index - 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One field of one entity that changed; values are JSON texts, empty for absent."""
+
+    entity: str
+    field: str
+    old: str
+    new: str
+    changed_by: str
+    effective_ms: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A record that was taken over."""
+
+    entity_kind: str
+    entity_id: str
+    changes: tuple[Change, ...]
+
+
+class Catalog:
+    """All entities, by kind and id."""
+
+    def __init__(self) -> None:
+        self.accounts: dict[str, History[Account]] = {}
+        self.campaigns: dict[str, History[Campaign]] = {}
+        self.ad_groups: dict[str, History[AdGroup]] = {}
+        self.promoted_pins: dict[str, History[PromotedPin]] = {}
+        self.fx: dict[str, FxRates] = {}
+        self.forced_close_day: int | None = None
+        """Days up to this one may close without their grace."""
+        self.end_offset = 0
+        self.revision = 0
+        self._last_fx_read: FxRates | None = None
+        self._histories: dict[str, dict[str, Any]] = {
+            "account": self.accounts,
+            "campaign": self.campaigns,
+            "ad_group": self.ad_groups,
+            "promoted_pin": self.promoted_pins,
+        }
+
+    def apply(self, record: LogRecord) -> Accepted | Refused:
+        """Take over one record, or refuse it and stay as it was."""
+        self.end_offset = max(self.end_offset, record.offset + 1)
+        parsed = parse_key(record.key)
+        if isinstance(parsed, Refused):
+            return parsed
+        kind, entity_id = parsed
+        if record.value is None:
+            return self._delete(kind.name, entity_id, record)
+        entity = parse_entity(kind, entity_id, record.value)
+        if isinstance(entity, Refused):
+            return entity
+        effective_ms = entity.effective_ms
+        if effective_ms is None:
+            effective_ms = record.timestamp_ms
+        for check in _CHECKS:
+            refused = check(self, entity, effective_ms)
+            if refused is not None:
+                return refused
+        self.revision += 1
+        old = self._store(kind.name, entity_id, entity, effective_ms, record.offset)
+        name = f"{kind.prefix}:{entity_id}"
+        return Accepted(
+            kind.name, entity_id, _changes(name, old, entity, effective_ms, record.offset)
+        )
+
+    def prune(self, before_ms: int) -> None:
+        """Drop history that no event from this time on can need."""
+        for histories in self._histories.values():
+            for history in histories.values():
+                history.prune(before_ms)
+
+    def _store(
+        self, kind: str, entity_id: str, entity: Entity, effective_ms: int, offset: int
+    ) -> Entity | None:
+        """Put an accepted entity in its place; returns what it replaces."""
+        if isinstance(entity, FxRates):
+            old = self.fx.get(entity_id)
+            self.fx[entity_id] = self._last_fx_read = entity
+            return old
+        if isinstance(entity, DayClose):
+            day = from_iso(entity.day)
+            self.forced_close_day = max(day, self.forced_close_day or day)
+            return None
+        history: History[Any] | None = self._histories[kind].get(entity_id)
+        if history is None or history.deleted:
+            self._histories[kind][entity_id] = History(
+                [Version(effective_ms, offset, entity)], effective_ms
+            )
+            return None
+        replaced: Entity = history.at(effective_ms)
+        history.insert(Version(effective_ms, offset, entity))
+        return replaced
+
+    def _delete(self, kind: str, entity_id: str, record: LogRecord) -> Accepted | Refused:
+        """A deletion takes an entity out of the catalog at once."""
+        if kind == "fx":
+            self.fx.pop(entity_id, None)
+        elif kind != "day_close":
+            history = self._histories[kind].get(entity_id)
+            if history is not None:
+                history.deleted = True
+        self.revision += 1
+        name = f"{kind}:{entity_id}"
+        change = Change(name, "deleted", "false", "true", "", record.timestamp_ms, record.offset)
+        return Accepted(kind, entity_id, (change,))
+
+    def usd_per_unit(self, currency: str, effective_ms: int) -> Decimal | None:
+        """The exchange rate that a bid of this time is held against.
+
+        That of the latest day up to the time's UTC day; failing that, the last one read of any
+        day; None where no rate was ever read.
+        """
+        day = effective_ms // MS_PER_DAY
+        known = [fx for fx in self.fx.values() if currency in fx.usd_per_unit]
+        past = [fx for fx in known if from_iso(fx.fx_day) <= day]
+        if past:
+            chosen = max(past, key=lambda fx: date.fromisoformat(fx.fx_day))
+        elif self._last_fx_read is not None and currency in self._last_fx_read.usd_per_unit:
+            chosen = self._last_fx_read
+        else:
+            return None
+        return Decimal(chosen.usd_per_unit[currency])  # type: ignore[index]
+
+    def past_of(self, entity: Entity) -> History[Any] | None:
+        """The entity's history, deleted or not."""
+        if isinstance(entity, Account):
+            return self.accounts.get(entity.account_id)
+        if isinstance(entity, Campaign):
+            return self.campaigns.get(entity.campaign_id)
+        if isinstance(entity, AdGroup):
+            return self.ad_groups.get(entity.ad_group_id)
+        if isinstance(entity, PromotedPin):
+            return self.promoted_pins.get(entity.promoted_pin_id)
+        return None
+
+
+# -- what depends on other entities or on the past, in the order of the checks ----------------
+
+_Check = Callable[[Catalog, Entity, int], Refused | None]
+
+
+def _check_currency(_: Catalog, entity: Entity, __: int) -> Refused | None:
+    if isinstance(entity, Account) and COUNTRY_CURRENCY[entity.country] != entity.currency:
+        wanted = COUNTRY_CURRENCY[entity.country]
+        return Refused("currency_mismatch", "currency", f"{entity.country} pays in {wanted}")
+    return None
+
+
+def _check_time_zone(_: Catalog, entity: Entity, __: int) -> Refused | None:
+    if isinstance(entity, Account) and not valid_zone(entity.time_zone):
+        detail = f"{entity.time_zone!r} is not an IANA time zone"
+        return Refused("unknown_time_zone", "time_zone", detail)
+    return None
+
+
+def _parent_of(entity: Entity) -> tuple[str, str, str] | None:
+    """Kind and id of the parent, and the field that names it."""
+    if isinstance(entity, Campaign):
+        return "account", entity.account_id, "account_id"
+    if isinstance(entity, AdGroup):
+        return "campaign", entity.campaign_id, "campaign_id"
+    if isinstance(entity, PromotedPin):
+        return "ad_group", entity.ad_group_id, "ad_group_id"
+    return None
+
+
+def _check_parent(catalog: Catalog, entity: Entity, _: int) -> Refused | None:
+    parent = _parent_of(entity)
+    if parent is None:
+        return None
+    kind, parent_id, field_name = parent
+    history = catalog._histories[kind].get(parent_id)
+    if history is None or history.deleted:
+        return Refused("missing_parent", field_name, f"{kind} {parent_id} is not in the catalog")
+    return None
+
+
+def _check_fixed(reason: str, *fields: str) -> _Check:
+    def check(catalog: Catalog, entity: Entity, _: int) -> Refused | None:
+        past = catalog.past_of(entity)
+        if past is None:
+            return None
+        for name in fields:
+            before, now = getattr(past.latest, name, None), getattr(entity, name, None)
+            if before != now:
+                return Refused(reason, name, f"is {before} and cannot become {now}")
+        return None
+
+    return check
+
+
+def _check_parent_fixed(catalog: Catalog, entity: Entity, now: int) -> Refused | None:
+    parent = _parent_of(entity)
+    return (
+        None if parent is None else _check_fixed("parent_changed", parent[2])(catalog, entity, now)
+    )
+
+
+def _check_strategy(catalog: Catalog, entity: Entity, _: int) -> Refused | None:
+    if isinstance(entity, AdGroup) and entity.bid_strategy == "target_cpi":
+        objective = catalog.campaigns[entity.campaign_id].latest.objective
+        if objective != "app_install":
+            detail = f"target_cpi is for app_install campaigns, not {objective}"
+            return Refused("strategy_not_allowed", "bid_strategy", detail)
+    return None
+
+
+def _check_dates(_: Catalog, entity: Entity, __: int) -> Refused | None:
+    if not isinstance(entity, AdGroup):
+        return None
+    if entity.budget_type == "lifetime" and entity.end_ms is None:
+        return Refused("missing_end", "end_ms", "a lifetime budget needs an end")
+    start_ms, end_ms = entity.start_ms, entity.end_ms
+    if start_ms is not None and end_ms is not None and end_ms <= start_ms:
+        return Refused("bad_dates", "end_ms", "is not after start_ms")
+    return None
+
+
+def _check_bids(catalog: Catalog, entity: Entity, effective_ms: int) -> Refused | None:
+    if not isinstance(entity, AdGroup):
+        return None
+    campaign = catalog.campaigns[entity.campaign_id].latest
+    currency = catalog.accounts[campaign.account_id].latest.currency
+    rate = catalog.usd_per_unit(currency, effective_ms)
+    minimum = minimum_bid_micros(currency, campaign.objective, rate)
+    if entity.bid_micros < minimum:
+        detail = f"{entity.bid_micros} is under the minimum of {minimum} micros {currency}"
+        return Refused("bid_too_low", "bid_micros", detail)
+    for keyword, bid in (entity.keyword_bids_micros or {}).items():
+        if bid < minimum:
+            detail = f"{keyword!r}: {bid} is under the minimum of {minimum} micros {currency}"
+            return Refused("bid_too_low", "keyword_bids_micros", detail)
+    return None
+
+
+_CHECKS: tuple[_Check, ...] = (
+    _check_currency,
+    _check_time_zone,
+    _check_parent,
+    _check_parent_fixed,
+    _check_fixed("currency_changed", "country", "currency"),
+    _check_fixed("budget_type_changed", "budget_type"),
+    _check_strategy,
+    _check_dates,
+    _check_bids,
+)
+
+
+def _changes(
+    name: str, old: Entity | None, new: Entity, effective_ms: int, offset: int
+) -> tuple[Change, ...]:
+    """The fields that differ, as rows of `reporting.changes`."""
+    before = {} if old is None else msgspec.structs.asdict(old)
+    changes = []
+    for field_name, value in msgspec.structs.asdict(new).items():
+        if field_name in ("effective_ms", "changed_by"):
+            continue
+        old_text, new_text = _text(before.get(field_name)), _text(value)
+        if old_text != new_text:
+            by = new.changed_by or ""
+            changes.append(Change(name, field_name, old_text, new_text, by, effective_ms, offset))
+    return tuple(changes)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else msgspec.json.encode(value).decode()

@@ -1,0 +1,101 @@
+"""Billing calendars: which day of an account's time zone a time belongs to.
+
+A day is an int: days since 1970-01-01 of the local calendar date. A day begins at the first
+instant of its date, so days have 23 or 25 hours where clocks change. Times are ms since the
+epoch, UTC, and are clamped to the years that calendars have (1970 to 9998).
+"""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta
+from functools import lru_cache
+from zoneinfo import ZoneInfo, available_timezones
+
+import numpy as np
+import numpy.typing as npt
+
+_EPOCH = date(1970, 1, 1)
+_MS_PER_DAY = 86_400_000
+_LAST_DAY = (date(9998, 12, 31) - _EPOCH).days
+_FIRST_MS, _LAST_MS = 0, _LAST_DAY * _MS_PER_DAY
+_SPAN = 64
+"""Days computed at a time."""
+
+
+def iso(day: int) -> str:
+    """`YYYY-MM-DD` of a day."""
+    return (_EPOCH + timedelta(days=day)).isoformat()
+
+
+def from_iso(text: str) -> int:
+    """The day of a `YYYY-MM-DD`. Raises `ValueError` on anything else."""
+    return (date.fromisoformat(text) - _EPOCH).days
+
+
+@lru_cache(maxsize=1)
+def _zone_names() -> frozenset[str]:
+    return frozenset(available_timezones())
+
+
+def valid_zone(name: str) -> bool:
+    """Whether this is the name of an IANA time zone."""
+    return name in _zone_names()
+
+
+class Calendar:
+    """The billing days of one time zone."""
+
+    def __init__(self, zone_name: str) -> None:
+        if not valid_zone(zone_name):
+            raise ValueError(f"{zone_name!r} is not an IANA time zone")
+        self.zone_name = zone_name
+        self._zone = ZoneInfo(zone_name)
+        self._starts: dict[int, int] = {}
+
+    def start_ms(self, day: int) -> int:
+        """The first instant of a day."""
+        start = self._starts.get(day)
+        if start is None:
+            local = datetime.combine(_EPOCH + timedelta(days=day), datetime.min.time())
+            # fold=0 gives the first of two midnights, and where there is none (clocks go forward
+            # at midnight) the instant of the change.
+            start = round(local.replace(tzinfo=self._zone).timestamp() * 1_000)
+            self._starts[day] = start
+        return start
+
+    def end_ms(self, day: int) -> int:
+        """The first instant after a day."""
+        return self.start_ms(day + 1)
+
+    def day_of(self, time_ms: int) -> int:
+        """The day that a time belongs to."""
+        clamped = min(max(time_ms, _FIRST_MS), _LAST_MS)
+        day = clamped // _MS_PER_DAY
+        while clamped < self.start_ms(day):
+            day -= 1
+        while clamped >= self.end_ms(day):
+            day += 1
+        return day
+
+    def days_of(self, times_ms: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The day of each time."""
+        if len(times_ms) == 0:
+            return np.empty(0, dtype=np.int64)
+        clamped = np.clip(times_ms, _FIRST_MS, _LAST_MS)
+        first, last = self.day_of(int(clamped.min())), self.day_of(int(clamped.max()))
+        if first == last:
+            return np.full(len(times_ms), first, dtype=np.int64)
+        if last - first > _SPAN:
+            # Far apart: look only at the days that are there, by their UTC neighbours.
+            utc_days = np.unique(clamped // _MS_PER_DAY)
+            days = np.unique(np.concatenate((utc_days - 1, utc_days, utc_days + 1, utc_days + 2)))
+        else:
+            days = np.arange(first, last + 2)
+        starts = np.array([self.start_ms(day) for day in days.tolist()], dtype=np.int64)
+        return days[np.searchsorted(starts, clamped, side="right") - 1]
+
+
+@lru_cache(maxsize=None)
+def calendar(zone_name: str) -> Calendar:
+    """The calendar of a time zone. Raises `ValueError` where there is no such zone."""
+    return Calendar(zone_name)
