@@ -24,6 +24,9 @@ from pipeline.contract.vocabulary import CHARGED, CPM, NOT_SERVING, UNKNOWN
 
 Rows = npt.NDArray[np.int64]
 
+FIRST_CLOSE_MS = 1
+NO_CLOSE_MS = 2**62
+
 
 @dataclass(slots=True)
 class Draft:
@@ -192,11 +195,14 @@ def _post_incomplete(shard: Shard, terms: Terms) -> list[PostedBlock]:
 
 
 def next_close_ms(shard: Shard, terms: Terms, grace_ms: int) -> int:
-    """When the next day of any zone may close in this shard."""
+    """When the next day of any zone may close in this shard.
+
+    A zone that the shard has closed no day of yet is due as soon as anything is known of time.
+    """
     times = [
         calendar.end_ms(shard.closed[calendar.zone_name] + 1) + grace_ms
         if calendar.zone_name in shard.closed
-        else 0
+        else FIRST_CLOSE_MS
         for calendar in terms.zones
     ]
-    return min(times, default=0)
+    return min(times, default=NO_CLOSE_MS)

@@ -39,10 +39,6 @@ async def until_signalled(run: Callable[[asyncio.Event], Awaitable[None]]) -> No
 async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
     """A worker until told to stop."""
     worker = wiring.make_worker(settings)
-    started = asyncio.ensure_future(worker.app.start())
-    stopping = asyncio.ensure_future(stop.wait())
-    await asyncio.wait([started, stopping], return_when=asyncio.FIRST_COMPLETED)
-    if started.done():
-        started.result()
-    await stopping
+    await worker.start()
+    await stop.wait()
     await worker.stop()

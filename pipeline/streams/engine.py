@@ -171,8 +171,6 @@ class Engine:
             due_ms = posting.next_close_ms(shard, self.terms, self.settings.grace_ms)
             if self.catalog.forced_close_day is not None:
                 due_ms = min(due_ms, posting.next_close_ms(shard, self.terms, 0))
-            if not self.terms.zones:
-                due_ms = READ_TO_THE_END
             self._next_close_ms[shard.shard] = due_ms
         return due_ms
 

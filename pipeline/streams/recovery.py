@@ -115,7 +115,11 @@ async def take_over(
         for shard, one in folds.items():
             starts[shard] = one.start_from(snapshots.load(shard), begin[shard], end[shard])
         await reader.seek(starts)
-        while any(await reader.position(shard) < end[shard] for shard in shards):
+        behind = set(shards)
+        while True:
+            behind = {shard for shard in behind if await reader.position(shard) < end[shard]}
+            if not behind:
+                break
             for record in await reader.fetch(timeout_ms=500):
                 folds[record.partition].take(record)
         return {shard: one.finish(end[shard]) for shard, one in folds.items()}

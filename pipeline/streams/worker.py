@@ -12,11 +12,11 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import faust
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -80,6 +80,12 @@ class Progress:
     state: str = "starting"
 
 
+def _end_process(what: str, error: BaseException) -> NoReturn:
+    log.critical("%s: %s: %s", what, type(error).__name__, error, exc_info=error)
+    logging.shutdown()
+    os._exit(EXIT_BROKEN)
+
+
 class SourceGapError(Exception):
     """Source records were deleted before they were judged."""
 
@@ -141,6 +147,7 @@ class Worker:
         self._snapshots = SnapshotStore(settings.data_dir / "snapshots")
         self._turning = asyncio.Lock()
         self._ready = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
         self._appends: list[tuple[Owned, asyncio.Task[None]]] = []
         self._unwritten = False
         """Whether the books hold a decision whose appends have not been started."""
@@ -185,8 +192,6 @@ class Worker:
         app.transport.journaled = self._journaled
         topic = app.topic(*EVENT_TOPICS, value_type=bytes, value_serializer="raw")
         app.agent(topic, name="judge")(self._take_in)
-        app.task(self._guarded(self._feed.run, "catalog feed"))
-        app.task(self._guarded(self._run, "worker"))
         app.page("/health")(self._health_page)
         return app
 
@@ -197,22 +202,34 @@ class Worker:
     async def _health_page(self, web: Any, request: Any) -> Any:
         return web.json(self.health())
 
-    def _guarded(self, run: Any, name: str) -> Any:
+    async def start(self) -> None:
+        """Start the loops, then Faust; returns when shards may be assigned.
+
+        Not Faust's own tasks: those start only after the first recovery, which needs the loops.
+        """
+        self._tasks = [
+            asyncio.create_task(self._guarded(self._feed.run, "catalog feed")),
+            asyncio.create_task(self._guarded(self._run, "worker")),
+        ]
+        await self.app.start()
+
+    async def stop(self) -> None:
+        """Leave the group, let what flies land, leave snapshots behind."""
+        self.progress.state = "stopping"
+        await self.app.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+
+    async def _guarded(self, run: Callable[[], Awaitable[None]], name: str) -> None:
         """A crash ends the process, so that its shards move on: a Faust worker whose parts have
         crashed could else stay a member of the group with nobody reading its partitions."""
-
-        async def guarded() -> None:
-            try:
-                await run()
-            except asyncio.CancelledError:
-                raise
-            except BaseException as error:
-                log.critical("%s stopped: %s: %s", name, type(error).__name__, error, exc_info=True)
-                logging.shutdown()
-                os._exit(EXIT_BROKEN)
-
-        guarded.__name__ = name.replace(" ", "_")
-        return guarded
+        try:
+            await run()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            _end_process(f"{name} stopped", error)
 
     def health(self) -> dict[str, Any]:
         """What the health page says."""
@@ -235,10 +252,10 @@ class Worker:
             await self._ready.wait()
             async with self._turning:
                 return await self._own(assigned)
+        except asyncio.CancelledError:
+            raise
         except BaseException as error:
-            log.critical("taking over shards failed: %s", error, exc_info=True)
-            logging.shutdown()
-            os._exit(EXIT_BROKEN)
+            _end_process("taking over shards failed", error)
 
     async def _own(self, assigned: set[TP]) -> dict[TP, int]:
         shards = {tp.partition for tp in assigned}
@@ -447,13 +464,14 @@ class Worker:
     def _save_snapshot(self, shard: int) -> None:
         engine = self.engine
         state = self.owned[shard].state
+        if state.chain.last_offset < 0:
+            return  # nothing to keep
         packed = fold.pack(state, engine.balances, engine.terms, with_ids=True)
         self._snapshots.save(shard, packed)
         self._since_snapshot[shard] = 0
 
     async def _stop(self) -> None:
         """Let flying appends land, leave snapshots behind, close the clients."""
-        self.progress.state = "stopping"
         if self._appends:
             await asyncio.wait([append for _, append in self._appends], timeout=_STOP_WAIT_S)
         landed = all(task.done() and task.exception() is None for _, task in self._appends)
