@@ -8,8 +8,10 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 
+import typer
+
 from pipeline.cli import wiring
-from pipeline.settings import Settings, misspelt_variables
+from pipeline.settings import Settings, load_settings, misspelt_variables
 
 log = logging.getLogger(__name__)
 
@@ -42,3 +44,17 @@ async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
     await worker.start()
     await stop.wait()
     await worker.stop()
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+
+    @app.command()
+    def worker() -> None:
+        """Run a worker: judge events, enforce limits, append to the journal.
+
+        Example: `PIPELINE_KAFKA_BOOTSTRAP=kafka:9092 pipeline worker`
+        """
+        configure_logging()
+        settings = load_settings()
+        asyncio.run(until_signalled(lambda stop: run_worker(settings, stop)))

@@ -6,10 +6,9 @@ from typing import Literal
 
 import msgspec
 
+from pipeline.contract.vocabulary import LimitName
+
 Action = Literal["pause", "resume", "throttle", "bid"]
-LimitName = Literal[
-    "", "ad_group_daily", "ad_group_lifetime", "campaign_daily", "campaign_lifetime"
-]
 
 
 class Signal(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ ever grows at its end.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 IMPRESSIONS: Final = "ads.impressions"
 CLICKS: Final = "ads.clicks"
@@ -48,7 +48,16 @@ REJECTED: Final = (MALFORMED, FUTURE, UNKNOWN)
 REMEMBERED: Final = (NOT_SERVING, COUNTED, REPEAT, OVER_BUDGET, CHARGED)
 """Dispositions after which an event_id is remembered: a resend is a `duplicate`."""
 
-LIMITS: Final = ("", "ad_group_daily", "ad_group_lifetime", "campaign_daily", "campaign_lifetime")
+LimitName = Literal[
+    "", "ad_group_daily", "ad_group_lifetime", "campaign_daily", "campaign_lifetime"
+]
+LIMITS: Final[tuple[LimitName, ...]] = (
+    "",
+    "ad_group_daily",
+    "ad_group_lifetime",
+    "campaign_daily",
+    "campaign_lifetime",
+)
 NO_LIMIT, AD_GROUP_DAILY, AD_GROUP_LIFETIME, CAMPAIGN_DAILY, CAMPAIGN_LIFETIME = 0, 1, 2, 3, 4
 
 BASES: Final = ("", "cpc", "cpe", "cpm")

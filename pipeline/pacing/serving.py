@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.contract.days import iso
-from pipeline.contract.signals import LimitName, Signal
+from pipeline.contract.signals import Signal
+from pipeline.contract.vocabulary import LimitName
 
 LIMIT_REACHED = "limit_reached"
 LIMIT_FREE = "limit_free"

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from pipeline.billing import fold, posting
@@ -19,10 +20,11 @@ from pipeline.billing.books import Balances, Shard
 from pipeline.billing.decide import Outcome, Policy, decide
 from pipeline.billing.journal import EVENT_SCHEMA, AccountTerms, Ad, Header
 from pipeline.billing.posting import Draft
-from pipeline.billing.terms import UNLIMITED, Terms
+from pipeline.billing.terms import UNLIMITED, Columns, Terms
 from pipeline.contract.catalog import Accepted, Catalog, Refused
 from pipeline.contract.days import Calendar, iso
 from pipeline.contract.log import LogRecord
+from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import (
     AD_GROUP_DAILY,
     AD_GROUP_LIFETIME,
@@ -35,6 +37,14 @@ from pipeline.pacing.serving import LimitUse, PlainLimits, Standing
 from pipeline.pacing.serving import Policy as PacingPolicy
 
 READ_TO_THE_END = 2**62
+
+Rows = npt.NDArray[np.int64]
+
+_LIMITS_OF: dict[str, tuple[int, int]] = {
+    "ad_group": (AD_GROUP_LIFETIME, AD_GROUP_DAILY),
+    "campaign": (CAMPAIGN_LIFETIME, CAMPAIGN_DAILY),
+}
+"""The lifetime and the daily limit of each level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,7 @@ class Engine:
         self.balances = Balances(settings.judging.acceptance_horizon_days + 3)
         self.shards: dict[int, Shard] = {}
         self._pacing: PacingPolicy = pacing or PlainLimits()
+        self._stopped = _Stopped()
         self._next_close_ms: dict[int, int] = {}
 
     # -- ownership ----------------------------------------------------------------------------
@@ -81,11 +92,21 @@ class Engine:
         """The shard is no longer this worker's."""
         if self.shards.pop(shard, None) is not None:
             fold.release(shard, self.balances, self.terms)
+            groups, campaigns = self.terms.rows_of_shard(shard)
+            self._stopped.forget("ad_group", groups.tolist())
+            self._stopped.forget("campaign", campaigns.tolist())
         self._next_close_ms.pop(shard, None)
 
     def fold(self, shard: int, header: Header, events: pl.DataFrame) -> None:
         """Take over a journal record that counts."""
         fold.fold_record(self.shards[shard], self.balances, self.terms, header, events)
+
+    def adopt(self, shard: int) -> None:
+        """The shard's state is complete: what stands in it counts from now on."""
+        for entity, signal in self.shards[shard].standing.items():
+            level, _, name = entity.partition(":")
+            known = self.terms.group_row if level == "ad_group" else self.terms.campaign_row
+            self._stopped.note(level, known(name), signal)
 
     # -- the catalog --------------------------------------------------------------------------
 
@@ -140,12 +161,10 @@ class Engine:
         effective_ms = self.terms.next_effective_ms()
         if effective_ms is not None and effective_ms <= now_ms:
             return True
-        for number, shard in self.shards.items():
+        for number in self.shards:
             if self.close_is_due(number, min(now_ms, read_through_ms.get(number, 0))):
                 return True
-            if any(_resume_due(signal.resume_at_ms, now_ms) for signal in shard.standing.values()):
-                return True
-        return False
+        return self._stopped.is_due(now_ms)
 
     def event_columns(
         self, outcome: Outcome, draft: Draft
@@ -190,77 +209,119 @@ class Engine:
     def _review_serving(self, outcome: Outcome, drafts: dict[int, Draft], now_ms: int) -> None:
         """Review every entity whose spend, limits or billing day may have changed."""
         spent = np.flatnonzero(outcome.disposition >= OVER_BUDGET)
-        groups = set(np.unique(outcome.group[spent]).tolist())
-        campaigns = set(np.unique(outcome.campaign[spent]).tolist())
-        for level, row in self.terms.limits_changed:
-            (groups if level == "ad_group" else campaigns).add(row)
-        self.terms.limits_changed.clear()
-        for shard in self.shards.values():
-            for signal in shard.standing.values():
-                if _resume_due(signal.resume_at_ms, now_ms):
-                    level, _, name = signal.entity.partition(":")
-                    if level == "ad_group":
-                        groups.add(self.terms.group_row(name))
-                    else:
-                        campaigns.add(self.terms.campaign_row(name))
-        self._review_groups(sorted(groups), drafts, now_ms)
-        self._review_campaigns(sorted(campaigns), drafts, now_ms)
+        rows = {
+            "ad_group": np.unique(outcome.group[spent]),
+            "campaign": np.unique(outcome.campaign[spent]),
+        }
+        changed, self.terms.limits_changed = self.terms.limits_changed, set()
+        due = self._stopped.resume_due(now_ms)
+        for level, touched in rows.items():
+            more = [row for where, row in changed | due if where == level]
+            concerned = np.union1d(touched, np.array(more, dtype=np.int64))
+            for row in self._worth_review(level, concerned, now_ms):
+                self._review(level, row, drafts, now_ms)
 
-    def _review_groups(self, rows: list[int], drafts: dict[int, Draft], now_ms: int) -> None:
-        columns = self.terms.group
-        limits = (
-            (AD_GROUP_LIFETIME, columns.lifetime_nanos),
-            (AD_GROUP_DAILY, columns.daily_nanos),
-        )
-        for row in rows:
-            campaign = int(columns.campaign[row])
-            entity = "ad_group:" + self.terms.group_ids.text(row)
-            self._review(entity, row, campaign, limits, drafts, now_ms)
+    def _worth_review(self, level: str, rows: Rows, now_ms: int) -> list[int]:
+        """Of these rows, those that are stopped or have a limit reached: no other can change."""
+        if len(rows) == 0:
+            return []
+        reached = np.zeros(len(rows), dtype=np.bool_)
+        lifetime, daily = _LIMITS_OF[level]
+        columns = self._columns_of(level)
+        reached = self.balances.get(lifetime, 0).of(rows) >= columns.lifetime_nanos[rows]
+        zones = self._zones_of(level, rows)
+        for zone in np.unique(zones).tolist():
+            if zone >= 0:
+                here = zones == zone
+                today = self.terms.zones[zone].day_of(now_ms)
+                spend = self.balances.get(daily, today).of(rows[here])
+                reached[here] |= spend >= columns.daily_nanos[rows[here]]
+        found: list[int] = rows[reached].tolist()
+        stopped = [row for row in rows[~reached].tolist() if (level, row) in self._stopped]
+        return sorted(found + stopped)
 
-    def _review_campaigns(self, rows: list[int], drafts: dict[int, Draft], now_ms: int) -> None:
-        columns = self.terms.campaign
-        limits = (
-            (CAMPAIGN_LIFETIME, columns.lifetime_nanos),
-            (CAMPAIGN_DAILY, columns.daily_nanos),
-        )
-        for row in rows:
-            entity = "campaign:" + self.terms.campaign_ids.text(row)
-            self._review(entity, row, row, limits, drafts, now_ms)
+    def _columns_of(self, level: str) -> Columns:
+        return self.terms.group if level == "ad_group" else self.terms.campaign
 
-    def _review(
-        self,
-        entity: str,
-        row: int,
-        campaign: int,
-        limits: Iterable[tuple[int, "np.ndarray[tuple[int], np.dtype[np.int64]]"]],
-        drafts: dict[int, Draft],
-        now_ms: int,
-    ) -> None:
-        shard = self.shards.get(int(self.terms.campaign.shard[campaign]))
-        account = int(self.terms.campaign.account[campaign])
-        if shard is None or account < 0:
+    def _zones_of(self, level: str, rows: Rows) -> Rows:
+        """The time zone's row for each entity; -1 where its account is not known."""
+        campaigns = self.terms.group.campaign[rows] if level == "ad_group" else rows
+        accounts = self.terms.campaign.account[campaigns]
+        return np.where(accounts >= 0, self.terms.account.zone[accounts], -1)
+
+    def _review(self, level: str, row: int, drafts: dict[int, Draft], now_ms: int) -> None:
+        terms = self.terms
+        campaign = int(terms.group.campaign[row]) if level == "ad_group" else row
+        shard = self.shards.get(int(terms.campaign.shard[campaign]))
+        zone = int(self._zones_of(level, np.array([row]))[0])
+        if shard is None or zone < 0:
             return
-        calendar = self.terms.zones[int(self.terms.account.zone[account])]
-        today = calendar.day_of(now_ms)
-        at = np.array([row])
-        uses = []
-        for limit, bounds in limits:
-            bound = int(bounds[row])
-            if bound != UNLIMITED:
-                spend = int(self.balances.get(limit, today).of(at)[0])
-                uses.append(LimitUse(LIMITS[limit], bound, spend))  # type: ignore[arg-type]
+        names = terms.group_ids if level == "ad_group" else terms.campaign_ids
+        entity = f"{level}:{names.text(row)}"
+        today = terms.zones[zone].day_of(now_ms)
         standing = Standing(
             entity=entity,
-            uses=tuple(uses),
+            uses=self._uses(level, row, today),
             billing_day=today,
-            day_end_ms=calendar.end_ms(today),
+            day_end_ms=terms.zones[zone].end_ms(today),
             last=shard.standing.get(entity),
             last_version=shard.versions.get(entity, 0),
         )
         signal = self._pacing.review(standing, now_ms)
         if signal is not None:
             shard.note_signal(signal)
+            self._stopped.note(level, row, signal)
             drafts[shard.shard].signals.append(signal)
+
+    def _uses(self, level: str, row: int, today: int) -> tuple[LimitUse, ...]:
+        """What is used of an entity's limits today, the longer lasting limit first."""
+        at = np.array([row])
+        lifetime, daily = _LIMITS_OF[level]
+        columns = self._columns_of(level)
+        uses = []
+        for limit, bounds in ((lifetime, columns.lifetime_nanos), (daily, columns.daily_nanos)):
+            if int(bounds[row]) != UNLIMITED:
+                spend = int(self.balances.get(limit, today).of(at)[0])
+                uses.append(LimitUse(LIMITS[limit], int(bounds[row]), spend))
+        return tuple(uses)
+
+
+class _Stopped:
+    """Which entities are not plainly serving, by row, and when a daily limit frees them."""
+
+    def __init__(self) -> None:
+        self._resume_at_ms: dict[tuple[str, int], int] = {}
+        self._next_ms = READ_TO_THE_END
+
+    def __contains__(self, entity: tuple[str, int]) -> bool:
+        return entity in self._resume_at_ms
+
+    def note(self, level: str, row: int, signal: Signal) -> None:
+        """Take over an entity's last signal."""
+        if signal.action == "resume":
+            self._resume_at_ms.pop((level, row), None)
+            return
+        never = READ_TO_THE_END
+        resume_at_ms = never if signal.resume_at_ms is None else signal.resume_at_ms
+        self._resume_at_ms[level, row] = resume_at_ms
+        self._next_ms = min(self._next_ms, resume_at_ms)
+
+    def forget(self, level: str, rows: Iterable[int]) -> None:
+        for row in rows:
+            self._resume_at_ms.pop((level, row), None)
+
+    def is_due(self, now_ms: int) -> bool:
+        """Whether a daily limit of somebody has freed up."""
+        return self._next_ms <= now_ms
+
+    def resume_due(self, now_ms: int) -> set[tuple[str, int]]:
+        """The entities whose daily limit has freed up."""
+        if not self.is_due(now_ms):
+            return set()
+        due = {entity for entity, at_ms in self._resume_at_ms.items() if at_ms <= now_ms}
+        later = (at_ms for at_ms in self._resume_at_ms.values() if at_ms > now_ms)
+        self._next_ms = min(later, default=READ_TO_THE_END)
+        return due
 
 
 def _day_ends(calendar: Calendar, after_ms: int, up_to_ms: int) -> list[int]:
@@ -274,7 +335,3 @@ def _day_ends(calendar: Calendar, after_ms: int, up_to_ms: int) -> list[int]:
             ends.append(end_ms)
         day += 1
     return ends
-
-
-def _resume_due(resume_at_ms: int | None, now_ms: int) -> bool:
-    return resume_at_ms is not None and resume_at_ms <= now_ms

@@ -206,6 +206,7 @@ class _Fold:
                 "a snapshot of the shard, or raise the journal's retention"
             )
         state = self._state
+        self._engine.adopt(self._shard)
         return Owned(
             state=state,
             journal_end=end,

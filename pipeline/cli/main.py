@@ -1,0 +1,45 @@
+"""The `pipeline` command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from pipeline.cli import admin, processes, reports, simulation, up
+from pipeline.embedded.errors import EmbeddedError
+from pipeline.settings import SettingsError
+from pipeline.streams.topics import TopicsError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+app = typer.Typer(
+    name="pipeline",
+    help="Streaming billing and pacing for promoted pins.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+up.register(app)
+processes.register(app)
+admin.register(app)
+reports.register(app)
+simulation.register(app)
+
+
+def main() -> None:
+    """Run a command; what a person can put right is told in words, with exit code 1 or 2."""
+    try:
+        app()
+    except SettingsError as error:
+        _say(str(error))
+        sys.exit(EXIT_USAGE)
+    except (EmbeddedError, TopicsError, admin.CommandError) as error:
+        _say(str(error))
+        sys.exit(EXIT_FAILED)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True).print(text, style="red", markup=False, highlight=False)
