@@ -83,7 +83,9 @@ class Batch:
         return chunk.keys[position], chunk.values[position]
 
     def headers(self, row: int) -> tuple[tuple[str, bytes], ...]:
-        return self.chunks[self.chunk[row]].headers.get(int(self.offset[row]), ())
+        """The record's headers as they came."""
+        chunk: Chunk = self.chunks[self.chunk[row]]
+        return chunk.headers.get(int(self.offset[row]), ())
 
 
 class Assembler:
@@ -145,8 +147,8 @@ class Assembler:
 
 def split(batch: Batch, boundaries_ms: Sequence[int]) -> list[Batch]:
     """Cut a batch before each boundary that lies within it, so that time moves in small steps."""
-    cuts = np.searchsorted(batch.order_ms, np.unique(boundaries_ms)) if boundaries_ms else []
-    edges = sorted({0, len(batch), *(int(cut) for cut in cuts)})
+    cuts: list[int] = np.searchsorted(batch.order_ms, sorted(boundaries_ms)).tolist()
+    edges = sorted({0, len(batch), *cuts})
     if len(edges) <= 2:
         return [batch]
     parts = []

@@ -162,13 +162,11 @@ def decide(
 
 def _columns(batch: Batch, now_ms: int, policy: Policy) -> Outcome:
     """Rule 1: what did not decode is malformed; everything else becomes columns."""
-    events: list[Event] = batch.events  # type: ignore[assignment]
-    size = len(events)
+    size = len(batch.events)
     disposition = np.full(size, UNDECIDED, dtype=np.uint8)
-    faults = [row for row, event in enumerate(events) if event.__class__ is Fault]
-    if faults:
-        disposition[faults] = MALFORMED
-        events = [_BLANK if event.__class__ is Fault else event for event in events]
+    faults = [row for row, event in enumerate(batch.events) if event.__class__ is Fault]
+    disposition[faults] = MALFORMED
+    events = [_BLANK if isinstance(event, Fault) else event for event in batch.events]
     unset = msgspec.UNSET
     event_id = [event.event_id for event in events]
     record_day = batch.record_ms // MS_PER_DAY
@@ -180,8 +178,8 @@ def _columns(batch: Batch, now_ms: int, policy: Policy) -> Outcome:
         event_time_ms=np.array([event.event_time_ms for event in events], dtype=np.int64),
         kind=_kinds(batch, events, disposition),
         placement=np.array([_PLACEMENT_CODES[e.placement] for e in events], dtype=np.uint8),
-        country=["" if e.country is unset else e.country for e in events],  # type: ignore[misc]
-        device=["" if e.device is unset else e.device for e in events],  # type: ignore[misc]
+        country=["" if e.country is unset else e.country for e in events],
+        device=["" if e.device is unset else e.device for e in events],
         price_micros=np.array([event.price_micros for event in events], dtype=np.int64),
         ad_ids=[(e.campaign_id, e.ad_group_id, e.promoted_pin_id) for e in events],
         user_hash=_user_hashes(events, faults, policy.user_hash_key),
@@ -360,7 +358,8 @@ def _rule_repeat(outcome: Outcome, shards: Mapping[int, Shard]) -> Rows:
         seen = shards[shard].unique.contains(keys[here])
         outcome.disposition[keyed[here][seen]] = REPEAT
     _clear_keys(outcome, keyed[outcome.disposition[keyed] == REPEAT])
-    return rows[outcome.disposition[rows] == UNDECIDED]
+    candidates: Rows = rows[outcome.disposition[rows] == UNDECIDED]
+    return candidates
 
 
 def _unique_keys(outcome: Outcome, rows: Rows) -> list[bytes]:
@@ -372,7 +371,7 @@ def _unique_keys(outcome: Outcome, rows: Rows) -> list[bytes]:
             what = b"\0%d\0%d\0" % (outcome.kind[row], outcome.billing_day[row])
             texts.append(b"e" + pin + what + outcome.user_hash[row])
         else:
-            texts.append(b"i" + outcome.batch.events[row].impression_id.encode())  # type: ignore[union-attr]
+            texts.append(b"i" + outcome.batch.events[row].impression_id.encode())
     packed = ids.hash_bytes(texts)
     return [packed[i : i + 16] for i in range(0, len(packed), 16)]
 

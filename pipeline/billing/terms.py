@@ -84,7 +84,7 @@ class Columns:
         if rows > capacity:
             grown = max(rows, capacity * 2)
             for name, (dtype, fill) in self._spec.items():
-                column = np.full(grown, fill, dtype=dtype)
+                column: npt.NDArray[Any] = np.full(grown, fill, dtype=dtype)
                 column[:capacity] = getattr(self, name)
                 setattr(self, name, column)
         self._size = max(self._size, rows)

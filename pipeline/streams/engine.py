@@ -326,7 +326,7 @@ class _Stopped:
 
 def _day_ends(calendar: Calendar, after_ms: int, up_to_ms: int) -> list[int]:
     """Ends of billing days within (after, up to]."""
-    ends = []
+    ends: list[int] = []
     if up_to_ms < 0:
         return ends
     day = calendar.day_of(max(after_ms, 0))

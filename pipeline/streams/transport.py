@@ -14,8 +14,8 @@ rebalance); an object for each record would cost more than judging it does. Thre
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any, Protocol
 
 import aiokafka
 from aiokafka.consumer import fetcher
@@ -32,9 +32,20 @@ SCHEME = "chunk"
 MAX_CHUNK_RECORDS = 4_096
 MAX_CHUNK_BYTES = 8 * 1024 * 1024
 
-Recover = Callable[[set[TP]], Awaitable[dict[TP, int]]]
-"""Takes over the assigned partitions and tells where in them to go on; an offset below 0 means
-the partition's first retained record."""
+class ShardOwner(Protocol):
+    """Who takes over the shards that Faust assigns."""
+
+    async def recover(self, assigned: set[TP]) -> dict[TP, int]:
+        """Own exactly these partitions, and tell where in them to go on; an offset below 0 means
+        the partition's first retained record."""
+        ...
+
+    def go_on_from(self, positions: Mapping[TP, int]) -> None:
+        """The sources have been sought to these offsets."""
+
+    def journaled(self) -> dict[TP, int]:
+        """How far the journal has each owned source."""
+        ...
 
 
 def as_chunks(value: bytes) -> bytes:
@@ -44,6 +55,8 @@ def as_chunks(value: bytes) -> bytes:
 
 class _ChunkRecords(fetcher.PartitionRecords):  # type: ignore[misc]
     """Unpacks a fetched partition into chunks."""
+
+    next_fetch_offset: int
 
     def _unpack_records(self) -> Iterator[ConsumerRecord]:
         chunk = _OpenChunk(self._tp, self.next_fetch_offset)
@@ -124,13 +137,14 @@ def _partition_records(*args: Any) -> Any:
 
 
 _PLAIN_RECORDS = fetcher.PartitionRecords
-fetcher.PartitionRecords = _partition_records
+fetcher.PartitionRecords = _partition_records  # every consumer's fetcher looks it up here
 
 
-class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
+class _ConsumerThread(driver.AIOKafkaConsumerThread):
     """Faust's consumer thread with our consumer in it."""
 
-    def _create_worker_consumer(self, transport: Transport) -> aiokafka.AIOKafkaConsumer:
+    def _create_worker_consumer(self, transport: driver.Transport) -> aiokafka.AIOKafkaConsumer:
+        assert isinstance(transport, Transport)
         conf = self.app.conf
         # Faust's own assignor keeps topics with the same number of partitions together, which is
         # what makes a shard; without tables Faust would take plain round-robin.
@@ -154,70 +168,69 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         )
 
 
-class ChunkConsumer(driver.Consumer):  # type: ignore[misc]
+class ChunkConsumer(driver.Consumer):
     """Faust's consumer with chunks for messages and the journal for offsets."""
 
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
+    @property
+    def _chunk_transport(self) -> Transport:
+        assert isinstance(self.transport, Transport)
+        return self.transport
+
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
-        epoch = self.transport.epoch
+        seeks = self._chunk_transport
+        epoch = seeks.epoch
         records, _ = await self._wait_next_records(timeout)
         generation = self.app.consumer_generation_id
-        if records is None or self.should_stop:
+        if not records or self.should_stop:
             return
         if not self.flow_active:
             await self.perform_seek()
             return
+
+        def still_ours() -> bool:
+            same = self.app.consumer_generation_id == generation and seeks.epoch == epoch
+            return bool(self.flow_active) and same
+
         for tp, chunks in records.items():
             for record in chunks:
-                moved = self.app.consumer_generation_id != generation
-                if not self.flow_active or moved or self.transport.epoch != epoch:
+                if not still_ours():
                     return
                 yield tp, self._to_message(tp, record)
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Take over what is newly assigned and seek to where its journal ends."""
-        transport = self.transport
+        transport = self._chunk_transport
         transport.epoch += 1
         assigned = {tp for tp in self._thread.assignment() if tp.topic in EVENT_TOPICS}
-        positions: dict[TP, int] = await transport.recover(assigned)
+        positions: dict[TP, int] = await transport.owner.recover(assigned)
         fresh = [tp for tp, offset in positions.items() if offset < 0]
         if fresh:
             positions.update(await self._thread.earliest_offsets(*fresh))
         if positions:
             await self._thread.seek_wait(positions)
-        transport.on_positions(positions)
+        transport.epoch += 1
+        transport.owner.go_on_from(positions)
         return positions
 
     async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
         """Tell the group how far the journal is; only lag monitors read it."""
-        offsets = self.transport.journaled()
+        offsets = self._chunk_transport.owner.journaled()
         if not offsets or not self.flow_active:
             return False
         return bool(await self._thread.commit(offsets))
 
 
-class Transport(driver.Transport):  # type: ignore[misc]
-    """Faust's aiokafka transport; what it needs of the worker is set before the app starts."""
+class Transport(driver.Transport):
+    """Faust's aiokafka transport; its owner is set before the app starts."""
 
     Consumer = ChunkConsumer
-    client_options: Mapping[str, Any] = {}
+    client_options: Mapping[str, Any]
+    owner: ShardOwner
     epoch = 0
     """Counts seeks: what was fetched before one is never delivered after it."""
-
-    @staticmethod
-    async def recover(assigned: set[TP]) -> dict[TP, int]:
-        raise AssertionError("set by the worker")
-
-    @staticmethod
-    def on_positions(positions: Mapping[TP, int]) -> None:
-        """The sources go on from these offsets."""
-
-    @staticmethod
-    def journaled() -> dict[TP, int]:
-        """How far the journal has each owned source."""
-        return {}
 
 
 TRANSPORTS.aliases[SCHEME] = f"{__name__}:Transport"

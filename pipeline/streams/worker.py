@@ -186,10 +186,10 @@ class Worker:
             web_port=settings.web_port,
             web_cors_options={},
         )
-        app.transport.client_options = settings.client_options
-        app.transport.recover = self._recover
-        app.transport.on_positions = self._on_positions
-        app.transport.journaled = self._journaled
+        chunks = app.transport
+        assert isinstance(chunks, transport.Transport)
+        chunks.client_options = settings.client_options
+        chunks.owner = self
         topic = app.topic(*EVENT_TOPICS, value_type=bytes, value_serializer="raw")
         app.agent(topic, name="judge")(self._take_in)
         app.page("/health")(self._health_page)
@@ -246,7 +246,7 @@ class Worker:
 
     # -- ownership ----------------------------------------------------------------------------
 
-    async def _recover(self, assigned: set[TP]) -> dict[TP, int]:
+    async def recover(self, assigned: set[TP]) -> dict[TP, int]:
         """Called by the transport after every rebalance: own exactly the assigned shards."""
         try:
             await self._ready.wait()
@@ -288,11 +288,14 @@ class Worker:
         self.engine.release(shard)
         self._assembler.forget(shard)
 
-    def _on_positions(self, positions: Mapping[TP, int]) -> None:
+    def go_on_from(self, positions: Mapping[TP, int]) -> None:
+        """Called by the transport: the sources have been sought to these offsets."""
         for tp, offset in positions.items():
-            self.owned[tp.partition].taken[tp.topic] = offset
+            if tp.partition in self.owned:
+                self.owned[tp.partition].taken[tp.topic] = offset
 
-    def _journaled(self) -> dict[TP, int]:
+    def journaled(self) -> dict[TP, int]:
+        """How far the journal has each owned source; for lag monitors."""
         return {
             TP(topic, shard): offset
             for shard, owned in self.owned.items()
