@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -153,7 +154,7 @@ def split(batch: Batch, boundaries_ms: Sequence[int]) -> list[Batch]:
         return [batch]
     parts = []
     done: dict[tuple[int, str], int] = {}
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in pairwise(edges):
         last = end == len(batch)
         parts.append(_part(batch, start, end, last, done))
     return parts

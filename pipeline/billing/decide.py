@@ -454,7 +454,7 @@ def _remaining(outcome: Outcome, rows: Rows, balances: Balances, terms: Terms) -
 
 
 def _repeat_groups(outcome: Outcome, rows: Rows) -> tuple[Int64s, Mask]:
-    """Number rows by rule 8 key; tell the first of each number. Rows without a key are all first."""
+    """Number rows by rule 8 key (-1 without one), and tell the first row of each number."""
     groups = np.full(len(rows), -1, dtype=np.int64)
     first = np.ones(len(rows), dtype=np.bool_)
     keyed = np.flatnonzero(outcome.basis[rows] != CPM)

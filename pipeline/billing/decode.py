@@ -1,4 +1,4 @@
-"""From message values to typed events, strictly: what is not exactly the contract's form is a fault.
+"""From message values to typed events, strictly: what is not the contract's form is a fault.
 
 msgspec's typed decoder does the work and decides alone on most events. What it does not check is
 added here: UTF-8 in skipped parts, NUL characters, and duplicate keys. Each of the three has a

@@ -133,13 +133,10 @@ async def _load(settings: Settings, paths: list[Path], at_ms: int | None, skip: 
     producer = AIOKafkaProducer(**settings.kafka_client_options(), acks="all", linger_ms=5)
     await producer.start()
     try:
-        sends = []
-        for line in track(valid, "Publishing", console=err, transient=True):
-            sends.append(
-                await producer.send(
-                    CATALOG, line.value, key=line.key, timestamp_ms=line.timestamp_ms
-                )
-            )
+        sends = [
+            await producer.send(CATALOG, line.value, key=line.key, timestamp_ms=line.timestamp_ms)
+            for line in track(valid, "Publishing", console=err, transient=True)
+        ]
         await asyncio.gather(*sends)
     finally:
         await producer.stop()

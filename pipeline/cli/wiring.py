@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.billing.decide import Policy
+from pipeline.reporting.schema import Layout
 from pipeline.settings import PREFIX, Settings, load_settings
 from pipeline.streams.clock import make_clock
 from pipeline.streams.engine import EngineSettings
@@ -27,10 +28,11 @@ def settings_for(data_dir: Path | None = None) -> Settings:
     directory, so that commands beside it need no settings at all.
     """
     settings = load_settings(data_dir=data_dir)
-    given: dict[str, Any] = {}
-    for name, value in _endpoints(settings.data_dir).items():
-        if PREFIX + name.upper() not in os.environ:
-            given[name] = value
+    given = {
+        name: value
+        for name, value in _endpoints(settings.data_dir).items()
+        if PREFIX + name.upper() not in os.environ
+    }
     return load_settings(data_dir=data_dir, **given) if given else settings
 
 
@@ -56,10 +58,12 @@ def write_endpoints(settings: Settings, clickhouse_dsn: str) -> None:
 
 
 def remove_endpoints(settings: Settings) -> None:
+    """`pipeline up` ends."""
     (settings.data_dir / ENDPOINTS_FILE).unlink(missing_ok=True)
 
 
 def engine_settings(settings: Settings) -> EngineSettings:
+    """What judging depends on."""
     return EngineSettings(
         partitions=settings.partitions,
         judging=Policy(
@@ -96,4 +100,10 @@ def reader_factory(settings: Settings) -> Callable[[str], KafkaLogReader]:
 
 
 def specs_of(settings: Settings, *, keep_all: bool) -> list[TopicSpec]:
+    """The contract's topics by these settings."""
     return topic_specs(settings.partitions, settings.acceptance_horizon_days, keep_all=keep_all)
+
+
+def table_layout(settings: Settings) -> Layout:
+    """How the tables are laid out."""
+    return Layout(replicated=settings.clickhouse_replicated)

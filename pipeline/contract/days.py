@@ -8,7 +8,7 @@ epoch, UTC, and are clamped to the years that calendars have (1970 to 9998).
 from __future__ import annotations
 
 from datetime import date, datetime, timedelta
-from functools import lru_cache
+from functools import cache, lru_cache
 from zoneinfo import ZoneInfo, available_timezones
 
 import numpy as np
@@ -95,7 +95,7 @@ class Calendar:
         return days[np.searchsorted(starts, clamped, side="right") - 1]
 
 
-@lru_cache(maxsize=None)
+@cache
 def calendar(zone_name: str) -> Calendar:
     """The calendar of a time zone. Raises `ValueError` where there is no such zone."""
     return Calendar(zone_name)

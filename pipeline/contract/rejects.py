@@ -41,4 +41,5 @@ class Reject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def to_base64(value: bytes | None) -> str | None:
+    """Base64 text of bytes that may be missing."""
     return None if value is None else base64.b64encode(value).decode("ascii")

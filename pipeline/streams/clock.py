@@ -45,4 +45,5 @@ class StreamClock:
 
 
 def make_clock(kind: Literal["wall", "stream"]) -> Clock:
+    """The clock of a setting."""
     return StreamClock() if kind == "stream" else WallClock()

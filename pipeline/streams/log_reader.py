@@ -56,13 +56,11 @@ class KafkaLogReader:
 
     async def fetch(self, timeout_ms: int) -> list[LogRecord]:
         fetched = await self._consumer.getmany(timeout_ms=timeout_ms)
-        found: list[LogRecord] = []
-        for tp, records in fetched.items():
-            for r in records:
-                found.append(
-                    LogRecord(tp.topic, tp.partition, r.offset, r.timestamp, r.key, r.value)
-                )
-        return found
+        return [
+            LogRecord(tp.topic, tp.partition, r.offset, r.timestamp, r.key, r.value)
+            for tp, records in fetched.items()
+            for r in records
+        ]
 
     async def begin_offsets(self) -> dict[int, int]:
         offsets = await self._consumer.beginning_offsets(self._assigned)

@@ -66,8 +66,7 @@ class Outbox:
                 sends.append(await self._send_home(original))
             else:
                 sends.append(await self._send_reject(reject_of(original)))
-        for reject in refusals:
-            sends.append(await self._send_reject(reject))
+        sends += [await self._send_reject(reject) for reject in refusals]
         if sends:
             await asyncio.gather(*sends)
 

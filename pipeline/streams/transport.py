@@ -32,6 +32,7 @@ SCHEME = "chunk"
 MAX_CHUNK_RECORDS = 4_096
 MAX_CHUNK_BYTES = 8 * 1024 * 1024
 
+
 class ShardOwner(Protocol):
     """Who takes over the shards that Faust assigns."""
 

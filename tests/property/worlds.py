@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from pipeline.billing.batch import Assembler, Chunk
-from pipeline.billing.decide import Policy
+from pipeline.billing.decide import Outcome, Policy
 from pipeline.contract.days import iso
 from pipeline.contract.log import LogRecord
 from pipeline.contract.partitioning import partition_of
@@ -233,6 +233,23 @@ def chunks_of(records: list[SourceRecord]) -> list[Chunk]:
     ]
 
 
+def _verdict(outcome: Outcome, row: int) -> dict[str, Any]:
+    disposition = DISPOSITIONS[outcome.disposition[row]]
+    return {
+        "topic": EVENT_TOPICS[outcome.batch.source[row]],
+        "partition": int(outcome.batch.shard[row]),
+        "offset": int(outcome.batch.offset[row]),
+        "disposition": disposition,
+        "limit": LIMITS[outcome.limit[row]],
+        "amount_nanos": int(outcome.amount_nanos[row]),
+        "free_nanos": int(outcome.free_nanos[row]),
+        "billing_day": iso(int(outcome.billing_day[row])),
+        "kind": KINDS[outcome.kind[row]],
+        "event_id": outcome.event_id[row],
+        "basis": BASES[outcome.basis[row]] if disposition == "charged" else "",
+    }
+
+
 def decided(world: World, sizes: list[int]) -> tuple[Engine, list[dict[str, Any]]]:
     """The product's verdicts, with the records cut into batches of these sizes, in turn."""
     engine = make_engine()
@@ -246,24 +263,7 @@ def decided(world: World, sizes: list[int]) -> tuple[Engine, list[dict[str, Any]
         batch = assembler.assemble(chunks_of(world.records[start : start + size]))
         # Days are kept open: adjustments are not what is compared here.
         outcome = engine.turn(batch, world.now_ms, {}).outcome
-        for row in range(len(batch)):
-            verdicts.append(
-                {
-                    "topic": EVENT_TOPICS[batch.source[row]],
-                    "partition": int(batch.shard[row]),
-                    "offset": int(batch.offset[row]),
-                    "disposition": DISPOSITIONS[outcome.disposition[row]],
-                    "limit": LIMITS[outcome.limit[row]],
-                    "amount_nanos": int(outcome.amount_nanos[row]),
-                    "free_nanos": int(outcome.free_nanos[row]),
-                    "billing_day": iso(int(outcome.billing_day[row])),
-                    "kind": KINDS[outcome.kind[row]],
-                    "event_id": outcome.event_id[row],
-                    "basis": BASES[outcome.basis[row]]
-                    if DISPOSITIONS[outcome.disposition[row]] == "charged"
-                    else "",
-                }
-            )
+        verdicts += [_verdict(outcome, row) for row in range(len(batch))]
         start, turn = start + size, turn + 1
     return engine, verdicts
 
