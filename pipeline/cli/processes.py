@@ -7,10 +7,14 @@ import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from typing import Annotated
 
 import typer
 
 from pipeline.cli import wiring
+from pipeline.contract.vocabulary import CATALOG, JOURNAL
+from pipeline.reporting.clickhouse import Store
+from pipeline.reporting.process import run_reporter
 from pipeline.settings import Settings, load_settings, misspelt_variables
 
 log = logging.getLogger(__name__)
@@ -46,6 +50,22 @@ async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
     await worker.stop()
 
 
+async def report(settings: Settings, http_port: int | None, stop: asyncio.Event) -> None:
+    """The reporter until told to stop."""
+    store = await asyncio.to_thread(Store, settings.clickhouse_dsn)
+    reader = wiring.reader_factory(settings)
+    await run_reporter(
+        store,
+        wiring.table_layout(settings),
+        reader(JOURNAL),
+        reader(CATALOG),
+        settings.partitions,
+        "127.0.0.1",
+        http_port,
+        stop,
+    )
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands."""
 
@@ -58,3 +78,17 @@ def register(app: typer.Typer) -> None:
         configure_logging()
         settings = load_settings()
         asyncio.run(until_signalled(lambda stop: run_worker(settings, stop)))
+
+    @app.command()
+    def reporter(
+        http_port: Annotated[
+            int | None, typer.Option(help="Serve read-only queries of the embedded engine here.")
+        ] = None,
+    ) -> None:
+        """Run the reporter: write the journal to ClickHouse, close days.
+
+        Example: `PIPELINE_CLICKHOUSE_DSN=http://user:pw@host:8123/ pipeline reporter`
+        """
+        configure_logging()
+        settings = load_settings()
+        asyncio.run(until_signalled(lambda stop: report(settings, http_port, stop)))

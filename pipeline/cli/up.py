@@ -108,6 +108,7 @@ class Up:
             "PIPELINE_PARTITIONS": str(settings.partitions),
             "PIPELINE_WORKER_WEB_PORT": str(settings.worker_web_port),
             # The worker's columns are small and many: a pool of threads costs more than it gives.
+            "TZ": "UTC",
             "POLARS_MAX_THREADS": os.environ.get("POLARS_MAX_THREADS", "1"),
         }
 

@@ -152,6 +152,22 @@ class Store:
             lambda: self._client.command(sql, parameters=dict(parameters), settings=together)
         )
 
+    def raw(
+        self, sql: str, form: str, bound: Mapping[str, str], settings: Mapping[str, Any]
+    ) -> bytes:
+        """The result of a query in a ClickHouse format, for the read-only HTTP interface.
+
+        `bound` holds `param_NAME` -> value as ClickHouse's HTTP interface takes them (escaped
+        text), which is why the client's own binding, which would escape them again, is passed by.
+        """
+
+        def call() -> bytes:
+            client: Any = self._client
+            query, _, runtime = client._prep_raw_query_runtime(sql, None, dict(settings), form, True)
+            return bytes(client._backend.execute_raw_query(query, dict(bound), None, runtime, None))
+
+        return self._call(call)
+
     def close(self) -> None:
         """Give the connection back; the embedded engine stops with the last one."""
         self._client.close()

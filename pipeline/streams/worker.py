@@ -192,15 +192,16 @@ class Worker:
         chunks.owner = self
         topic = app.topic(*EVENT_TOPICS, value_type=bytes, value_serializer="raw")
         app.agent(topic, name="judge")(self._take_in)
-        app.page("/health")(self._health_page)
+
+        async def health_page(view: Any, request: Any) -> Any:
+            return view.json(self.health())
+
+        app.page("/health")(health_page)
         return app
 
     async def _take_in(self, stream: Any) -> None:
         async for event in stream.events():
             await self._intake.put(event.value)
-
-    async def _health_page(self, web: Any, request: Any) -> Any:
-        return web.json(self.health())
 
     async def start(self) -> None:
         """Start the loops, then Faust; returns when shards may be assigned.

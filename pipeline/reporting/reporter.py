@@ -1,0 +1,311 @@
+"""The reporter: the journal and the catalog, batch by batch, into ClickHouse.
+
+A batch is claimed by a plan before its rows are inserted, and each insert holds one table's rows
+of one day, atomically, under a token made of the batch's number (see `plans`). A reporter that
+starts writes the last planned batch again; inserts that had happened are recognised by their rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import polars as pl
+import pyarrow as pa
+
+from pipeline.contract.catalog import Accepted, Catalog, Change
+from pipeline.contract.log import LogReader, LogRecord
+from pipeline.reporting import closes
+from pipeline.reporting.clickhouse import Store, insistently
+from pipeline.reporting.daybook import DayBook
+from pipeline.reporting.intake import Cut, Intake, check_same_journal, not_after
+from pipeline.reporting.plans import Plan, PlanBook
+from pipeline.reporting.rows import (
+    by_day,
+    charge_rows,
+    event_rows,
+    first_posting_days,
+    signal_rows,
+    to_arrow,
+)
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+EVENTS_A_BATCH: Final = 400_000
+EVENTS_WAITING: Final = 1_000_000
+"""Bound of what is read and not written: beyond it the journal holds the backlog."""
+EVENTS_WORTH_A_BATCH: Final = 50_000
+REST_S: Final = 0.4
+"""Between two batches of fewer events: how late the tables are, against how many inserts."""
+FETCH_WAIT_MS: Final = 200
+
+CHANGE_SCHEMA: Final[dict[str, pl.DataType]] = {
+    "entity": pl.String(),
+    "field": pl.String(),
+    "old": pl.String(),
+    "new": pl.String(),
+    "changed_by": pl.String(),
+    "effective_ms": pl.Int64(),
+    "catalog_offset": pl.Int64(),
+    "change_number": pl.UInt32(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Insert:
+    """One atomic insert: rows of one table in one partition of it."""
+
+    table: str
+    part: str
+    rows: pa.Table
+    first_row: str
+    """A condition that only the first row meets."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the health page may know."""
+
+    state: str = "starting"
+    trouble: str = ""
+    batches: int = 0
+    events: int = 0
+    next_offsets: dict[int, int] = field(default_factory=dict)
+    stopped: dict[int, str] = field(default_factory=dict)
+    refused_closes: dict[str, str] = field(default_factory=dict)
+    last_batch_monotonic_s: float = 0.0
+
+
+class CatalogIntake:
+    """The catalog's changes that are not written yet."""
+
+    def __init__(self) -> None:
+        self._catalog = Catalog()
+        self._changes: list[Change] = []
+        self.next_offset = 0
+
+    def take(self, records: Sequence[LogRecord]) -> None:
+        """Take catalog records in, from the first retained one on."""
+        for record in records:
+            result = self._catalog.apply(record)
+            if isinstance(result, Accepted):
+                self._changes += result.changes
+            self.next_offset = record.offset + 1
+
+    def cut(self, start: int, end: int) -> pl.DataFrame:
+        """The changes of the records from `start` up to `end`, as rows; forgets all before `end`."""
+        rows = []
+        numbers: dict[int, int] = {}
+        for change in self._changes:
+            if start <= change.offset < end:
+                number = numbers[change.offset] = numbers.get(change.offset, -1) + 1
+                rows.append(
+                    (
+                        change.entity,
+                        change.field,
+                        change.old,
+                        change.new,
+                        change.changed_by,
+                        change.effective_ms,
+                        change.offset,
+                        number,
+                    )
+                )
+        self._changes = [change for change in self._changes if change.offset >= end]
+        return pl.DataFrame(rows, schema=CHANGE_SCHEMA, orient="row")
+
+
+class Reporter:
+    """Reads the logs and writes the tables; one of it runs on a ClickHouse."""
+
+    def __init__(
+        self, store: Store, journal: LogReader, catalog: LogReader, partitions: int
+    ) -> None:
+        self._store = store
+        self._journal = journal
+        self._catalog = catalog
+        self._partitions = partitions
+        owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._plans = PlanBook(store, partitions, owner)
+        self._changes = CatalogIntake()
+        self._book = DayBook(partitions)
+        self._intake: Intake
+        self._last: Plan
+        self._claimed: int | None = None
+        """The last batch whose plan this reporter wrote."""
+        self.progress = Progress()
+
+    async def run(self) -> None:
+        """Report for ever. Raises `TakenOver` where another reporter writes."""
+        complete, planned = await self._insist(self._plans.last_two)
+        self._book = await self._insist(lambda: DayBook.load(self._store, self._partitions))
+        await self._catalog.start()
+        await self._journal.start({p: at.next_offset for p, at in complete.journal.items()})
+        check_same_journal(planned or complete, await self._journal.end_offsets())
+        self._intake = Intake(complete)
+        self._last = complete
+        if planned is not None:
+            await self._finish(complete, planned)
+        self.progress.state = "running"
+        while True:
+            await self._read()
+            await self._write_what_came()
+
+    async def lag(self) -> dict[int, int]:
+        """Journal records not written yet, by partition."""
+        ends = await self._journal.end_offsets()
+        return {p: end - self._last.journal[p].next_offset for p, end in ends.items()}
+
+    async def _insist(self, call: Callable[[], T]) -> T:
+        return await insistently(call, self._note_trouble)
+
+    def _note_trouble(self, text: str) -> None:
+        self.progress.trouble = text
+
+    # -- reading ------------------------------------------------------------------------------
+
+    async def _finish(self, complete: Plan, planned: Plan) -> None:
+        """Write the last planned batch again: it may have been cut off anywhere."""
+        ends = {partition: at.next_offset for partition, at in planned.journal.items()}
+        while any(self._intake.next_offsets[p] < end for p, end in ends.items()):
+            records = await self._journal.fetch(FETCH_WAIT_MS)
+            self._intake.take(not_after(records, planned))
+            if self._intake.stopped:
+                break
+        while self._changes.next_offset < planned.catalog_next:
+            self._changes.take(await self._catalog.fetch(FETCH_WAIT_MS))
+        cut = self._intake.cut(planned.batch, EVENTS_WAITING * 1_000, planned.catalog_next)
+        changes = self._changes.cut(complete.catalog_next, planned.catalog_next)
+        inserts = await asyncio.to_thread(self._inserts_of, cut, changes)
+        await self._insert(planned, inserts, again=True)
+        self._last = planned
+        await self._insist(self._close_days)
+        # What was fetched beyond the plan was passed over.
+        await self._journal.seek(ends)
+
+    async def _read(self) -> None:
+        """Take in what there is, within the bound."""
+        waiting = self._intake.events
+        wait_ms = 0 if waiting else FETCH_WAIT_MS
+        if waiting < EVENTS_WAITING:
+            self._intake.take(await self._journal.fetch(wait_ms))
+        self._changes.take(await self._catalog.fetch(0))
+        self.progress.stopped = dict(self._intake.stopped)
+
+    # -- writing ------------------------------------------------------------------------------
+
+    async def _write_what_came(self) -> None:
+        rested_s = time.monotonic() - self.progress.last_batch_monotonic_s
+        if self._intake.events < EVENTS_WORTH_A_BATCH and rested_s < REST_S:
+            return
+        cut = self._intake.cut(self._last.batch + 1, EVENTS_A_BATCH, self._changes.next_offset)
+        if cut.plan.same_ends(self._last):
+            return
+        changes = self._changes.cut(self._last.catalog_next, cut.plan.catalog_next)
+        inserts = await asyncio.to_thread(self._inserts_of, cut, changes)
+        await self._insist(lambda: self._plans.write(cut.plan))
+        self._claimed = cut.plan.batch
+        await self._insert(cut.plan, inserts)
+        self._last = cut.plan
+        await self._insist(self._close_days)
+        self.progress.batches += 1
+        self.progress.events += sum(record.header.events for record in cut.records)
+        self.progress.next_offsets = {p: at.next_offset for p, at in cut.plan.journal.items()}
+        self.progress.last_batch_monotonic_s = time.monotonic()
+
+    def _inserts_of(self, cut: Cut, changes: pl.DataFrame) -> list[_Insert]:
+        """A batch's rows; notes its accounts and closes in the day book."""
+        events = event_rows(cut.records)
+        accounts, shard_closes = self._book.note(cut.records, first_posting_days(events))
+        return [
+            *_daily_inserts("billing.events", events, "posting_day"),
+            *_daily_inserts("billing.charges", charge_rows(cut.records, events), "posting_day"),
+            *_daily_inserts("reporting.signals", signal_rows(cut.records), "billing_day"),
+            *_whole_insert("reporting.changes", changes, "catalog_offset"),
+            *_whole_insert("reporting.accounts", accounts, "journal_offset"),
+            *_whole_insert("reporting.shard_closes", shard_closes, "journal_offset"),
+        ]
+
+    async def _insert(self, plan: Plan, inserts: Sequence[_Insert], *, again: bool = False) -> None:
+        """Insert a batch's rows. `again`: some may be there, and are recognised by their rows."""
+        for insert in inserts:
+            if again and await self._insist(partial(self._is_in, insert)):
+                continue
+            token = f"{plan.batch}:{insert.table}:{insert.part}"
+            await self._insist(partial(self._store.insert, insert.table, insert.rows, token))
+
+    def _is_in(self, insert: _Insert) -> bool:
+        sql = f"SELECT count() FROM {insert.table} WHERE {insert.first_row}"
+        return bool(self._store.rows(sql)[0][0])
+
+    def _close_days(self) -> None:
+        """Close what all shards have closed; an account that is refused keeps its day open."""
+        due = self._book.due()
+        if not due:
+            return
+        currencies = {name: account.currency for name, account in self._book.accounts.items()}
+        refused: dict[str, str] = {}
+        for one in due:
+            open_ids = [name for name in one.account_ids if name not in refused]
+            narrowed = type(one)(one.day, open_ids, one.closed_at_ms)
+            newly = closes.close_day(self._store, narrowed, currencies, self._confirm)
+            refused |= newly
+            self._book.note_closed([name for name in open_ids if name not in newly], one.day)
+        if not refused:
+            self._book.settle()
+        elif refused != self.progress.refused_closes:
+            for reason in refused.values():
+                log.error("a day stays open: %s", reason)
+        self.progress.refused_closes = refused
+
+    def _confirm(self) -> None:
+        """Raises `TakenOver` where another reporter has gone on."""
+        if self._claimed is not None:
+            self._plans.confirm(self._claimed)
+
+
+def _daily_inserts(table: str, frame: pl.DataFrame, day_column: str) -> list[_Insert]:
+    inserts = []
+    for day, rows in by_day(frame, day_column):
+        first = _first(rows, ("journal_partition", "journal_offset"))
+        condition = f"{day_column} = '{day.isoformat()}' AND {first}"
+        inserts.append(_Insert(table, day.isoformat(), rows, condition))
+    return inserts
+
+
+def _whole_insert(table: str, frame: pl.DataFrame, offset_column: str) -> list[_Insert]:
+    if frame.height == 0:
+        return []
+    rows = to_arrow(frame)
+    names = (offset_column,)
+    if "journal_partition" in frame.columns:
+        names = ("journal_partition", offset_column)
+    return [_Insert(table, "all", rows, _first(rows, names))]
+
+
+def _first(rows: pa.Table, names: tuple[str, ...]) -> str:
+    """A condition on integer columns that holds for the first row's journal record only."""
+    values: dict[str, Any] = {name: int(rows[name][0].as_py()) for name in names}
+    return " AND ".join(f"{name} = {value}" for name, value in values.items())
+
+
+async def report(reporter: Reporter, stop: asyncio.Event) -> None:
+    """Run a reporter until told to stop; a batch in hand is left for the next start."""
+    running = asyncio.ensure_future(reporter.run())
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+    if running.done():
+        running.result()
+    running.cancel()
+    stopping.cancel()
+    await asyncio.gather(running, stopping, return_exceptions=True)
