@@ -9,6 +9,7 @@ from rich.console import Console
 
 from pipeline.cli import admin, processes, reports, simulation, up
 from pipeline.embedded.errors import EmbeddedError
+from pipeline.reporting.clickhouse import StoreError
 from pipeline.settings import SettingsError
 from pipeline.streams.topics import TopicsError
 
@@ -36,7 +37,7 @@ def main() -> None:
     except SettingsError as error:
         _say(str(error))
         sys.exit(EXIT_USAGE)
-    except (EmbeddedError, TopicsError, admin.CommandError) as error:
+    except (EmbeddedError, TopicsError, StoreError, admin.CommandError) as error:
         _say(str(error))
         sys.exit(EXIT_FAILED)
 

@@ -152,9 +152,7 @@ class Store:
             lambda: self._client.command(sql, parameters=dict(parameters), settings=together)
         )
 
-    def raw(
-        self, sql: str, form: str, bound: Mapping[str, str], settings: Mapping[str, Any]
-    ) -> bytes:
+    def raw(self, sql: str, form: str, bound: Mapping[str, str]) -> bytes:
         """The result of a query in a ClickHouse format, for the read-only HTTP interface.
 
         `bound` holds `param_NAME` -> value as ClickHouse's HTTP interface takes them (escaped
@@ -163,7 +161,7 @@ class Store:
 
         def call() -> bytes:
             client: Any = self._client
-            query, _, runtime = client._prep_raw_query_runtime(sql, None, dict(settings), form, True)
+            query, _, runtime = client._prep_raw_query_runtime(sql, None, None, form, True)
             return bytes(client._backend.execute_raw_query(query, dict(bound), None, runtime, None))
 
         return self._call(call)

@@ -1,15 +1,16 @@
 """A read-only ClickHouse HTTP interface over the embedded engine, on loopback.
 
 What `pipeline up` serves so that any ClickHouse client or dashboard can read the tables; a real
-server takes its place by changing one DSN. Reads only: a statement must begin as a read, may not
-name a table function that reaches outside, and runs under the engine's own `readonly` setting.
+server takes its place by changing one DSN. Reads only: a statement must begin as a read, and may
+not name a function that reaches outside the tables, write a file or change a setting. (The
+engine's own `readonly` setting cannot be used: the embedded engine has one session, and it would
+stop the reporter's inserts as well.)
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
 from typing import Any, Final
 
 from aiohttp import web
@@ -30,7 +31,7 @@ _OUTSIDE: Final = re.compile(
     re.IGNORECASE,
 )
 _FORBIDDEN: Final = re.compile(
-    r"\b(INTO\s+OUTFILE|SETTINGS|INSERT|ATTACH|DETACH|SYSTEM)\b", re.IGNORECASE
+    r"\b(INTO\s+OUTFILE|INSERT\s+INTO|SETTINGS\s+\w+\s*=)", re.IGNORECASE
 )
 _FORMAT: Final = re.compile(r"\bFORMAT\s+([A-Za-z0-9_]+)\s*$", re.IGNORECASE)
 _QUOTED: Final = re.compile(r"'(?:[^'\\]|\\.|'')*'|\"(?:[^\"\\]|\\.)*\"|`(?:[^`\\]|\\.)*`", re.DOTALL)
@@ -104,15 +105,12 @@ class ReadOnlyHttp:
         bound = {name: value for name, value in request.query.items() if name.startswith("param_")}
         try:
             check_read(sql)
-            result = await asyncio.to_thread(self._store.raw, sql, chosen, bound, _SETTINGS)
+            result = await asyncio.to_thread(self._store.raw, sql, chosen, bound)
         except RefusedQuery as error:
             return _failed(f"Code: {error.code}. DB::Exception: {error}. (READONLY)", error.code, 403)
         except StoreError as error:
             return _failed(str(error), error.code, 404 if error.code in (60, 81) else 400)
         return web.Response(body=result, headers=_headers(chosen))
-
-
-_SETTINGS: Final[Mapping[str, Any]] = {"readonly": 2}
 
 
 def _default_format(request: web.Request) -> str:
