@@ -52,7 +52,9 @@ def show_report(report: Report) -> None:
 
 def _show_occurrence(row: dict[str, Any]) -> None:
     amount = f"{row['amount_nanos']:,} nanos {row['currency']}, free {row['free_nanos']:,}"
-    out.print(f"[bold]{row['disposition']}[/bold] {row['kind']} at {row['event_time_ms']}: {amount}")
+    out.print(
+        f"[bold]{row['disposition']}[/bold] {row['kind']} at {row['event_time_ms']}: {amount}"
+    )
     out.print(f"  why: {row['why']}", markup=False)
     table = Table(show_header=False, box=None)
     for name, value in row.items():
@@ -64,7 +66,9 @@ def _show_occurrence(row: dict[str, Any]) -> None:
 
 
 def _show_ad_group(found: dict[str, Any]) -> None:
-    out.print(f"[bold]{found['entity']}[/bold] of campaign {found['campaign_id']}: {found['state']}")
+    out.print(
+        f"[bold]{found['entity']}[/bold] of campaign {found['campaign_id']}: {found['state']}"
+    )
     for signal in found["stopped_by"]:
         resume = signal["resume_at_ms"]
         out.print(
@@ -91,7 +95,9 @@ def register(app: typer.Typer) -> None:
 
     @app.command("reconcile")
     def reconcile_command(
-        day: Annotated[str | None, typer.Option(help="YYYY-MM-DD: checks about days, this only.")] = None,
+        day: Annotated[
+            str | None, typer.Option(help="YYYY-MM-DD: checks about days, this only.")
+        ] = None,
         data: DataOption = None,
         as_json: JsonOption = False,
     ) -> None:

@@ -62,6 +62,7 @@ class Up:
         self._web_port = ports.demand(web_port, "--web-port") or 0
         self._parts: list[Part] = []
         self._failed: str | None = None
+        self.ready = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Start everything, say `ready`, supervise until told to stop."""
@@ -78,6 +79,7 @@ class Up:
                 if not stop.is_set():
                     wiring.write_endpoints(settings, self._clickhouse_url)
                     self._say_ready()
+                    self.ready.set()
                     await self._supervise(session, stop)
         finally:
             wiring.remove_endpoints(self._settings)
@@ -105,6 +107,7 @@ class Up:
             "PIPELINE_KAFKA_SECURITY_PROTOCOL": "PLAINTEXT",
             "PIPELINE_CLICKHOUSE_DSN": f"chdb://{settings.data_dir.absolute()}/clickhouse",
             "PIPELINE_DATA_DIR": str(settings.data_dir),
+            "PIPELINE_CLOCK": settings.clock,
             "PIPELINE_PARTITIONS": str(settings.partitions),
             "PIPELINE_WORKER_WEB_PORT": str(settings.worker_web_port),
             # The worker's columns are small and many: a pool of threads costs more than it gives.

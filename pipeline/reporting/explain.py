@@ -38,9 +38,7 @@ def explain_event(store: Store, event_id: str) -> list[dict[str, Any]]:
     return [_occurrence(store, row, charges) for row in rows]
 
 
-def _occurrence(
-    store: Store, row: dict[str, Any], charges: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _occurrence(store: Store, row: dict[str, Any], charges: list[dict[str, Any]]) -> dict[str, Any]:
     found = {name: _plain(value) for name, value in row.items()}
     found["why"] = RULES[row["disposition"]]
     if row["limit"]:

@@ -34,7 +34,9 @@ _FORBIDDEN: Final = re.compile(
     r"\b(INTO\s+OUTFILE|INSERT\s+INTO|SETTINGS\s+\w+\s*=)", re.IGNORECASE
 )
 _FORMAT: Final = re.compile(r"\bFORMAT\s+([A-Za-z0-9_]+)\s*$", re.IGNORECASE)
-_QUOTED: Final = re.compile(r"'(?:[^'\\]|\\.|'')*'|\"(?:[^\"\\]|\\.)*\"|`(?:[^`\\]|\\.)*`", re.DOTALL)
+_QUOTED: Final = re.compile(
+    r"'(?:[^'\\]|\\.|'')*'|\"(?:[^\"\\]|\\.)*\"|`(?:[^`\\]|\\.)*`", re.DOTALL
+)
 _COMMENT: Final = re.compile(r"/\*.*?\*/|--[^\n]*|#[ !][^\n]*", re.DOTALL)
 _FIRST_WORD: Final = re.compile(r"[\s(]*([A-Za-z]+)")
 
@@ -94,7 +96,11 @@ class ReadOnlyHttp:
         if request.path not in ("/", "/query"):
             return _failed("there is no such page", 0, 404)
         sql = request.query.get("query", "")
-        body = (await request.read()).decode("utf-8", errors="replace") if request.can_read_body else ""
+        body = (
+            (await request.read()).decode("utf-8", errors="replace")
+            if request.can_read_body
+            else ""
+        )
         sql = (sql + "\n" + body).strip() if body else sql.strip()
         if not sql:
             return web.Response(text="Ok.\n")
@@ -107,7 +113,9 @@ class ReadOnlyHttp:
             check_read(sql)
             result = await asyncio.to_thread(self._store.raw, sql, chosen, bound)
         except RefusedQuery as error:
-            return _failed(f"Code: {error.code}. DB::Exception: {error}. (READONLY)", error.code, 403)
+            return _failed(
+                f"Code: {error.code}. DB::Exception: {error}. (READONLY)", error.code, 403
+            )
         except StoreError as error:
             return _failed(str(error), error.code, 404 if error.code in (60, 81) else 400)
         return web.Response(body=result, headers=_headers(chosen))

@@ -239,7 +239,13 @@ def _check_offsets(store: Store, ends: Ends) -> Check:
         waiting += end - 1 - last
         if count != last - first + 1 or (count and first > begin):
             differing.append(
-                {"topic": topic, "partition": partition, "rows": count, "first": first, "last": last}
+                {
+                    "topic": topic,
+                    "partition": partition,
+                    "rows": count,
+                    "first": first,
+                    "last": last,
+                }
             )
     note = f"{waiting} records are not in the tables yet" if waiting else ""
     says = "rows of billing.events = offsets consumed, of each source partition"
