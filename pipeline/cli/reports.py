@@ -24,7 +24,7 @@ EXIT_DIFFERS = 1
 
 async def source_ends(settings: Settings) -> dict[tuple[str, int], tuple[int, int]]:
     """(topic, partition) -> first and end offset of every event topic partition."""
-    found = {}
+    found: dict[tuple[str, int], tuple[int, int]] = {}
     for topic in EVENT_TOPICS:
         reader = KafkaLogReader(topic, settings.kafka_client_options())
         try:
@@ -112,9 +112,7 @@ def register(app: typer.Typer) -> None:
             raise CommandError(f"{day!r} is not a day: {error}") from error
         ends = asyncio.run(source_ends(settings))
         with err.status("reconciling") as status:
-            report = reconcile(
-                Store(settings.clickhouse_dsn), only, ends, lambda name: status.update(name)
-            )
+            report = reconcile(Store(settings.clickhouse_dsn), only, ends, status.update)
         if as_json:
             print(json.dumps(report.to_dict(), default=str))
         else:

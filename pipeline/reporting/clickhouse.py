@@ -105,7 +105,9 @@ class Store:
     ) -> list[tuple[Any, ...]]:
         """The rows of a query, for small results. Parameters are bound as `{name:Type}`."""
         result = self._call(
-            lambda: self._client.query(sql, parameters=parameters, settings=dict(settings or {}))
+            lambda: self._client.query(
+                sql, parameters=dict(parameters or {}), settings=dict(settings or {})
+            )
         )
         return [tuple(row) for row in result.result_rows]
 
@@ -117,7 +119,9 @@ class Store:
     ) -> list[dict[str, Any]]:
         """The rows of a query as dicts, for small results."""
         result = self._call(
-            lambda: self._client.query(sql, parameters=parameters, settings=dict(settings or {}))
+            lambda: self._client.query(
+                sql, parameters=dict(parameters or {}), settings=dict(settings or {})
+            )
         )
         return list(result.named_results())
 
@@ -130,7 +134,7 @@ class Store:
         """The result of a query as an Arrow table."""
         return self._call(
             lambda: self._client.query_arrow(
-                sql, parameters=parameters, settings=dict(settings or {})
+                sql, parameters=dict(parameters or {}), settings=dict(settings or {})
             )
         )
 

@@ -157,7 +157,7 @@ class DayBook:
     def _note_terms(
         self, record: CountedRecord, first_days: Mapping[str, date]
     ) -> list[tuple[object, ...]]:
-        rows = []
+        rows: list[tuple[object, ...]] = []
         for account_id, terms in record.header.accounts.items():
             known = self.accounts.get(account_id)
             first_day = first_days.get(account_id)
@@ -186,7 +186,7 @@ class DayBook:
         return rows
 
     def _note_closes(self, record: CountedRecord) -> list[tuple[object, ...]]:
-        rows = []
+        rows: list[tuple[object, ...]] = []
         for zone, iso_day in record.header.closed.items():
             day = to_date(iso_day)
             known = self.closes.setdefault(zone, {}).setdefault(record.partition, [])

@@ -1,4 +1,4 @@
-"""The reporter as a process: the reporter itself, and over the embedded engine its HTTP interface."""
+"""The reporter as a process, with the HTTP interface over the embedded engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def run_reporter(
     http_port: int | None,
     stop: asyncio.Event,
 ) -> None:
-    """Apply the schema and report until told to stop; serve queries on the port, if one is given."""
+    """Apply the schema and report until told to stop; serve queries on the port, if given."""
     await asyncio.to_thread(schema.apply, store, layout)
     reporter = Reporter(store, journal, catalog, partitions)
 

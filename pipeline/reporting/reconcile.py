@@ -126,7 +126,8 @@ _QUERIES: Final[tuple[tuple[str, str, str], ...]] = (
     (
         "charges_are_the_events'",
         "a closed day's charges sum to its events' amounts, for each account",
-        "SELECT account_id, posting_day, sum(accrued) AS events_nanos, sum(posted) AS charges_nanos "
+        "SELECT account_id, posting_day, sum(accrued) AS events_nanos, "
+        "sum(posted) AS charges_nanos "
         "FROM (SELECT account_id, posting_day, amount_nanos AS accrued, 0 AS posted "
         f"FROM billing.events WHERE {_closed('posting_day')} "
         "UNION ALL SELECT account_id, posting_day, 0, amount_nanos FROM billing.charges "
@@ -136,7 +137,8 @@ _QUERIES: Final[tuple[tuple[str, str, str], ...]] = (
     (
         "clicks_and_engagements_posted_at_once",
         "on any day the charges by click and engagement sum to those events' amounts",
-        "SELECT account_id, posting_day, sum(accrued) AS events_nanos, sum(posted) AS charges_nanos "
+        "SELECT account_id, posting_day, sum(accrued) AS events_nanos, "
+        "sum(posted) AS charges_nanos "
         "FROM (SELECT account_id, posting_day, amount_nanos AS accrued, 0 AS posted "
         "FROM billing.events WHERE basis IN ('cpc', 'cpe') "
         "AND ({any:Bool} OR posting_day = {day:Date}) "
@@ -147,8 +149,9 @@ _QUERIES: Final[tuple[tuple[str, str, str], ...]] = (
     (
         "blocks_hold_no_more_than_accrued",
         "an ad group's posted impressions and amounts never exceed those that were charged",
-        "SELECT ad_group_id, posting_day, sum(accrued) AS events_nanos, sum(posted) AS blocks_nanos, "
-        "sum(impressions) AS charged_impressions, sum(quantity) AS posted_impressions "
+        "SELECT ad_group_id, posting_day, sum(accrued) AS events_nanos, "
+        "sum(posted) AS blocks_nanos, sum(impressions) AS charged_impressions, "
+        "sum(quantity) AS posted_impressions "
         "FROM (SELECT ad_group_id, posting_day, amount_nanos AS accrued, 1 AS impressions, "
         "0 AS posted, 0 AS quantity FROM billing.events WHERE basis = 'cpm' "
         "AND ({any:Bool} OR posting_day = {day:Date}) "
@@ -167,8 +170,8 @@ _QUERIES: Final[tuple[tuple[str, str, str], ...]] = (
         "FROM (SELECT account_id, billing_day, amount_nanos AS closed_nanos, "
         "charges AS closed_charges, events AS closed_events, 0 AS posted, 0 AS charge, 0 AS event "
         "FROM billing.day_closes WHERE {any:Bool} OR billing_day = {day:Date} "
-        "UNION ALL SELECT account_id, posting_day, 0, 0, 0, amount_nanos, 1, 0 FROM billing.charges "
-        f"WHERE {_closed('posting_day')} "
+        "UNION ALL SELECT account_id, posting_day, 0, 0, 0, amount_nanos, 1, 0 "
+        f"FROM billing.charges WHERE {_closed('posting_day')} "
         "UNION ALL SELECT account_id, posting_day, 0, 0, 0, 0, 0, 1 FROM billing.events "
         f"WHERE disposition IN {_OWN} AND {_closed('posting_day')}) "
         "GROUP BY account_id, billing_day HAVING close_nanos != charges_nanos "

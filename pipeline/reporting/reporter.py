@@ -103,7 +103,7 @@ class CatalogIntake:
             self.next_offset = record.offset + 1
 
     def cut(self, start: int, end: int) -> pl.DataFrame:
-        """The changes of the records from `start` up to `end`, as rows; forgets all before `end`."""
+        """The changes of records from `start` up to `end`, as rows; forgets all before `end`."""
         rows = []
         numbers: dict[int, int] = {}
         for change in self._changes:
@@ -287,7 +287,7 @@ def _whole_insert(table: str, frame: pl.DataFrame, offset_column: str) -> list[_
     if frame.height == 0:
         return []
     rows = to_arrow(frame)
-    names = (offset_column,)
+    names: tuple[str, ...] = (offset_column,)
     if "journal_partition" in frame.columns:
         names = ("journal_partition", offset_column)
     return [_Insert(table, "all", rows, _first(rows, names))]

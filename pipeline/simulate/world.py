@@ -55,7 +55,7 @@ class World:
 
 
 def build_world(seed: int, campaigns: int, day_start_ms: int, impressions: int) -> World:
-    """A world whose budgets last for a part of the day's demand, so that many limits are reached."""
+    """A world whose budgets last for a part of the day's demand: many limits are reached."""
     random = Random(f"world-{seed}")
     created_ms = day_start_ms - 2 * MS_PER_DAY
     entities: list[tuple[str, dict[str, Any]]] = [
