@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import typer
 
 from pipeline.billing.journal import CODE_NAMES, EVENT_SCHEMA, MAGIC, Header
-from pipeline.cli.main import EXIT_FAILED, EXIT_USAGE, app
+from pipeline.cli.main import EXIT_FAILED, EXIT_USAGE, app, main
 from pipeline.contract import catalog, catalog_entities
 from pipeline.contract.asyncapi import CONTRACT_VERSION
 from pipeline.contract.catalog_entities import KINDS
@@ -21,10 +22,11 @@ from pipeline.contract.money import COUNTRY_CURRENCY, minimum_bid_micros
 from pipeline.contract.rejects import Reject
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import DISPOSITIONS
+from pipeline.reporting.digest import DIGEST_COLUMNS
 from pipeline.settings import Settings
 from pipeline.streams.topics import topic_specs
 from pipeline.streams.worker import EXIT_BROKEN
-from tests.docs import DOCS, documents, first_table, names, section
+from tests.docs import DOCS, ROOT, documents, first_table, names, section
 
 CONTRACT = DOCS / "contract.md"
 JOURNAL = DOCS / "journal.md"
@@ -113,6 +115,18 @@ def test_the_exit_codes_are_those_of_the_program() -> None:
     text = section(CONTRACT, "Commands").partition("**Exit codes.**")[2]
     told = {int(code) for code in re.findall(r"(?:^ |[.] )(\d+) ", text)}
     assert told == {0, EXIT_FAILED, EXIT_USAGE, EXIT_BROKEN}
+
+
+def test_the_program_is_the_one_that_gives_those_exit_codes() -> None:
+    # Not the Typer app itself, which ends with a traceback and 1 whatever was wrong.
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"pipeline": f"{main.__module__}:{main.__name__}"}
+
+
+def test_the_query_of_the_digest_reads_the_columns_that_the_digest_is_of() -> None:
+    query = re.search(r"SELECT ([\w, \n]+)FROM billing.charges", CONTRACT.read_text())
+    assert query is not None
+    assert tuple(re.findall(r"\w+", query.group(1))) == DIGEST_COLUMNS
 
 
 def test_the_version_is_that_of_the_topics_document() -> None:

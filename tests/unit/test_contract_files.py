@@ -22,6 +22,7 @@ from pipeline.contract.catalog_entities import (
     parse_key,
 )
 from pipeline.contract.days import from_iso
+from pipeline.contract.events import Event
 from pipeline.contract.schemas import message_schemas
 from pipeline.contract.signals import Signal, encode_signal
 from pipeline.contract.vocabulary import (
@@ -65,6 +66,12 @@ EVENT = {
 def validates(name: str, value: bytes) -> bool:
     """Whether a message value fits its schema."""
     return bool(VALIDATORS[name].is_valid(json.loads(value)))
+
+
+def decode(topic: str, value: bytes | None) -> Event | Fault:
+    """What judging makes of a message value."""
+    [decoded] = Decoder(topic).decode([value])
+    return decoded
 
 
 # -- the files --------------------------------------------------------------------------------
@@ -139,7 +146,7 @@ def test_a_message_fits_the_schema_exactly_where_it_is_not_malformed(
     event: dict[str, Any], topic: str
 ) -> None:
     value = json.dumps(event, ensure_ascii=False).encode()
-    [decoded] = Decoder(topic).decode([value])
+    decoded = decode(topic, value)
     assert validates(EVENT_SCHEMA_OF[topic], value) != isinstance(decoded, Fault), decoded
 
 
@@ -227,6 +234,6 @@ def test_signals_fit_their_schema() -> None:
     ],
 )
 def test_rejects_fit_their_schema(disposition: int, key: bytes | None, value: bytes | None) -> None:
-    [decoded] = Decoder(IMPRESSIONS).decode([value])
+    decoded = decode(IMPRESSIONS, value)
     original = Original(IMPRESSIONS, 3, 17, 1_000, key, value, (), disposition, decoded)
     VALIDATORS["reject"].validate(json.loads(msgspec.json.encode(reject_of(original))))
