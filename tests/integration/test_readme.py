@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.docs import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PORTS = ("9092", "8123", "8080")
+READY_WITHIN_S = 120
 
 
 @dataclass(frozen=True)
@@ -63,31 +65,33 @@ class Clone:
         self._session = "set -eu\n"
         """What earlier blocks exported, as in one terminal."""
 
-    def start(self, commands: str) -> subprocess.Popen[str]:
-        """Start commands in a process group of their own."""
+    def start(self, commands: str, output: Path) -> subprocess.Popen[bytes]:
+        """Start commands in a process group of their own; what they print goes into a file."""
         for port, free in self._ports.items():
             commands = re.sub(rf"\b{port}\b", free, commands)
         script = self._session + commands
         self._session += "".join(f"{line}\n" for line in re.findall(r"^export .*$", commands, re.M))
-        return subprocess.Popen(
-            ["bash", "-c", script],
-            cwd=self.directory,
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        with output.open("wb") as file:
+            return subprocess.Popen(
+                ["bash", "-c", script],
+                cwd=self.directory,
+                env=self._environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def run(self, commands: str, timeout_s: float = 120) -> str:
         """Run commands to their end; what they print. Fails where one of them fails."""
-        process = self.start(commands)
+        output = self.directory / "output"
+        process = self.start(commands, output)
         try:
-            printed, _ = process.communicate(timeout=timeout_s)
+            code = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-        assert process.returncode == 0, printed
+        printed = output.read_text(encoding="utf-8")
+        assert code == 0, printed
         return printed
 
 
@@ -104,19 +108,20 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     demo = one.run("export PATH=$PWD/.venv/bin:$PATH\npipeline demo --impressions 6000 --seconds 4")
     assert "every identity holds" in demo
     [block] = UP
+    log = one.directory / "up.log"
     # Bash replaced by the program, so that the signal reaches it.
-    up = one.start(block.commands.replace(" pipeline up", " exec pipeline up"))
+    up = one.start(block.commands.replace(" pipeline up", " exec pipeline up"), log)
     try:
-        assert up.stdout is not None
-        ready = next((line for line in up.stdout if line.startswith("ready kafka=")), None)
-        assert ready is not None, "pipeline up ended before it was ready"
+        deadline_s = time.monotonic() + READY_WITHIN_S
+        while "ready kafka=" not in log.read_text():
+            assert up.poll() is None, log.read_text()
+            assert time.monotonic() < deadline_s, log.read_text()
+            time.sleep(0.1)
         yield one
-    finally:
         up.send_signal(signal.SIGTERM)
-        try:
-            assert up.wait(20) == 0
-        finally:
-            up.kill()
+        assert up.wait(20) == 0
+    finally:
+        up.kill()
 
 
 def test_the_readme_has_its_parts() -> None:
