@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 
 import typer
+from aiokafka.errors import KafkaConnectionError
 from rich.console import Console
 
 from pipeline.cli import admin, processes, reports, simulation, up
 from pipeline.embedded.errors import EmbeddedError
 from pipeline.reporting.clickhouse import StoreError
-from pipeline.settings import SettingsError
+from pipeline.reporting.schema import SchemaError
+from pipeline.settings import PREFIX, SettingsError
 from pipeline.streams.topics import TopicsError
 
 EXIT_FAILED = 1
@@ -37,8 +39,14 @@ def main() -> None:
     except SettingsError as error:
         _say(str(error))
         sys.exit(EXIT_USAGE)
-    except (EmbeddedError, TopicsError, StoreError, admin.CommandError) as error:
+    except (EmbeddedError, TopicsError, StoreError, SchemaError, admin.CommandError) as error:
         _say(str(error))
+        sys.exit(EXIT_FAILED)
+    except KafkaConnectionError as error:
+        _say(
+            f"Kafka cannot be reached: {error}. Is it running, and does "
+            f"{PREFIX}KAFKA_BOOTSTRAP (or --data of a running `pipeline up`) name it?"
+        )
         sys.exit(EXIT_FAILED)
 
 

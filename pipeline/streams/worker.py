@@ -42,6 +42,8 @@ EXIT_BROKEN = 70
 _IDLE_WAIT_S = 0.2
 _STOP_WAIT_S = 5.0
 _END_CHECK_EVERY_S = 0.5
+_CHECKPOINT_EVERY_MS = 6 * 3_600_000
+"""Far within the journal's retention, which is at least a day longer than ids must be known."""
 _STREAM_SETTLES_S = 1.0
 """With the stream's clock, a partition counts as read to its end once nothing came for so long:
 the clock moves with the data, so a producer's records in flight would else look late."""
@@ -326,7 +328,7 @@ class Worker:
         try:
             while True:
                 await self._wait_for_work()
-                await self._feed.catch_up()
+                await self._feed.catch_up(self._ends)
                 async with self._turning:
                     await self._work()
         finally:
@@ -439,6 +441,7 @@ class Worker:
         """Write the checkpoints and snapshots that are due, while nothing flies."""
         settings = self._settings
         checkpoints = _due(self._since_checkpoint, settings.checkpoint_every_records)
+        checkpoints |= self._checkpoints_due()
         snapshots = _due(self._since_snapshot, settings.snapshot_every_records)
         if not checkpoints and not snapshots:
             return
@@ -454,7 +457,17 @@ class Worker:
         await self._writer.append(
             owned, checkpoint_entry(engine, shard, packed, self._clock.now_ms())
         )
+        owned.state.checkpointed_ms = max(1, self._clock.now_ms())
         self._since_checkpoint[shard] = 0
+
+    def _checkpoints_due(self) -> set[int]:
+        """Shards whose last checkpoint has come of age, idle ones too: retention goes by time."""
+        due_ms = self._clock.now_ms() - _CHECKPOINT_EVERY_MS
+        return {
+            shard
+            for shard, owned in self.owned.items()
+            if owned.state.checkpointed_ms <= due_ms and owned.state.chain.last_offset >= 0
+        }
 
     def _save_snapshot(self, shard: int) -> None:
         engine = self.engine

@@ -70,8 +70,7 @@ def validates(name: str, value: bytes) -> bool:
 
 def decode(topic: str, value: bytes | None) -> Event | Fault:
     """What judging makes of a message value."""
-    [decoded] = Decoder(topic).decode([value])
-    return decoded
+    return Decoder(topic).decode_one(value)
 
 
 # -- the files --------------------------------------------------------------------------------
