@@ -1,4 +1,4 @@
-"""Poison messages: each is `malformed` and on billing.rejects, and spoils none of its neighbours."""
+"""Poison messages: each is malformed and on billing.rejects, and spoils none of its neighbours."""
 
 from __future__ import annotations
 
