@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from zoneinfo import ZoneInfo
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -400,10 +400,13 @@ class Product:
 
         def settled() -> bool:
             held = sum(self.kafka.ends(*EVENT_TOPICS).values())
-            [found] = self.query(
-                "SELECT count() AS rows, countIf(disposition = 'misrouted') AS strays "
-                "FROM billing.events"
-            )
+            try:
+                [found] = self.query(
+                    "SELECT count() AS rows, countIf(disposition = 'misrouted') AS strays "
+                    "FROM billing.events"
+                )
+            except URLError:
+                return False  # the reporter, which serves the tables, is being started again
             rows, strays = found["rows"], found["strays"]
             return bool(rows >= held >= self._sent + strays)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -104,25 +105,34 @@ class Load:
         self._product.assert_reconciled()
 
 
+def kill_part(product: Product, part: str) -> None:
+    """Kill it with -9 and wait until another one runs in its place."""
+    killed = product.part_pid(part)
+    os.kill(killed, signal.SIGKILL)
+
+    def replaced() -> bool:
+        with contextlib.suppress(FileNotFoundError):  # between the two
+            return product.part_pid(part) != killed
+        return False
+
+    until(replaced, f"another {part} in place of the killed one")
+
+
 @pytest.mark.parametrize("part", ["worker", "reporter"])
 def test_kill_9_of_a_part_in_the_middle_of_a_load(kept: Product, part: str) -> None:
     load = Load(kept)
     load.until_under_way()
-    killed = kept.part_pid(part)
-    os.kill(killed, signal.SIGKILL)
-    until(lambda: not is_running(killed), "the end of what was killed")
+    kill_part(kept, part)
     load.finish()
-    assert kept.part_pid(part) != killed
     assert f"the {part} ended with code -9; starting it again" in kept.stderr()
 
 
+@pytest.mark.long
 def test_a_worker_and_a_reporter_killed_again_and_again(kept: Product) -> None:
     load = Load(kept, chunks=20)
     load.until_under_way()
     for part in ("worker", "reporter", "worker", "reporter"):
-        was = kept.part_pid(part)
-        os.kill(was, signal.SIGKILL)
-        until(lambda part=part, was=was: kept.part_pid(part) != was, f"a new {part}")
+        kill_part(kept, part)
     load.finish()
 
 
@@ -164,6 +174,7 @@ def test_sigterm_ends_everything_in_time_and_the_next_start_goes_on(kept: Produc
     Load(kept, chunks=2).finish()
 
 
+@pytest.mark.long
 def test_sigint_ends_it_in_the_middle_of_a_load(kept: Product) -> None:
     ad = kept.ad("interrupted", "traffic", CREATED_MS)
     kept.publish(*(ad.click(f"interrupted-{n}", NOON_MS) for n in range(20_000)))
