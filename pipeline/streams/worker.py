@@ -208,6 +208,8 @@ class Worker:
 
         Not Faust's own tasks: those start only after the first recovery, which needs the loops.
         """
+        # Faust makes its own directory in it, and would not start without this one.
+        self._settings.data_dir.mkdir(parents=True, exist_ok=True)
         self._tasks = [
             asyncio.create_task(self._guarded(self._feed.run, "catalog feed")),
             asyncio.create_task(self._guarded(self._run, "worker")),

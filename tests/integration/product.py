@@ -288,88 +288,17 @@ def pipeline(
     )
 
 
-class Product:
-    """`pipeline up` on a data directory, as a process."""
+class Running:
+    """A running product, however it was started: what goes in and what comes out."""
 
-    def __init__(self, data_dir: Path, *, partitions: int = 2, **settings: str) -> None:
-        """`settings`: PIPELINE_... variables, named without the prefix, in small letters."""
-        self.data_dir = data_dir
-        self._partitions = partitions
-        given = {"clock": "stream"} | settings
-        self._environment = {f"PIPELINE_{name.upper()}": value for name, value in given.items()}
-        self._process: subprocess.Popen[str] | None = None
-        self._sent = 0
+    def __init__(self) -> None:
         self.kafka = Kafka("")
         self.clickhouse = ""
-        self.web = ""
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def start(self) -> None:
-        """Start and wait for the `ready` line."""
-        with (self.data_dir.with_suffix(".stderr")).open("ab") as errors:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "pipeline", "up", "--data", str(self.data_dir)),
-                    *("--partitions", str(self._partitions)),
-                ],
-                env={**os.environ, **self._environment},
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line.startswith("ready "):
-            self.close()
-            raise AssertionError(f"{line!r} instead of ready; it said: {self.stderr()[-2000:]}")
-        found = dict(part.split("=", 1) for part in line.split()[1:])
-        self.kafka = Kafka(found["kafka"])
-        self.clickhouse, self.web = found["clickhouse"], found["web"]
-
-    def stderr(self) -> str:
-        """What all starts on the directory have said so far."""
-        return self.data_dir.with_suffix(".stderr").read_text()
-
-    @property
-    def pid(self) -> int:
-        """Of the supervising process."""
-        assert self._process is not None
-        return self._process.pid
-
-    def part_pid(self, name: str) -> int:
-        """Of the worker, the reporter, or Kafka."""
-        home = self.data_dir / "kafka" if name == "kafka" else self.data_dir
-        return int(json.loads((home / f"{name}.pid").read_text())["pid"])
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, float]:
-        """Send a signal and wait for the end: (exit code, seconds that it took)."""
-        assert self._process is not None
-        began_s = time.monotonic()
-        self._process.send_signal(number)
-        code = self._process.wait(WITHIN_S)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-        self._process = None
-        return code, time.monotonic() - began_s
-
-    def close(self) -> None:
-        """Leave nothing running, whatever a test has done."""
-        if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.end()
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        self._sent = 0
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A command beside the running product."""
-        return pipeline(*arguments, "--data", str(self.data_dir))
+        raise NotImplementedError
 
     # -- in -----------------------------------------------------------------------------------
 
@@ -446,3 +375,85 @@ class Product:
         assert (done.returncode, broken) == (0, []), done.stderr
         if events is not None:
             assert report["events"] == events
+
+
+class Product(Running):
+    """`pipeline up` on a data directory, as a process."""
+
+    def __init__(self, data_dir: Path, *, partitions: int = 2, **settings: str) -> None:
+        """`settings`: PIPELINE_... variables, named without the prefix, in small letters."""
+        super().__init__()
+        self.data_dir = data_dir
+        self._partitions = partitions
+        given = {"clock": "stream"} | settings
+        self._environment = {f"PIPELINE_{name.upper()}": value for name, value in given.items()}
+        self._process: subprocess.Popen[str] | None = None
+        self.web = ""
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start and wait for the `ready` line."""
+        with (self.data_dir.with_suffix(".stderr")).open("ab") as errors:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "pipeline", "up", "--data", str(self.data_dir)),
+                    *("--partitions", str(self._partitions)),
+                ],
+                env={**os.environ, **self._environment},
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line.startswith("ready "):
+            self.close()
+            raise AssertionError(f"{line!r} instead of ready; it said: {self.stderr()[-2000:]}")
+        found = dict(part.split("=", 1) for part in line.split()[1:])
+        self.kafka = Kafka(found["kafka"])
+        self.clickhouse, self.web = found["clickhouse"], found["web"]
+
+    def stderr(self) -> str:
+        """What all starts on the directory have said so far."""
+        return self.data_dir.with_suffix(".stderr").read_text()
+
+    @property
+    def pid(self) -> int:
+        """Of the supervising process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def part_pid(self, name: str) -> int:
+        """Of the worker, the reporter, or Kafka."""
+        home = self.data_dir / "kafka" if name == "kafka" else self.data_dir
+        return int(json.loads((home / f"{name}.pid").read_text())["pid"])
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, float]:
+        """Send a signal and wait for the end: (exit code, seconds that it took)."""
+        assert self._process is not None
+        began_s = time.monotonic()
+        self._process.send_signal(number)
+        code = self._process.wait(WITHIN_S)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._process = None
+        return code, time.monotonic() - began_s
+
+    def close(self) -> None:
+        """Leave nothing running, whatever a test has done."""
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.end()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A command beside the running product."""
+        return pipeline(*arguments, "--data", str(self.data_dir))
