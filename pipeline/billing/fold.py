@@ -80,12 +80,12 @@ def _fold_events(
     shard: Shard, balances: Balances, terms: Terms, header: Header, events: pl.DataFrame
 ) -> None:
     remembered = events.filter(pl.col("disposition") >= NOT_SERVING)
-    shard.ids.add(ids.hash_texts(remembered["event_id"].to_list()), shard.log_time_ms)
+    shard.ids.add(ids.hash_columns(remembered, "event_id"), shard.log_time_ms)
     charged = events.filter(pl.col("disposition") == CHARGED)
     if charged.height == 0:
         return
-    unique = b"".join(charged["unique_key"].to_list())
-    shard.unique.add(ids.keys_from_bytes(unique), shard.log_time_ms)
+    unique = ids.join_keys(charged["unique_low"].to_numpy(), charged["unique_high"].to_numpy())
+    shard.unique.add(unique[unique.any(axis=1)], shard.log_time_ms)
     used = charged["ad"].unique().to_list()
     group_of = np.zeros(len(header.ads), dtype=np.int64)
     campaign_of = np.zeros(len(header.ads), dtype=np.int64)

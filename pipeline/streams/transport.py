@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Protocol
 
 import aiokafka
+import numpy as np
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException
 from aiokafka.structs import ConsumerRecord
@@ -60,21 +61,27 @@ class _ChunkRecords(fetcher.PartitionRecords):  # type: ignore[misc]
     next_fetch_offset: int
 
     def _unpack_records(self) -> Iterator[ConsumerRecord]:
-        chunk = _OpenChunk(self._tp, self.next_fetch_offset)
+        start, records, size = self.next_fetch_offset, [], 0
         while self._records.has_next():
             batch = self._records.next_batch()
             if self._check_crcs and not batch.validate_crc():
                 raise CorruptRecordException(f"Invalid CRC - {self._tp}")
             if not self._is_skipped(batch):
-                for record in batch:
-                    if record.offset >= self.next_fetch_offset:
-                        chunk.add(record)
+                size += batch.size_in_bytes if hasattr(batch, "size_in_bytes") else 0
+                records += self._wanted(batch)
             self.next_fetch_offset = batch.next_offset
-            if chunk.is_full():
-                yield chunk.close(self.next_fetch_offset)
-                chunk = _OpenChunk(self._tp, self.next_fetch_offset)
-        if self.next_fetch_offset > chunk.start:
-            yield chunk.close(self.next_fetch_offset)
+            if len(records) >= MAX_CHUNK_RECORDS or size >= MAX_CHUNK_BYTES:
+                yield self._chunk(start, records)
+                start, records, size = self.next_fetch_offset, [], 0
+        if self.next_fetch_offset > start:
+            yield self._chunk(start, records)
+
+    def _wanted(self, batch: Any) -> list[Any]:
+        """The batch's records from the next offset on: a fetch may begin within a batch."""
+        records = list(batch)
+        if records and records[0].offset < self.next_fetch_offset:
+            return [record for record in records if record.offset >= self.next_fetch_offset]
+        return records
 
     def _is_skipped(self, batch: Any) -> bool:
         """Control batches, and batches of transactions that were aborted."""
@@ -86,47 +93,20 @@ class _ChunkRecords(fetcher.PartitionRecords):  # type: ignore[misc]
                 return True
         return bool(batch.is_control_batch)
 
-
-class _OpenChunk:
-    """A chunk that is being filled."""
-
-    def __init__(self, tp: Any, start: int) -> None:
-        self._tp = tp
-        self.start = start
-        self._bytes = 0
-        self._offsets: list[int] = []
-        self._timestamps_ms: list[int] = []
-        self._values: list[bytes | None] = []
-        self._keys: list[bytes | None] = []
-        self._headers: dict[int, tuple[tuple[str, bytes], ...]] = {}
-
-    def add(self, record: Any) -> None:
-        value = record.value
-        self._offsets.append(record.offset)
-        self._timestamps_ms.append(record.timestamp)
-        self._values.append(value)
-        self._keys.append(record.key)
-        self._bytes += 0 if value is None else len(value)
-        if record.headers:
-            self._headers[record.offset] = tuple(record.headers)
-
-    def is_full(self) -> bool:
-        return len(self._values) >= MAX_CHUNK_RECORDS or self._bytes >= MAX_CHUNK_BYTES
-
-    def close(self, end: int) -> ConsumerRecord:
-        chunk = Chunk(
-            source=EVENT_TOPICS.index(self._tp.topic),
-            shard=self._tp.partition,
-            start=self.start,
-            end=end,
-            offsets=self._offsets,
-            timestamps_ms=self._timestamps_ms,
-            values=self._values,
-            keys=self._keys,
-            headers=self._headers,
-        )
+    def _chunk(self, start: int, records: list[Any]) -> ConsumerRecord:
         topic, partition = self._tp.topic, self._tp.partition
-        return ConsumerRecord(topic, partition, end - 1, 0, 0, None, chunk, None, 0, 0, ())
+        chunk = Chunk(
+            source=EVENT_TOPICS.index(topic),
+            shard=partition,
+            start=start,
+            end=self.next_fetch_offset,
+            offsets=np.array([record.offset for record in records], dtype=np.int64),
+            timestamps_ms=np.array([record.timestamp for record in records], dtype=np.int64),
+            values=[record.value for record in records],
+            keys=[record.key for record in records],
+            headers={r.offset: tuple(r.headers) for r in records if r.headers},
+        )
+        return ConsumerRecord(topic, partition, chunk.end - 1, 0, 0, None, chunk, None, 0, 0, ())
 
 
 def _partition_records(*args: Any) -> Any:

@@ -24,8 +24,6 @@ from faust.types import TP
 
 from pipeline.billing import fold
 from pipeline.billing.batch import Assembler, Batch, Chunk, split
-from pipeline.billing.decide import Outcome
-from pipeline.billing.posting import Draft
 from pipeline.contract.rejects import Reject
 from pipeline.contract.vocabulary import EVENT_TOPICS
 from pipeline.streams import outbox, transport
@@ -352,7 +350,7 @@ class Worker:
         batch = self._assembler.assemble(chunks)
         for part, now_ms in self._in_steps(batch):
             read_through_ms = await self._read_through(now_ms)
-            refused = bool(self._refusals(0))
+            refused = bool(self._refusals())
             if part.ranges or refused or self.engine.is_due(now_ms, read_through_ms):
                 await self._turn(part, now_ms, read_through_ms)
         if not batch.ranges:
@@ -402,14 +400,11 @@ class Worker:
         """Decide, and append what the decision did; the appends fly on when this returns."""
         self._unwritten = True
         turn = self.engine.turn(batch, now_ms, read_through_ms)
-        entries = [
-            self._entry(turn.outcome, draft)
-            for draft in turn.drafts.values()
-            if not draft.is_empty() or self._refusals(draft.shard)
-        ]
+        entries = prepare(self.engine, turn, {0: self._refusals()})
         await self._appended()
         for entry in entries:
             owned = self.owned[entry.shard]
+            self._count(owned, entry)
             append = asyncio.ensure_future(self._writer.append(owned, entry))
             self._appends.append((owned, append))
         self._unwritten = False
@@ -417,21 +412,17 @@ class Worker:
         self.progress.events += len(batch)
         self.progress.last_turn_ms = now_ms
 
-    def _entry(self, outcome: Outcome, draft: Draft) -> Entry:
-        refusals = self._refusals(draft.shard)
-        if draft.shard == 0:
-            self.owned[0].refusals_from = self.engine.catalog.end_offset
-        self.progress.signals += len(draft.signals)
-        self._since_snapshot[draft.shard] = self._since_snapshot.get(draft.shard, 0) + 1
-        self._since_checkpoint[draft.shard] = self._since_checkpoint.get(draft.shard, 0) + 1
-        return prepare(self.engine, outcome, draft, refusals)
+    def _count(self, owned: Owned, entry: Entry) -> None:
+        if entry.shard == 0:
+            owned.refusals_from = entry.header.catalog_end
+        self.progress.signals += len(entry.header.signals)
+        self._since_snapshot[entry.shard] = self._since_snapshot.get(entry.shard, 0) + 1
+        self._since_checkpoint[entry.shard] = self._since_checkpoint.get(entry.shard, 0) + 1
 
-    def _refusals(self, shard: int) -> list[Reject]:
+    def _refusals(self) -> list[Reject]:
         """Catalog refusals to send; the owner of shard 0 sends them for all."""
         owned = self.owned.get(0)
-        if shard != 0 or owned is None:
-            return []
-        return self._feed.refused_from(owned.refusals_from)
+        return [] if owned is None else self._feed.refused_from(owned.refusals_from)
 
     async def _appended(self) -> None:
         """Wait for the appends that fly; raise what failed, unless its shard is gone by now."""
