@@ -25,7 +25,7 @@ from tests.integration.product import DAY_MS, Ad, Kafka, Message, Running, at, p
 
 PARTITIONS = 4
 UNIT = 1_000_000_000
-EACH = 500
+EACH = 600
 
 
 class Cluster(Running):
@@ -131,12 +131,12 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 class Load:
-    """Clicks of ten campaigns, which lie on all shards, 500 at a time; each tenth is sent twice."""
+    """Clicks of 20 campaigns, which lie on all shards, 600 at a time; each tenth is sent twice."""
 
     def __init__(self, cluster: Cluster, name: str) -> None:
         self._cluster = cluster
         created_ms = time.time_ns() // 1_000_000 - DAY_MS
-        self._ads = [cluster.ad(f"{name}-{n}", "traffic", created_ms) for n in range(10)]
+        self._ads = [cluster.ad(f"{name}-{n}", "traffic", created_ms) for n in range(20)]
         self._enough = threading.Event()
         self._chunks = 0
         self._failure: BaseException | None = None
@@ -165,9 +165,9 @@ class Load:
         messages = []
         now_ms = time.time_ns() // 1_000_000
         for number in range(chunk * EACH, (chunk + 1) * EACH):
-            ad: Ad = self._ads[number % 10]
+            ad: Ad = self._ads[number % 20]
             click = ad.click(f"{ad.campaign_id}-{number}", now_ms)
-            messages += [click, click] if number // 10 % 10 == 0 else [click]
+            messages += [click, click] if number // 20 % 10 == 0 else [click]
         return messages
 
     def check(self) -> None:
