@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import typer
+from aiokafka.errors import KafkaConnectionError
 from rich.console import Console
 
 from pipeline.cli import admin, processes, reports, simulation, up
@@ -39,6 +40,12 @@ def main() -> None:
         sys.exit(EXIT_USAGE)
     except (EmbeddedError, TopicsError, StoreError, admin.CommandError) as error:
         _say(str(error))
+        sys.exit(EXIT_FAILED)
+    except KafkaConnectionError as error:
+        _say(
+            f"Kafka cannot be reached ({error}). See that it runs, and where: "
+            "PIPELINE_KAFKA_BOOTSTRAP, or --data DIR of a running `pipeline up`."
+        )
         sys.exit(EXIT_FAILED)
 
 
