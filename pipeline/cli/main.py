@@ -12,7 +12,7 @@ from pipeline.cli import admin, processes, reports, simulation, up
 from pipeline.embedded.errors import EmbeddedError
 from pipeline.reporting.clickhouse import StoreError
 from pipeline.reporting.schema import SchemaError
-from pipeline.settings import PREFIX, SettingsError
+from pipeline.settings import SettingsError
 from pipeline.streams.topics import TopicsError
 
 EXIT_FAILED = 1
@@ -44,8 +44,8 @@ def main() -> None:
         sys.exit(EXIT_FAILED)
     except KafkaConnectionError as error:
         _say(
-            f"Kafka cannot be reached: {error}. Is it running, and does "
-            f"{PREFIX}KAFKA_BOOTSTRAP (or --data of a running `pipeline up`) name it?"
+            f"Kafka cannot be reached ({error}). See that it runs, and where: "
+            "PIPELINE_KAFKA_BOOTSTRAP, or --data DIR of a running `pipeline up`."
         )
         sys.exit(EXIT_FAILED)
 

@@ -15,6 +15,7 @@ rebalance); an object for each record would cost more than judging it does. Thre
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import aiokafka
@@ -42,8 +43,9 @@ class ShardOwner(Protocol):
         the partition's first retained record."""
         ...
 
-    def go_on_from(self, positions: Mapping[TP, int]) -> None:
-        """The sources have been sought to these offsets."""
+    def go_on_from(self, positions: Mapping[TP, int], epoch: int) -> None:
+        """The sources have been sought to these offsets; only deliveries of this epoch follow on
+        them."""
 
     def journaled(self) -> dict[TP, int]:
         """How far the journal has each owned source."""
@@ -121,8 +123,41 @@ _PLAIN_RECORDS = fetcher.PartitionRecords
 fetcher.PartitionRecords = _partition_records  # every consumer's fetcher looks it up here
 
 
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A chunk, and the epoch that it was fetched in: how often the sources had been sought."""
+
+    chunk: Chunk
+    epoch: int
+
+
+class _Fetched(dict[TP, list[ConsumerRecord]]):
+    """The records of one fetch, by partition."""
+
+    epoch: int
+
+
 class _ConsumerThread(driver.AIOKafkaConsumerThread):
-    """Faust's consumer thread with our consumer in it."""
+    """Faust's consumer thread with our consumer in it.
+
+    Whether a fetch came before or after a seek can be told in this thread alone: a fetch that
+    waits while the sources are being sought returns what lies behind the seek, so when it was
+    asked for says nothing.
+    """
+
+    epoch = 0
+    """How often the sources have been sought."""
+
+    async def _seek_wait(
+        self, consumer: aiokafka.AIOKafkaConsumer, partitions: Mapping[TP, int]
+    ) -> None:
+        self.epoch += 1  # the seeks themselves are done before anything else runs in this thread
+        await super()._seek_wait(consumer, partitions)
+
+    async def _fetch_records(self, *args: Any, **kwargs: Any) -> _Fetched:
+        fetched = _Fetched(await super()._fetch_records(*args, **kwargs))
+        fetched.epoch = self.epoch
+        return fetched
 
     def _create_worker_consumer(self, transport: driver.Transport) -> aiokafka.AIOKafkaConsumer:
         assert isinstance(transport, Transport)
@@ -161,30 +196,29 @@ class ChunkConsumer(driver.Consumer):
         return self.transport
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
-        seeks = self._chunk_transport
-        epoch = seeks.epoch
         records, _ = await self._wait_next_records(timeout)
-        generation = self.app.consumer_generation_id
-        if not records or self.should_stop:
+        if not records:
             return
+        assert isinstance(records, _Fetched)
         if not self.flow_active:
-            await self.perform_seek()
-            return
-
-        def still_ours() -> bool:
-            same = self.app.consumer_generation_id == generation and seeks.epoch == epoch
-            return bool(self.flow_active) and same
-
+            # A rebalance: what was fetched before its seek is fetched again, what was fetched
+            # after it is kept until the flow resumes.
+            await self.wait(self.can_resume_flow)  # type: ignore[arg-type]
         for tp, chunks in records.items():
             for record in chunks:
-                if not still_ours():
+                if not self._may_deliver(records.epoch):
                     return
-                yield tp, self._to_message(tp, record)
+                delivery = Delivery(record.value, records.epoch)
+                yield tp, self._to_message(tp, replace(record, value=delivery))
+
+    def _may_deliver(self, epoch: int) -> bool:
+        """Whether no seek has come, and none is to come, after what was fetched in this epoch."""
+        same = self._chunk_transport.epoch == epoch
+        return bool(self.flow_active) and same and not self.should_stop
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Take over what is newly assigned and seek to where its journal ends."""
         transport = self._chunk_transport
-        transport.epoch += 1
         assigned = {tp for tp in self._thread.assignment() if tp.topic in EVENT_TOPICS}
         positions: dict[TP, int] = await transport.owner.recover(assigned)
         fresh = [tp for tp, offset in positions.items() if offset < 0]
@@ -192,8 +226,9 @@ class ChunkConsumer(driver.Consumer):
             positions.update(await self._thread.earliest_offsets(*fresh))
         if positions:
             await self._thread.seek_wait(positions)
-        transport.epoch += 1
-        transport.owner.go_on_from(positions)
+        assert isinstance(self._thread, _ConsumerThread)
+        transport.epoch = self._thread.epoch
+        transport.owner.go_on_from(positions, transport.epoch)
         return positions
 
     async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
@@ -211,7 +246,7 @@ class Transport(driver.Transport):
     client_options: Mapping[str, Any]
     owner: ShardOwner
     epoch = 0
-    """Counts seeks: what was fetched before one is never delivered after it."""
+    """Counts the seeks: what was fetched before the last one is not delivered any more."""
 
 
 TRANSPORTS.aliases[SCHEME] = f"{__name__}:Transport"

@@ -31,6 +31,7 @@ from pipeline.streams.catalog_feed import CatalogFeed
 from pipeline.streams.clock import Clock
 from pipeline.streams.engine import READ_TO_THE_END, Engine, EngineSettings
 from pipeline.streams.recovery import Owned, SnapshotStore, take_over
+from pipeline.streams.transport import Delivery
 from pipeline.streams.writer import Entry, JournalWriter, checkpoint_entry, prepare
 
 log = logging.getLogger(__name__)
@@ -91,21 +92,28 @@ class SourceGapError(Exception):
 
 
 class Intake:
-    """Chunks that came and are not judged yet; bounded, so that Kafka holds the rest."""
+    """Chunks that came and are not judged yet; bounded, so that Kafka holds the rest.
+
+    Closed while the sources are being sought anew: what comes then, and whatever was fetched
+    before the seek and comes after it, would not follow on what was taken. It is fetched again.
+    """
 
     def __init__(self, max_events: int) -> None:
         self._max_events = max_events
         self._chunks: list[Chunk] = []
         self._events = 0
+        self._epoch: int | None = None
         self._room = asyncio.Event()
         self._room.set()
         self.wake = asyncio.Event()
         self.last_arrival_s = 0.0
 
-    async def put(self, chunk: Chunk) -> None:
+    async def put(self, delivery: Delivery) -> None:
         await self._room.wait()
-        self._chunks.append(chunk)
-        self._events += len(chunk.values)
+        if delivery.epoch != self._epoch:
+            return
+        self._chunks.append(delivery.chunk)
+        self._events += len(delivery.chunk.values)
         self.last_arrival_s = time.monotonic()
         if self._events >= self._max_events:
             self._room.clear()
@@ -126,11 +134,16 @@ class Intake:
             self.wake.set()
         return taken
 
-    def clear(self) -> None:
-        """Forget what came: the sources are being sought anew."""
+    def close(self) -> None:
+        """Forget what came and take nothing in: the sources are being sought anew."""
+        self._epoch = None
         self._chunks.clear()
         self._events = 0
         self._room.set()
+
+    def open(self, epoch: int) -> None:
+        """Take in what is fetched in this epoch."""
+        self._epoch = epoch
 
 
 class Worker:
@@ -208,6 +221,8 @@ class Worker:
 
         Not Faust's own tasks: those start only after the first recovery, which needs the loops.
         """
+        # Faust makes its own directory in it, and would not start without this one.
+        self._settings.data_dir.mkdir(parents=True, exist_ok=True)
         self._tasks = [
             asyncio.create_task(self._guarded(self._feed.run, "catalog feed")),
             asyncio.create_task(self._guarded(self._run, "worker")),
@@ -262,20 +277,10 @@ class Worker:
         shards = {tp.partition for tp in assigned}
         for shard in set(self.owned) - shards:
             self._give_up(shard)
-        self._intake.clear()
+        self._intake.close()
         new = sorted(shards - set(self.owned))
         if new:
-            self.progress.state = "recovering"
-            started_s = time.monotonic()
-            taken = await take_over(
-                new, self.engine, self._clock, self._snapshots, self._settings.client_options
-            )
-            self.owned.update(taken)
-            for shard in new:
-                await self._send_unsent(shard)
-            events = sum(self.owned[shard].state.chain.seq for shard in new)
-            elapsed_s = time.monotonic() - started_s
-            log.info("took over shards %s (%d events) in %.2f s", new, events, elapsed_s)
+            await self._take_over(new)
         self.progress.state = "running"
         self._intake.wake.set()
         return {
@@ -284,16 +289,36 @@ class Worker:
             for topic in EVENT_TOPICS
         }
 
+    async def _take_over(self, new: list[int]) -> None:
+        """Own these shards, or, where another rebalance cuts this off, none of them."""
+        self.progress.state = "recovering"
+        started_s = time.monotonic()
+        try:
+            taken = await take_over(
+                new, self.engine, self._clock, self._snapshots, self._settings.client_options
+            )
+            for owned in taken.values():
+                await self._send_unsent(owned)
+        except BaseException:
+            for shard in new:
+                self.engine.release(shard)
+            raise
+        self.owned.update(taken)
+        events = sum(owned.state.chain.seq for owned in taken.values())
+        elapsed_s = time.monotonic() - started_s
+        log.info("took over shards %s (%d events) in %.2f s", new, events, elapsed_s)
+
     def _give_up(self, shard: int) -> None:
         del self.owned[shard]
         self.engine.release(shard)
         self._assembler.forget(shard)
 
-    def go_on_from(self, positions: Mapping[TP, int]) -> None:
+    def go_on_from(self, positions: Mapping[TP, int], epoch: int) -> None:
         """Called by the transport: the sources have been sought to these offsets."""
         for tp, offset in positions.items():
             if tp.partition in self.owned:
                 self.owned[tp.partition].taken[tp.topic] = offset
+        self._intake.open(epoch)
 
     def journaled(self) -> dict[TP, int]:
         """How far the journal has each owned source; for lag monitors."""
@@ -303,13 +328,14 @@ class Worker:
             for topic, offset in owned.state.chain.next_offsets.items()
         }
 
-    async def _send_unsent(self, shard: int) -> None:
+    async def _send_unsent(self, owned: Owned) -> None:
         """Send again what the owner before may not have sent, and every standing signal."""
-        owned = self.owned[shard]
         dispositions: dict[tuple[str, int], int] = {}
         for unsent in owned.unsent:
             dispositions |= unsent.dispositions
-        originals = await outbox.read_originals(shard, dispositions, self._settings.client_options)
+        originals = await outbox.read_originals(
+            owned.state.shard, dispositions, self._settings.client_options
+        )
         signals = [signal for unsent in owned.unsent for signal in unsent.signals]
         standing = list(owned.state.standing.values())
         await self._writer.outbox.send([*signals, *standing], originals, [])
