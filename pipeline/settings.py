@@ -82,8 +82,21 @@ class Settings(BaseSettings):
     clock: Literal["wall", "stream"] = "wall"
     """What now is. `stream`: the largest record timestamp read, for backfills and tests."""
 
+    web_host: str = "127.0.0.1"
+    """Where the health and metrics pages, and `pipeline dashboard`, listen. Not loopback: whoever
+    reaches the port may read them; the dashboard then asks for its token."""
+
     worker_web_port: int = Field(default=6066, ge=1, le=65_535)
-    """The worker's health and metrics page."""
+    """The worker's health and metrics pages."""
+
+    reporter_web_port: int | None = Field(default=None, ge=1, le=65_535)
+    """The reporter's health and metrics pages; unset: none of its own."""
+
+    dashboard_token: SecretStr = SecretStr("")
+    """What a browser must show to see the dashboard; needed where that is not on loopback."""
+
+    log_format: Literal["text", "json"] = "text"
+    """How log lines look; `json`: an object a line, for log collectors."""
 
     user_hash_key: SecretStr = SecretStr(DEVELOPMENT_USER_HASH_KEY)
     """Key of the keyed hash by which Pinners are stored (`user_hash`), 16 to 64 bytes. Secret

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import typer
 
 from pipeline.cli import wiring
+from pipeline.cli.logs import configure_logging
 from pipeline.contract.vocabulary import CATALOG, JOURNAL
 from pipeline.reporting.clickhouse import Store
-from pipeline.reporting.process import run_reporter
-from pipeline.settings import Settings, load_settings, misspelt_variables
-
-log = logging.getLogger(__name__)
-
-
-def configure_logging() -> None:
-    """One line an incident, on standard error."""
-    logging.basicConfig(
-        level=logging.INFO,
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    for noisy in ("aiokafka", "faust", "mode", "asyncio", "aiohttp.access"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    for name, meant in misspelt_variables().items():
-        log.warning("%s is not a setting; did you mean %s?", name, meant)
+from pipeline.reporting.process import Listeners, run_reporter
+from pipeline.settings import Settings, load_settings
 
 
 async def until_signalled(run: Callable[[asyncio.Event], Awaitable[None]]) -> None:
@@ -60,8 +44,7 @@ async def report(settings: Settings, http_port: int | None, stop: asyncio.Event)
         reader(JOURNAL),
         reader(CATALOG),
         settings.partitions,
-        "127.0.0.1",
-        http_port,
+        Listeners(http_port, settings.web_host, settings.reporter_web_port),
         stop,
     )
 
@@ -75,8 +58,8 @@ def register(app: typer.Typer) -> None:
 
         Example: `PIPELINE_KAFKA_BOOTSTRAP=kafka:9092 pipeline worker`
         """
-        configure_logging()
         settings = load_settings()
+        configure_logging(settings.log_format)
         asyncio.run(until_signalled(lambda stop: run_worker(settings, stop)))
 
     @app.command()
@@ -89,6 +72,6 @@ def register(app: typer.Typer) -> None:
 
         Example: `PIPELINE_CLICKHOUSE_DSN=http://user:pw@host:8123/ pipeline reporter`
         """
-        configure_logging()
         settings = load_settings()
+        configure_logging(settings.log_format)
         asyncio.run(until_signalled(lambda stop: report(settings, http_port, stop)))

@@ -22,6 +22,7 @@ import typer
 from aiohttp import web
 
 from pipeline.cli import processes, wiring
+from pipeline.cli.logs import configure_logging
 from pipeline.embedded import ports
 from pipeline.embedded.errors import EmbeddedError
 from pipeline.embedded.kafka import EmbeddedKafka
@@ -94,10 +95,9 @@ class Up:
         return f"http://{ports.HOST}:{self._clickhouse_port}"
 
     def _with_endpoints(self) -> Settings:
-        given = self._settings.model_dump(exclude_unset=True) | {
-            "kafka_bootstrap": self._kafka.bootstrap,
-            "worker_web_port": ports.free_port(),
-        }
+        given: dict[str, Any] = {"worker_web_port": ports.free_port()}
+        given |= self._settings.model_dump(exclude_unset=True)
+        given |= {"kafka_bootstrap": self._kafka.bootstrap}
         return load_settings(**given)
 
     def _environment(self) -> dict[str, str]:
@@ -302,8 +302,8 @@ def register(app: typer.Typer) -> None:
 
         Example: `pipeline up --data ./data --clickhouse-port 8123`
         """
-        processes.configure_logging()
         settings = load_settings(data_dir=data, partitions=partitions)
+        configure_logging(settings.log_format)
         with _owned(settings.data_dir):
             one = Up(
                 settings,

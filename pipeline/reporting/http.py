@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 
@@ -69,28 +69,18 @@ def check_read(sql: str) -> None:
 
 
 class ReadOnlyHttp:
-    """The handlers; `health` gives what /health says."""
+    """The handlers."""
 
-    def __init__(self, store: Store, health: Any) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._health = health
 
-    def application(self) -> web.Application:
-        """The aiohttp application with all routes."""
-        application = web.Application(client_max_size=MAX_QUERY_BYTES)
+    def add_pages(self, application: web.Application) -> None:
+        """Add the interface's routes, which take every path that is not taken yet."""
         application.router.add_get("/ping", self._ping)
-        application.router.add_get("/health", self._serve_health)
         application.router.add_route("*", "/{path:.*}", self._query)
-        return application
 
     async def _ping(self, _: web.Request) -> web.Response:
         return web.Response(text="Ok.\n")
-
-    async def _serve_health(self, _: web.Request) -> web.Response:
-        health = self._health()
-        if asyncio.iscoroutine(health):
-            health = await health
-        return web.json_response(health)
 
     async def _query(self, request: web.Request) -> web.Response:
         if request.path not in ("/", "/query"):
