@@ -95,6 +95,10 @@ class Settings(BaseSettings):
     dashboard_token: SecretStr = SecretStr("")
     """What a browser must show to see the dashboard; needed where that is not on loopback."""
 
+    dashboard_metrics_urls: str = ""
+    """The /metrics pages of workers and reporter, separated by commas: the dashboard's operations
+    page shows what they say. `pipeline up` knows its own."""
+
     log_format: Literal["text", "json"] = "text"
     """How log lines look; `json`: an object a line, for log collectors."""
 
