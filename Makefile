@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-long check format bench lock clean
+.PHONY: help setup demo test test-long check format bench screenshots lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +48,10 @@ format: setup  ## rewrite the sources in the one format
 
 bench: setup  ## the speed figures
 	@$(BIN)/python -m bench
+
+screenshots: setup  ## docs/screenshots, by the dashboard's tests (needs chromium)
+	@PIPELINE_TEST_SCREENSHOTS=$(CURDIR)/docs/screenshots $(BIN)/pytest -q \
+	  tests/integration/ops/test_dashboard_pages.py
 
 lock:  ## resolve pyproject.toml anew into requirements.lock
 	@test -x .venv-lock/bin/uv || $(PYTHON) -m venv .venv-lock

@@ -14,7 +14,7 @@ from pipeline.dashboard.figures import money
 
 WIDTH: Final = 960
 HEIGHT: Final = 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 16, 16, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 28, 16, 36
 
 
 @dataclass(frozen=True, slots=True)

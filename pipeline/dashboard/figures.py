@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -53,6 +54,11 @@ def moment(at_ms: int) -> str:
     return f"{datetime.fromtimestamp(at_ms / 1_000, UTC):%Y-%m-%d %H:%M:%S}"
 
 
+def latency(seconds: float) -> str:
+    """A histogram's bound: `20 ms`, or that it is beyond the last."""
+    return "over 1 h" if seconds == math.inf else f"{1_000 * seconds:,.0f} ms"
+
+
 def time_of_day(at_ms: int) -> str:
     """A time to the second, UTC, without its date."""
     return f"{datetime.fromtimestamp(at_ms / 1_000, UTC):%H:%M:%S}"
@@ -81,13 +87,20 @@ def entity_of(view: View, row: Row) -> str | None:
     return f"campaign:{row['campaign_id']}" if view.level == "campaigns" else None
 
 
-def fields_of(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
-    """Entity -> field -> value, from rows of the query `limits`."""
+def limits_on(rows: Iterable[Row], day_start_ms: int) -> dict[str, dict[str, Any]]:
+    """Entity -> field -> value, from rows of the query `limits` up to a day's end.
+
+    Of a limit that changed in the day, the largest that was in force: spend was held against it.
+    """
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         # A change's value is JSON; the empty string is a field that was taken away.
-        value = json.loads(row["value"]) if row["value"] else None
-        found.setdefault(row["entity"], {})[row["field"]] = value
+        value = json.loads(row["new"]) if row["new"] else None
+        fields = found.setdefault(row["entity"], {})
+        held = fields.get(row["field"])
+        if int(row["effective_ms"]) > day_start_ms and isinstance(held, int):
+            value = None if value is None else max(held, value)
+        fields[row["field"]] = value
     return found
 
 
@@ -96,8 +109,8 @@ def budget_of(
 ) -> Budget:
     """An ad group's budget or a campaign's limit, and what is used of it.
 
-    A daily one is held against the spend of `days` days, `spend_nanos`; a lifetime one against
-    all that was ever spent, `lifetime_nanos`.
+    A daily one is held against `spend_nanos` where that is one day's; a lifetime one against all
+    that was ever spent, `lifetime_nanos`.
     """
     daily = fields.get("daily_spend_limit_micros")
     lifetime = fields.get("lifetime_spend_limit_micros")
@@ -107,7 +120,8 @@ def budget_of(
         lifetime = fields.get("budget_micros")
     if daily:
         limit_nanos = int(daily) * NANOS_PER_MICRO
-        return Budget(f"{money(limit_nanos)} a day", Decimal(spend_nanos) / (limit_nanos * days))
+        used = Decimal(spend_nanos) / limit_nanos if days == 1 else None
+        return Budget(f"{money(limit_nanos)} a day", used)
     if lifetime:
         limit_nanos = int(lifetime) * NANOS_PER_MICRO
         return Budget(f"{money(limit_nanos)} lifetime", Decimal(lifetime_nanos) / limit_nanos)

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 from aiohttp import web
 
 from pipeline.contract.days import calendar, from_iso
-from pipeline.contract.vocabulary import NANOS_PER_MICRO
+from pipeline.contract.vocabulary import MS_PER_DAY, NANOS_PER_MICRO
 from pipeline.dashboard import queries
 from pipeline.dashboard.chart import Chart, Mark, spend_chart
 from pipeline.dashboard.figures import (
@@ -21,7 +21,7 @@ from pipeline.dashboard.figures import (
     Row,
     budget_of,
     entity_of,
-    fields_of,
+    limits_on,
     money,
     to_csv,
 )
@@ -145,7 +145,10 @@ async def _budgets(source: Source, view: View, rows: list[Row]) -> list[Budget]:
     named = [entity for entity in entities if entity is not None]
     if not named:
         return [NO_BUDGET] * len(rows)
-    of_entity = fields_of(await source.rows(queries.limits(named)))
+    # A day of UTC stands for every account's own here: budgets rarely change around midnight.
+    start_ms = from_iso(view.last_day.isoformat()) * MS_PER_DAY
+    changes = await source.rows(queries.limits(named, start_ms + MS_PER_DAY))
+    of_entity = limits_on(changes, start_ms)
     lifetime = {
         entity.partition(":")[2]
         for entity in named
@@ -178,19 +181,19 @@ async def ad_group(source: Source, request: web.Request) -> Values:
     latest = days[0]
     day = parse_day(request.query.get("day"), "day", latest["billing_day"])
     entities = [f"ad_group:{ad_group_id}", f"campaign:{latest['campaign']}"]
-    steps, before, signals, changes, budgets, zones = await source.all(
+    steps, before, signals, changes, zones = await source.all(
         queries.spend_curve(ad_group_id, day),
         queries.spend_before(ad_group_id, day),
         queries.signals_of(entities, day),
         queries.changes_of(entities),
-        queries.budgets_of(entities[0]),
         queries.time_zone_of(latest["account"]),
     )
     zone = zones[0]["time_zone"] if zones else "UTC"
     local = calendar(zone)
     number = from_iso(day.isoformat())
     span_ms = (local.start_ms(number), local.end_ms(number))
-    fields = fields_of(await source.rows(queries.limits(entities[:1]))).get(entities[0], {})
+    limits = await source.rows(queries.limits(entities[:1], span_ms[1]))
+    fields = limits_on(limits, span_ms[0]).get(entities[0], {})
     lifetime = fields.get("budget_type") == "lifetime"
     base_nanos = int(before[0]["spend_nanos"]) if lifetime else 0
     spend_nanos = sum(int(step["spend_nanos"]) for step in steps)
@@ -201,7 +204,7 @@ async def ad_group(source: Source, request: web.Request) -> Values:
         "day": day,
         "days": days,
         "zone": zone,
-        "chart": _chart(steps, signals, _limits(budgets), base_nanos, span_ms, zone),
+        "chart": _chart(steps, signals, _budgets_over_time(limits), base_nanos, span_ms, zone),
         "spend_nanos": spend_nanos,
         "free_nanos": sum(int(step["free_nanos"]) for step in steps),
         "budget": budget_of(fields, spend_nanos, 1, base_nanos + spend_nanos),
@@ -211,9 +214,13 @@ async def ad_group(source: Source, request: web.Request) -> Values:
     }
 
 
-def _limits(budgets: Sequence[Row]) -> list[tuple[int, int]]:
+def _budgets_over_time(limits: Sequence[Row]) -> list[tuple[int, int]]:
     """(from ms, nanos) of an ad group's budget, in time's order."""
-    return [(int(b["effective_ms"]), int(b["new"]) * NANOS_PER_MICRO) for b in budgets if b["new"]]
+    return [
+        (int(change["effective_ms"]), int(change["new"]) * NANOS_PER_MICRO)
+        for change in limits
+        if change["field"] == "budget_micros" and change["new"]
+    ]
 
 
 def _chart(

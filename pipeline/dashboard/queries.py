@@ -114,14 +114,14 @@ def live_days() -> Query:
     )
 
 
-def limits(entities: Sequence[str]) -> Query:
-    """The limits in force of ad groups and campaigns, as the catalog's latest change has them."""
+def limits(entities: Sequence[str], before_ms: int) -> Query:
+    """The limits of ad groups and campaigns: every change that was in effect before a time."""
     return Query(
-        "SELECT entity, field, argMax(new, (effective_ms, catalog_offset, change_number)) AS value "
-        "FROM reporting.changes WHERE entity IN {entities:Array(String)} AND field IN "
-        "('budget_type', 'budget_micros', 'daily_spend_limit_micros', "
-        "'lifetime_spend_limit_micros', 'status') GROUP BY entity, field",
-        {"entities": list(entities)},
+        "SELECT entity, field, effective_ms, new FROM reporting.changes "
+        "WHERE entity IN {entities:Array(String)} AND field IN ('budget_type', 'budget_micros', "
+        "'daily_spend_limit_micros', 'lifetime_spend_limit_micros') "
+        "AND effective_ms < {before:Int64} ORDER BY effective_ms, catalog_offset, change_number",
+        {"entities": list(entities), "before": before_ms},
     )
 
 
@@ -187,15 +187,6 @@ def changes_of(entities: Sequence[str]) -> Query:
         "WHERE entity IN {entities:Array(String)} "
         "ORDER BY effective_ms DESC, catalog_offset DESC, change_number LIMIT 100",
         {"entities": list(entities)},
-    )
-
-
-def budgets_of(entity: str) -> Query:
-    """An ad group's budget over time."""
-    return Query(
-        "SELECT effective_ms, new FROM reporting.changes WHERE entity = {entity:String} "
-        "AND field = 'budget_micros' ORDER BY effective_ms, catalog_offset",
-        {"entity": entity},
     )
 
 

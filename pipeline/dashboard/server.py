@@ -70,6 +70,7 @@ class Dashboard:
             figures.average,
             figures.percent,
             figures.count,
+            figures.latency,
             figures.moment,
             figures.time_of_day,
         ):
