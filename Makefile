@@ -59,6 +59,10 @@ lock:  ## resolve pyproject.toml anew into requirements.lock
 	@.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --custom-compile-command "make lock" \
 	  --extra local --extra dev pyproject.toml --output-file requirements.lock
+	@# What a production image installs: no extras, and the same versions.
+	@.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
+	  --generate-hashes --no-annotate --custom-compile-command "make lock" \
+	  --constraint requirements.lock pyproject.toml --output-file deploy/requirements.lock
 
 clean:  ## remove what make made (data/ is kept)
 	rm -rf .venv .venv-lock build dist *.egg-info .hypothesis .import_linter_cache \

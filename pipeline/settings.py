@@ -70,6 +70,10 @@ class Settings(BaseSettings):
     clickhouse_replicated: bool = False
     """Whether `pipeline schema` creates tables with Replicated engines."""
 
+    clickhouse_cluster: str = Field(default="", pattern=r"^[A-Za-z0-9_-]*$")
+    """The cluster (of ClickHouse's remote_servers) on all of whose servers `pipeline schema`
+    creates tables; unset: on the one that it is connected to."""
+
     partitions: int = Field(default=4, ge=1, le=1024)
     """Of each event topic and of the journal: the number of shards. Fixed once topics exist."""
 
@@ -203,16 +207,51 @@ class Settings(BaseSettings):
         return options
 
 
+SECRETS = (
+    "kafka_sasl_username",
+    "kafka_sasl_password",
+    "clickhouse_dsn",
+    "user_hash_key",
+    "dashboard_token",
+)
+"""Settings that may be read from a file instead, named by `PIPELINE_..._FILE`: where a platform
+mounts secrets as files, they are in no environment and in no process listing."""
+
+
 def load_settings(**given: Any) -> Settings:
     """The settings from the environment; a keyword (a command line option) goes before it, unless
     it is None (an option that was not given).
 
     Raises `SettingsError` naming every variable that is wrong.
     """
+    chosen = _read_secrets(os.environ)
+    chosen |= {name: value for name, value in given.items() if value is not None}
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        return Settings(**chosen)
     except ValidationError as error:
         raise SettingsError("\n".join(_texts(error))) from None
+
+
+def _read_secrets(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The secrets that `PIPELINE_..._FILE` variables name files of; a final line break is not
+    part of one."""
+    found: dict[str, Any] = {}
+    for name in SECRETS:
+        plain = PREFIX + name.upper()
+        variable = f"{plain}_FILE"
+        path = environ.get(variable)
+        if not path:
+            continue
+        if environ.get(plain):
+            raise SettingsError(f"{variable} and {plain} are both set; keep one")
+        try:
+            found[name] = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise SettingsError(
+                f"{variable} names {path}, which cannot be read: {reason}"
+            ) from None
+    return found
 
 
 def misspelt_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -221,6 +260,7 @@ def misspelt_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str
     Others with the prefix are left alone: it is a common one, and they may be somebody else's.
     """
     known = [PREFIX + name.upper() for name in Settings.model_fields]
+    known += [f"{PREFIX}{name.upper()}_FILE" for name in SECRETS]
     unknown = (name for name in environ if name.startswith(PREFIX) and name not in known)
     near = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.85) for name in unknown}
     return {name: matches[0] for name, matches in near.items() if matches}

@@ -31,7 +31,7 @@ def settings_for(data_dir: Path | None = None) -> Settings:
     given = {
         name: value
         for name, value in _endpoints(settings.data_dir).items()
-        if PREFIX + name.upper() not in os.environ
+        if not {PREFIX + name.upper(), f"{PREFIX}{name.upper()}_FILE"} & os.environ.keys()
     }
     return load_settings(data_dir=data_dir, **given) if given else settings
 
@@ -107,4 +107,4 @@ def specs_of(settings: Settings, *, keep_all: bool) -> list[TopicSpec]:
 
 def table_layout(settings: Settings) -> Layout:
     """How the tables are laid out."""
-    return Layout(replicated=settings.clickhouse_replicated)
+    return Layout(settings.clickhouse_replicated, settings.clickhouse_cluster)
