@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-long check format bench screenshots lock clean
+.PHONY: help setup demo test test-long check format bench screenshots audit lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +52,11 @@ bench: setup  ## the speed figures
 screenshots: setup  ## docs/screenshots, by the dashboard's tests (needs chromium)
 	@PIPELINE_TEST_SCREENSHOTS=$(CURDIR)/docs/screenshots $(BIN)/pytest -q \
 	  tests/integration/ops/test_dashboard_pages.py
+
+audit:  ## known vulnerabilities in what is installed (asks a vulnerability service)
+	@test -x .venv-lock/bin/pip-audit || { $(PYTHON) -m venv .venv-lock; \
+	  .venv-lock/bin/python -m pip install --quiet pip-audit==2.10.1; }
+	@.venv-lock/bin/pip-audit --require-hashes --disable-pip --requirement requirements.lock
 
 lock:  ## resolve pyproject.toml anew into requirements.lock
 	@test -x .venv-lock/bin/uv || $(PYTHON) -m venv .venv-lock

@@ -9,6 +9,7 @@ the variable and what is allowed, before anything is started.
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import os
 import ssl
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from aiokafka.abc import AbstractTokenProvider
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -41,17 +43,26 @@ class Settings(BaseSettings):
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     """How clients speak to Kafka. The embedded one speaks PLAINTEXT, on loopback alone."""
 
-    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = (
+        "PLAIN"
+    )
     """Used with SASL_PLAINTEXT and SASL_SSL."""
 
     kafka_sasl_username: str = ""
-    """Needed with SASL_PLAINTEXT and SASL_SSL."""
+    """Needed with SASL_PLAINTEXT and SASL_SSL, but for OAUTHBEARER."""
 
     kafka_sasl_password: SecretStr = SecretStr("")
-    """Needed with SASL_PLAINTEXT and SASL_SSL. Never shown."""
+    """Needed with SASL_PLAINTEXT and SASL_SSL, but for OAUTHBEARER. Never shown."""
+
+    kafka_sasl_token_path: Path | None = None
+    """Needed for OAUTHBEARER: a file with the token, read anew at every authentication, so that
+    whoever writes it (a platform's agent) renews it there."""
 
     kafka_ssl_cafile: Path | None = None
     """PEM file of the certificate authorities to trust; unset: the system's."""
+
+    kafka_ssl_certfile: Path | None = None
+    """PEM file of this client's own certificate and key, where brokers ask for one."""
 
     kafka_replication_factor: int = Field(default=1, ge=1, le=7)
     """Of the topics that `pipeline topics` creates: 1 embedded, 3 in production."""
@@ -163,9 +174,9 @@ class Settings(BaseSettings):
             raise ValueError(f"a key has 16 to 64 bytes, this one has {length_bytes}")
         return value
 
-    @field_validator("kafka_ssl_cafile")
+    @field_validator("kafka_ssl_cafile", "kafka_ssl_certfile", "kafka_sasl_token_path")
     @classmethod
-    def _check_cafile(cls, value: Path | None) -> Path | None:
+    def _check_file(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_file():
             raise ValueError(f"there is no file {value}")
         return value
@@ -173,10 +184,12 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check_credentials(self) -> Settings:
         if self.kafka_security_protocol.startswith("SASL_"):
-            given = {
+            given: dict[str, object] = {
                 "KAFKA_SASL_USERNAME": self.kafka_sasl_username,
                 "KAFKA_SASL_PASSWORD": self.kafka_sasl_password.get_secret_value(),
             }
+            if self.kafka_sasl_mechanism == "OAUTHBEARER":
+                given = {"KAFKA_SASL_TOKEN_PATH": self.kafka_sasl_token_path}
             missing = " and ".join(PREFIX + name for name, value in given.items() if not value)
             if missing:
                 raise ValueError(
@@ -197,14 +210,32 @@ class Settings(BaseSettings):
             "security_protocol": self.kafka_security_protocol,
         }
         if self.kafka_security_protocol.startswith("SASL_"):
-            options |= {
-                "sasl_mechanism": self.kafka_sasl_mechanism,
-                "sasl_plain_username": self.kafka_sasl_username,
-                "sasl_plain_password": self.kafka_sasl_password.get_secret_value(),
-            }
+            options |= {"sasl_mechanism": self.kafka_sasl_mechanism} | self._credentials()
         if self.kafka_security_protocol.endswith("SSL"):
-            options["ssl_context"] = ssl.create_default_context(cafile=self.kafka_ssl_cafile)
+            context = ssl.create_default_context(cafile=self.kafka_ssl_cafile)
+            if self.kafka_ssl_certfile is not None:
+                context.load_cert_chain(self.kafka_ssl_certfile)
+            options["ssl_context"] = context
         return options
+
+    def _credentials(self) -> dict[str, Any]:
+        if self.kafka_sasl_token_path is not None and self.kafka_sasl_mechanism == "OAUTHBEARER":
+            return {"sasl_oauth_token_provider": _TokenFile(self.kafka_sasl_token_path)}
+        return {
+            "sasl_plain_username": self.kafka_sasl_username,
+            "sasl_plain_password": self.kafka_sasl_password.get_secret_value(),
+        }
+
+
+class _TokenFile(AbstractTokenProvider):  # type: ignore[misc]
+    """Gives aiokafka the token that a file holds now."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def token(self) -> str:
+        text = await asyncio.to_thread(self._path.read_text, "utf-8")
+        return text.strip()
 
 
 SECRETS = (
