@@ -22,6 +22,8 @@ from pipeline.contract.vocabulary import (
     CAMPAIGN_DAILY,
     CAMPAIGN_LIFETIME,
     CPM_BLOCK,
+    FUTURE_TOLERANCE_MS,
+    LONGEST_DAY_MS,
     MS_PER_DAY,
 )
 
@@ -182,15 +184,20 @@ class Shard:
     standing: dict[str, Signal] = field(default_factory=dict)
     """Entity -> its last signal, where that is not plain serving."""
     outbox_through: int = -1
+    checkpointed_ms: int = 0
+    """When its last checkpoint was written; 0: never."""
 
     @classmethod
     def new(cls, shard: int, horizon_days: int, keep_at_most_ids: int) -> Shard:
-        horizon_ms = horizon_days * MS_PER_DAY
+        # An event may come up to the tolerance before its own time, and again up to the horizon
+        # after it; and what is unique in a billing day may come again until the day's last event
+        # may come no more.
+        again_ms = horizon_days * MS_PER_DAY + FUTURE_TOLERANCE_MS
         return cls(
             shard=shard,
             chain=Chain(shard),
-            ids=IdSet(horizon_ms, keep_at_most_ids),
-            unique=IdSet(horizon_ms, keep_at_most_ids),
+            ids=IdSet(again_ms, keep_at_most_ids),
+            unique=IdSet(again_ms + LONGEST_DAY_MS, keep_at_most_ids),
         )
 
     def note_signal(self, signal: Signal) -> None:

@@ -47,7 +47,9 @@ def _occurrence(store: Store, row: dict[str, Any], charges: list[dict[str, Any]]
         (
             {name: _plain(value) for name, value in charge.items()}
             for charge in charges
-            if charge["journal_offset"] == row["journal_offset"]
+            # A resend may be a duplicate in the very record that charged the event.
+            if row["disposition"] == "charged"
+            and charge["journal_offset"] == row["journal_offset"]
             and charge["journal_partition"] == row["journal_partition"]
         ),
         None,
