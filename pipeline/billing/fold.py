@@ -71,7 +71,8 @@ def fold_record(
             group = terms.group_row(block.ad_group_id)
             shard.blocks.take((group, from_iso(block.billing_day), from_iso(block.posting_day)))
     for zone, day in header.closed.items():
-        shard.closed[zone] = from_iso(day)
+        # That its time was up is what the record says.
+        shard.close_through(zone, from_iso(day), from_iso(day))
     for signal in header.signals:
         shard.note_signal(signal)
 

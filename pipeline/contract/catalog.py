@@ -29,7 +29,7 @@ from pipeline.contract.catalog_entities import (
     parse_entity,
     parse_key,
 )
-from pipeline.contract.days import from_iso, valid_zone
+from pipeline.contract.days import Calendar, changed_calendar, from_iso, valid_zone
 from pipeline.contract.log import LogRecord
 from pipeline.contract.money import COUNTRY_CURRENCY, minimum_bid_micros
 from pipeline.contract.vocabulary import MS_PER_DAY
@@ -125,6 +125,10 @@ class Catalog:
         """Days up to this one may close without their grace."""
         self.end_offset = 0
         self.revision = 0
+        self._read_ms = 0
+        """Largest timestamp of the records read: a change of zone takes no effect before it."""
+        self._zones: dict[str, tuple[str, tuple[tuple[int, str], ...]]] = {}
+        """Account -> its first time zone, and its changes: (day of the change, zone after it)."""
         self._last_fx_read: FxRates | None = None
         self._histories: dict[str, dict[str, Any]] = {
             "account": self.accounts,
@@ -136,6 +140,7 @@ class Catalog:
     def apply(self, record: LogRecord) -> Accepted | Refused:
         """Take over one record, or refuse it and stay as it was."""
         self.end_offset = max(self.end_offset, record.offset + 1)
+        self._read_ms = max(self._read_ms, record.timestamp_ms)
         parsed = parse_key(record.key)
         if isinstance(parsed, Refused):
             return parsed
@@ -177,6 +182,8 @@ class Catalog:
             day = from_iso(entity.day)
             self.forced_close_day = max(day, self.forced_close_day or day)
             return None
+        if isinstance(entity, Account):
+            self._note_zone(entity, effective_ms)
         history: History[Any] | None = self._histories[kind].get(entity_id)
         if history is None or history.deleted:
             self._histories[kind][entity_id] = History(
@@ -191,7 +198,7 @@ class Catalog:
         """A deletion takes an entity out of the catalog at once."""
         if kind == "fx":
             self.fx.pop(entity_id, None)
-        elif kind != "day_close":
+        elif kind in self._histories:
             history = self._histories[kind].get(entity_id)
             if history is not None:
                 history.deleted = True
@@ -199,6 +206,30 @@ class Catalog:
         name = f"{kind}:{entity_id}"
         change = Change(name, "deleted", "false", "true", "", record.timestamp_ms, record.offset)
         return Accepted(kind, entity_id, (change,))
+
+    def calendar_of(self, account_id: str) -> Calendar | None:
+        """The billing days of an account, changes of its time zone included; None if unknown."""
+        known = self._zones.get(account_id)
+        return None if known is None else changed_calendar(*known)
+
+    def _note_zone(self, account: Account, effective_ms: int) -> None:
+        """Keep the account's days: a change takes effect at the day after the one it falls in.
+
+        A change falls in the day of its effective time, or of the newest catalog record where that
+        is later: days that may have been closed do not move. (`pipeline.contract.days`)
+        """
+        calendar = self.calendar_of(account.account_id)
+        if calendar is None:
+            self._zones[account.account_id] = (account.time_zone, ())
+            return
+        first, changes = self._zones[account.account_id]
+        day = calendar.day_of(max(effective_ms, self._read_ms))
+        merged = dict(changes) | {day: account.time_zone}
+        kept: list[tuple[int, str]] = []
+        for when, zone in sorted(merged.items()):
+            if zone != (kept[-1][1] if kept else first):
+                kept.append((when, zone))
+        self._zones[account.account_id] = (first, tuple(kept))
 
     def usd_per_unit(self, currency: str, effective_ms: int) -> Decimal | None:
         """The exchange rate that a bid of this time is held against.

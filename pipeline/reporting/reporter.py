@@ -22,6 +22,7 @@ import polars as pl
 import pyarrow as pa
 
 from pipeline.contract.catalog import Accepted, Catalog, Change
+from pipeline.contract.days import Calendar
 from pipeline.contract.log import LogReader, LogRecord
 from pipeline.reporting import closes
 from pipeline.reporting.clickhouse import Store, insistently
@@ -94,6 +95,10 @@ class CatalogIntake:
         self._changes: list[Change] = []
         self.next_offset = 0
 
+    def calendar_of(self, account_id: str) -> Calendar | None:
+        """An account's billing days, as far as the catalog has been read."""
+        return self._catalog.calendar_of(account_id)
+
     def take(self, records: Sequence[LogRecord]) -> None:
         """Take catalog records in, from the first retained one on."""
         for record in records:
@@ -150,6 +155,9 @@ class Reporter:
         complete, planned = await self._insist(self._plans.last_two)
         self._book = await self._insist(lambda: DayBook.load(self._store, self._partitions))
         await self._catalog.start()
+        end = (await self._catalog.end_offsets())[0]
+        while await self._catalog.position(0) < end:
+            self._changes.take(await self._catalog.fetch(FETCH_WAIT_MS))
         await self._journal.start({p: at.next_offset for p, at in complete.journal.items()})
         check_same_journal(planned or complete, await self._journal.end_offsets())
         self._intake = Intake(complete)
@@ -182,8 +190,7 @@ class Reporter:
             self._intake.take(not_after(records, planned))
             if self._intake.stopped:
                 break
-        while self._changes.next_offset < planned.catalog_next:
-            self._changes.take(await self._catalog.fetch(FETCH_WAIT_MS))
+        await self._read_catalog_to(planned.catalog_next)
         cut = self._intake.cut(planned.batch, EVENTS_WAITING * 1_000, planned.catalog_next)
         changes = self._changes.cut(complete.catalog_next, planned.catalog_next)
         inserts = await asyncio.to_thread(self._inserts_of, cut, changes)
@@ -200,7 +207,14 @@ class Reporter:
         if waiting < EVENTS_WAITING:
             self._intake.take(await self._journal.fetch(wait_ms))
         self._changes.take(await self._catalog.fetch(0))
+        # A close must not be read without the changes of time zone that the shards knew of.
+        await self._read_catalog_to(self._intake.catalog_end)
         self.progress.stopped = dict(self._intake.stopped)
+
+    async def _read_catalog_to(self, offset: int) -> None:
+        """Take in the catalog up to this offset, which is known to be there."""
+        while self._changes.next_offset < offset:
+            self._changes.take(await self._catalog.fetch(FETCH_WAIT_MS))
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -250,7 +264,7 @@ class Reporter:
 
     def _close_days(self) -> None:
         """Close what all shards have closed; an account that is refused keeps its day open."""
-        due = self._book.due()
+        due = self._book.due(self._changes.calendar_of)
         if not due:
             return
         currencies = {name: account.currency for name, account in self._book.accounts.items()}
