@@ -15,6 +15,7 @@ import polars as pl
 
 from pipeline.billing import ids
 from pipeline.billing.books import Balances, Shard
+from pipeline.billing.credits import credit_key
 from pipeline.billing.journal import Header
 from pipeline.billing.terms import Terms
 from pipeline.contract.days import from_iso
@@ -51,6 +52,8 @@ class PackedState(msgspec.Struct, frozen=True, kw_only=True):
     """(limit, day or -1, entity ids, nanos)"""
     ids: dict[int, bytes] | None = None
     unique: dict[int, bytes] | None = None
+    credited: bytes = b""
+    """16 bytes for each event whose charge has been given back, for ever: credits are rare."""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -75,6 +78,8 @@ def fold_record(
         shard.close_through(zone, from_iso(day), from_iso(day))
     for signal in header.signals:
         shard.note_signal(signal)
+    for credit in header.credits or ():
+        shard.credited.add(credit_key(credit.event_id))
 
 
 def _fold_events(
@@ -151,6 +156,7 @@ def pack(shard: Shard, balances: Balances, terms: Terms, *, with_ids: bool) -> b
             balances=packed,
             ids=shard.ids.dump() if with_ids else None,
             unique=shard.unique.dump() if with_ids else None,
+            credited=b"".join(sorted(shard.credited)),
         )
     )
 
@@ -183,6 +189,7 @@ def unpack(value: bytes, shard: Shard, balances: Balances, terms: Terms) -> None
     shard.outbox_through = state.outbox_through
     shard.versions = dict(state.versions)
     shard.standing = {signal.entity: signal for signal in state.standing}
+    shard.credited = {state.credited[i : i + 16] for i in range(0, len(state.credited), 16)}
     _unpack_balances(state, shard, balances, terms)
     if state.ids is not None and state.unique is not None:
         shard.ids.load(state.ids)

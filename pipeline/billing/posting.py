@@ -16,7 +16,7 @@ import polars as pl
 from pipeline.billing import ids
 from pipeline.billing.books import Balances, PostedBlock, Shard
 from pipeline.billing.decide import Outcome
-from pipeline.billing.journal import EVENT_SCHEMA, AccountTerms, Ad, Block
+from pipeline.billing.journal import EVENT_SCHEMA, AccountTerms, Ad, Block, CreditPosting
 from pipeline.billing.terms import Terms
 from pipeline.contract.days import Calendar, iso
 from pipeline.contract.signals import Signal
@@ -39,9 +39,10 @@ class Draft:
     signals: list[Signal] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
     closed: dict[str, str] = field(default_factory=dict)
+    credits: list[CreditPosting] = field(default_factory=list)
 
     def is_empty(self) -> bool:
-        return not (self.sources or self.signals or self.blocks or self.closed)
+        return not (self.sources or self.signals or self.blocks or self.closed or self.credits)
 
 
 def post(

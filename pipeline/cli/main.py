@@ -7,14 +7,25 @@ import sys
 import typer
 from rich.console import Console
 
-from pipeline.cli import admin, processes, reports, simulation, up
+from pipeline.cli import admin, finance, processes, reports, simulation, up
 from pipeline.embedded.errors import EmbeddedError
 from pipeline.reporting.clickhouse import StoreError
+from pipeline.reporting.corrections import TooManyError
+from pipeline.reporting.statements import StatementError
 from pipeline.settings import SettingsError
 from pipeline.streams.topics import TopicsError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+
+_TOLD = (
+    EmbeddedError,
+    TopicsError,
+    StoreError,
+    StatementError,
+    TooManyError,
+    admin.CommandError,
+)
 
 app = typer.Typer(
     name="pipeline",
@@ -27,6 +38,7 @@ up.register(app)
 processes.register(app)
 admin.register(app)
 reports.register(app)
+finance.register(app)
 simulation.register(app)
 
 
@@ -37,7 +49,7 @@ def main() -> None:
     except SettingsError as error:
         _say(str(error))
         sys.exit(EXIT_USAGE)
-    except (EmbeddedError, TopicsError, StoreError, admin.CommandError) as error:
+    except _TOLD as error:
         _say(str(error))
         sys.exit(EXIT_FAILED)
 

@@ -21,6 +21,7 @@ from pipeline.contract.catalog_entities import (
     Account,
     AdGroup,
     Campaign,
+    Credit,
     DayClose,
     Entity,
     FxRates,
@@ -121,6 +122,8 @@ class Catalog:
         self.ad_groups: dict[str, History[AdGroup]] = {}
         self.promoted_pins: dict[str, History[PromotedPin]] = {}
         self.fx: dict[str, FxRates] = {}
+        self.credits: dict[str, Credit] = {}
+        """By event_id; an event is credited once, by the first record that orders it."""
         self.forced_close_day: int | None = None
         """Days up to this one may close without their grace."""
         self.end_offset = 0
@@ -181,6 +184,9 @@ class Catalog:
         if isinstance(entity, DayClose):
             day = from_iso(entity.day)
             self.forced_close_day = max(day, self.forced_close_day or day)
+            return None
+        if isinstance(entity, Credit):
+            self.credits[entity_id] = entity
             return None
         if isinstance(entity, Account):
             self._note_zone(entity, effective_ms)
@@ -360,6 +366,25 @@ def _check_bids(catalog: Catalog, entity: Entity, effective_ms: int) -> Refused 
     return None
 
 
+def _check_credit(catalog: Catalog, entity: Entity, _: int) -> Refused | None:
+    """What the catalog can tell; the amount is held against the books by the reporter."""
+    if not isinstance(entity, Credit):
+        return None
+    if entity.event_id in catalog.credits:
+        return Refused("already_credited", "event_id", "an event is credited once")
+    campaign = catalog.campaigns.get(entity.campaign_id)
+    if campaign is None:
+        detail = f"campaign {entity.campaign_id} is not in the catalog"
+        return Refused("missing_parent", "campaign_id", detail)
+    account_id = campaign.latest.account_id
+    if account_id != entity.account_id:
+        return Refused("parent_changed", "account_id", f"the campaign is of account {account_id}")
+    account = catalog.accounts.get(account_id)
+    if account is None or account.latest.currency != entity.currency:
+        return Refused("currency_mismatch", "currency", "is not the account's")
+    return None
+
+
 _CHECKS: tuple[_Check, ...] = (
     _check_currency,
     _check_time_zone,
@@ -370,6 +395,7 @@ _CHECKS: tuple[_Check, ...] = (
     _check_strategy,
     _check_dates,
     _check_bids,
+    _check_credit,
 )
 
 
@@ -377,6 +403,10 @@ def _changes(
     name: str, old: Entity | None, new: Entity, effective_ms: int, offset: int
 ) -> tuple[Change, ...]:
     """The fields that differ, as rows of `reporting.changes`."""
+    if isinstance(new, Credit):
+        # One row, not one for each of its fields: what it repeats of the event never changes.
+        amount, by = str(new.amount_nanos), new.changed_by or ""
+        return (Change(name, "credited_nanos", "", amount, by, effective_ms, offset),)
     before = {} if old is None else msgspec.structs.asdict(old)
     changes = []
     for field_name, value in msgspec.structs.asdict(new).items():

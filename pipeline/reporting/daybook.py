@@ -106,6 +106,11 @@ class DayBook:
         ):
             if account_id in book.accounts:
                 book.accounts[account_id].closed_through = closed_through
+        for account_id, month in store.rows(
+            "SELECT account_id, max(month) FROM billing.statements GROUP BY account_id"
+        ):
+            if account_id in book.accounts:
+                book.accounts[account_id].stated_through = month
         oldest = min((a.first_open_day for a in book.accounts.values()), default=FIRST_DATE)
         for zone, shard, closed_through, at_ms in store.rows(
             "SELECT time_zone, journal_partition, closed_through, closed_at_ms "
@@ -176,6 +181,17 @@ class DayBook:
     def _days_of(self, account_id: str, calendar_of: CalendarOf) -> Calendar:
         return calendar_of(account_id) or calendar(self.accounts[account_id].time_zone)
 
+    def months_due(self) -> list[tuple[date, list[str]]]:
+        """(first day of a month, accounts sorted) closed to its end and not stated, in order."""
+        by_month: dict[date, list[str]] = {}
+        for account_id, account in self.accounts.items():
+            stated = account.stated_through
+            month = account.first_day.replace(day=1) if stated is None else next_month(stated)
+            while account.closed_through and next_month(month) <= account.closed_through + ONE_DAY:
+                by_month.setdefault(month, []).append(account_id)
+                month = next_month(month)
+        return [(month, sorted(account_ids)) for month, account_ids in sorted(by_month.items())]
+
     def settle(self) -> None:
         """Everything that was due is closed: forget what only that needed."""
         for zone, by_shard in self.closes.items():
@@ -240,6 +256,11 @@ class DayBook:
             next(at_ms for through, at_ms in closes if through >= day)
             for closes in self.closes[zone].values()
         )
+
+
+def next_month(month: date) -> date:
+    """The first day of the month after this day's."""
+    return (month.replace(day=1) + timedelta(days=32)).replace(day=1)
 
 
 def _number(day: date) -> int:

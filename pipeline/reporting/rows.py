@@ -150,11 +150,12 @@ def event_rows(records: Sequence[CountedRecord]) -> pl.DataFrame:
 def charge_rows(records: Sequence[CountedRecord], events: pl.DataFrame) -> pl.DataFrame:
     """The rows of billing.charges that the records post; `events` are their `event_rows`.
 
-    One charge for each event charged by click or engagement, then one for each CPM block. The
-    n-th charge of a record is `journal_partition-journal_offset-n`, for ever.
+    One charge for each event charged by click or engagement, then one for each CPM block; then
+    come credits (`pipeline.reporting.credits`). The n-th charge of a record is
+    `journal_partition-journal_offset-n`, for ever.
     """
     posted = _event_charges(events) if events.height else pl.DataFrame(schema=CHARGE_SCHEMA)
-    blocks = _block_charges(records, _charges_per_record(posted))
+    blocks = _block_charges(records, charges_per_record(posted))
     return pl.concat([posted, blocks])
 
 
@@ -273,7 +274,8 @@ def _event_charges(events: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _charges_per_record(charges: pl.DataFrame) -> dict[tuple[int, int], int]:
+def charges_per_record(charges: pl.DataFrame) -> dict[tuple[int, int], int]:
+    """(journal partition, offset) -> how many of these charges the record posts."""
     counts = charges.group_by("journal_partition", "journal_offset").len()
     return {(partition, offset): count for partition, offset, count in counts.iter_rows()}
 

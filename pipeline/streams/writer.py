@@ -41,8 +41,9 @@ class Entry:
 def prepare(engine: Engine, outcome: Outcome, draft: Draft, refusals: list[Reject]) -> Entry:
     """Encode a draft; needs nothing of the records before it."""
     events, ads, accounts = engine.event_columns(outcome, draft)
-    for block in draft.blocks:
-        accounts.setdefault(block.account_id, engine.account_terms(block.account_id))
+    posted = [block.account_id for block in draft.blocks]
+    for account_id in posted + [credit.account_id for credit in draft.credits]:
+        accounts.setdefault(account_id, engine.account_terms(account_id))
     header = _header(
         engine,
         draft.shard,
@@ -54,6 +55,7 @@ def prepare(engine: Engine, outcome: Outcome, draft: Draft, refusals: list[Rejec
         signals=draft.signals,
         blocks=draft.blocks,
         closed=draft.closed,
+        credits=draft.credits or msgspec.UNSET,
     )
     originals = originals_of(outcome, draft.rows)
     return Entry(draft.shard, header, encode_events(events), originals, refusals)
