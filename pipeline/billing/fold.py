@@ -15,6 +15,7 @@ import polars as pl
 
 from pipeline.billing import ids
 from pipeline.billing.books import Balances, Shard
+from pipeline.billing.chain import Chain
 from pipeline.billing.credits import credit_key
 from pipeline.billing.journal import Header
 from pipeline.billing.terms import Terms
@@ -167,20 +168,39 @@ def _note_parents(parents: dict[str, str], terms: Terms, groups: list[int]) -> N
         parents[terms.group_ids.text(group)] = terms.campaign_ids.text(campaign)
 
 
+def _decode(value: bytes) -> PackedState:
+    try:
+        state = _decoder.decode(value)
+    except msgspec.MsgspecError as error:
+        raise StateError(f"not a packed state: {error}") from error
+    if state.version != STATE_VERSION:
+        raise StateError(f"packed state of version {state.version}, expected {STATE_VERSION}")
+    return state
+
+
+def chain_of(checkpoint: bytes) -> Chain:
+    """Where a shard's chain stood when a checkpoint was made: readers may begin there.
+
+    Raises `StateError` where the bytes are not a state of this version.
+    """
+    state = _decode(checkpoint)
+    return Chain(
+        shard=state.shard,
+        last_offset=state.last_offset,
+        next_offsets=dict(state.next_offsets),
+        seq=state.seq,
+        digest=state.digest,
+    )
+
+
 def unpack(value: bytes, shard: Shard, balances: Balances, terms: Terms) -> None:
     """Fill an empty shard, and its rows of the balances, from packed bytes.
 
     Raises `StateError` where the bytes are not a state of this version and shard.
     """
-    try:
-        state = _decoder.decode(value)
-    except msgspec.MsgspecError as error:
-        raise StateError(f"not a packed state: {error}") from error
-    if state.version != STATE_VERSION or state.shard != shard.shard:
-        raise StateError(
-            f"packed state of version {state.version}, shard {state.shard}; "
-            f"expected version {STATE_VERSION}, shard {shard.shard}"
-        )
+    state = _decode(value)
+    if state.shard != shard.shard:
+        raise StateError(f"packed state of shard {state.shard}, expected {shard.shard}")
     chain = shard.chain
     chain.last_offset, chain.seq, chain.digest = state.last_offset, state.seq, state.digest
     chain.next_offsets = dict(state.next_offsets)

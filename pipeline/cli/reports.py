@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from collections.abc import Callable
 from datetime import date
 from typing import Annotated, Any
 
@@ -12,14 +14,17 @@ from rich.table import Table
 
 from pipeline.cli import wiring
 from pipeline.cli.admin import CommandError, DataOption, JsonOption, err, out
-from pipeline.contract.vocabulary import EVENT_TOPICS
+from pipeline.contract.vocabulary import EVENT_TOPICS, JOURNAL
+from pipeline.reporting.audit import audit_journal
 from pipeline.reporting.clickhouse import Store
 from pipeline.reporting.explain import explain_ad_group, explain_event
-from pipeline.reporting.reconcile import Report, reconcile
+from pipeline.reporting.reconcile import Check, Report, reconcile
 from pipeline.settings import Settings
 from pipeline.streams.log_reader import KafkaLogReader
 
 EXIT_DIFFERS = 1
+_TABLES_SETTLE_S = 2.0
+"""The reporter writes its tables one after the other: what differs that long differs."""
 
 
 async def source_ends(settings: Settings) -> dict[tuple[str, int], tuple[int, int]]:
@@ -34,6 +39,27 @@ async def source_ends(settings: Settings) -> dict[tuple[str, int], tuple[int, in
             await reader.stop()
         found |= {(topic, partition): (begin[partition], end[partition]) for partition in end}
     return found
+
+
+async def full_report(
+    settings: Settings,
+    store: Store,
+    day: date | None = None,
+    noted: Callable[[str], None] = lambda text: None,
+) -> Report:
+    """All identities of the tables, the offsets that Kafka holds, and the journal's own word."""
+    ends = await source_ends(settings)
+    report = await asyncio.to_thread(
+        reconcile, store, day, ends, noted, lambda: time.sleep(_TABLES_SETTLE_S)
+    )
+    reader = KafkaLogReader(JOURNAL, settings.kafka_client_options())
+    try:
+        audit = await audit_journal(store, reader, settings.partitions, day, noted=noted)
+    finally:
+        await reader.stop()
+    says = "events, charges and credits are what the journal's records say, row by row"
+    check = Check("rows_of_the_journal", says, not audit.findings, audit.findings, audit.note)
+    return Report([*report.checks, check], report.events)
 
 
 def show_report(report: Report) -> None:
@@ -110,9 +136,9 @@ def register(app: typer.Typer) -> None:
             only = None if day is None else date.fromisoformat(day)
         except ValueError as error:
             raise CommandError(f"{day!r} is not a day: {error}") from error
-        ends = asyncio.run(source_ends(settings))
         with err.status("reconciling") as status:
-            report = reconcile(Store(settings.clickhouse_dsn), only, ends, status.update)
+            store = Store(settings.clickhouse_dsn)
+            report = asyncio.run(full_report(settings, store, only, status.update))
         if as_json:
             print(json.dumps(report.to_dict(), default=str))
         else:

@@ -85,6 +85,10 @@ class Charged:
         asked = {name: getattr(credit, name) for name in _FIELDS}
         return cls.of((asked | {"posting_day": credit.charged_day}).values())
 
+    @property
+    def posting_day(self) -> object:
+        return self.fields[_FIELDS.index("posting_day")]
+
 
 Books = Mapping[tuple[int, str], Charged]
 """(shard, event_id) -> what the event was charged."""
@@ -171,8 +175,9 @@ def credit_rows(
 
 def _refusal(credit: CreditPosting, charged: Charged | None) -> str:
     """Why a credit cannot be posted; empty where the books agree with it."""
-    if charged is None:
-        return "no charge of this event is in the books"
+    if charged is None or charged.posting_day != credit.charged_day:
+        # Which other days were looked at depends on the batch, and a refusal must not.
+        return f"no charge of this event is in the books of {credit.charged_day}"
     asked = Charged.as_asked(credit)
     wrong = [
         f"{name} is {in_books}, not {said}"

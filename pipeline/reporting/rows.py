@@ -15,7 +15,14 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from pipeline.billing.journal import CODE_NAMES, Header, JournalError
+from pipeline.billing.journal import (
+    CODE_NAMES,
+    Header,
+    JournalError,
+    decode_events,
+    decode_header,
+)
+from pipeline.contract.log import LogRecord
 from pipeline.contract.vocabulary import BASES, CHARGED, CPC, CPE, DISPOSITIONS, NOT_SERVING
 
 FIRST_DATE: Final = date(1970, 1, 1)
@@ -106,6 +113,12 @@ class CountedRecord:
     header: Header
     events: pl.DataFrame
     """With the columns of the journal's EVENT_SCHEMA."""
+
+    @classmethod
+    def decoded(cls, record: LogRecord) -> CountedRecord:
+        """A record that is known to count. Raises `JournalError`."""
+        header, body = decode_header(record.value or b"")
+        return cls(record.partition, record.offset, header, decode_events(header, body))
 
     def check(self) -> None:
         """Raises `JournalError` where rows cannot be made of the record."""

@@ -7,11 +7,13 @@ computed here from the prices alone.
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -20,6 +22,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.contract.log import LogRecord
+from pipeline.contract.vocabulary import JOURNAL
+from pipeline.reporting.audit import Audit, audit_journal
+from pipeline.reporting.clickhouse import Store
+from pipeline.reporting.reconcile import reconcile
+from pipeline.streams.log_reader import KafkaLogReader
 from tests.integration.product import CATALOG, Ad, Message, Product, at, entities_of, until
 
 CREATED_MS = at("2026-03-01")
@@ -138,14 +146,20 @@ def day_30(story: Story) -> None:
     [resent] = [
         record for record in story.product.kafka.read(CATALOG) if record.key == b"credit:c-29th"
     ]
-    forged = json.loads(resent.value) | {"event_id": "c-late", "amount_nanos": 222_223_001}
+    forged = json.loads(resent.value) | {
+        "event_id": "c-late",
+        "charged_day": "2026-03-30",
+        "amount_nanos": 222_223_001,
+    }
+    elsewhere = forged | {"event_id": "c-first-of-30th", "charged_day": "2026-03-28"}
     story.product.kafka.publish(
         [
             Message(CATALOG, resent.value, noon_ms, b"credit:c-29th"),
             Message(CATALOG, forged, noon_ms, b"credit:c-late"),
+            Message(CATALOG, elsewhere, noon_ms, b"credit:c-first-of-30th"),
         ]
     )
-    await_credits(story, 4)
+    await_credits(story, 5)
     close_day(story, "2026-03-30")
 
 
@@ -169,7 +183,7 @@ def april(story: Story) -> None:
     )
     story.product.settle()
     credit(story, ["c-31st"], "--post")
-    await_credits(story, 5)
+    await_credits(story, 6)
     close_day(story, "2026-04-30")
 
 
@@ -261,11 +275,16 @@ def test_a_credit_is_a_negative_charge_linked_to_its_event(story: Story) -> None
     ]
 
 
-def test_a_credit_of_another_amount_than_was_charged_is_never_posted(story: Story) -> None:
-    [row] = story.product.query("SELECT * FROM billing.credits WHERE refused != ''")
-    assert (row["event_id"], row["amount_nanos"], row["asked_nanos"]) == ("c-late", 0, 222_223_001)
-    assert "amount_nanos is 222223000, not 222223001" in row["refused"]
-    assert row["charge_id"] == ""
+def test_a_credit_that_the_books_do_not_bear_out_is_never_posted(story: Story) -> None:
+    rows = story.product.query(
+        "SELECT * FROM billing.credits WHERE refused != '' ORDER BY event_id"
+    )
+    assert [(row["event_id"], row["amount_nanos"], row["charge_id"]) for row in rows] == [
+        ("c-first-of-30th", 0, ""),
+        ("c-late", 0, ""),
+    ]
+    assert rows[0]["refused"] == "no charge of this event is in the books of 2026-03-28"
+    assert rows[1]["refused"] == "amount_nanos is 222223000, not 222223001"
 
 
 def test_adjustments_are_seen_beside_the_day_that_they_belong_to(story: Story) -> None:
@@ -342,3 +361,217 @@ def test_a_statement_is_the_same_whenever_and_however_it_is_asked_for(
     total = json.loads(story.march)["total"]
     assert str(sum(Decimal(row["amount"]) for row in found)) == total
     assert total in run(*statement_of(LONDON, "2026-03", "table")).stdout
+
+
+# -- corruptions ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row to be corrupted: where it is, its amount, and its day."""
+
+    table: str
+    where: str
+    amount: str
+    day: str
+    own_check: str
+    """The check that holds this table against others, whatever was done to it."""
+
+
+ROWS = [
+    Row(
+        *("billing.events", "event_id = 'c-29th'", "amount_nanos", "posting_day"),
+        "clicks_and_engagements_posted_at_once",
+    ),
+    Row(
+        *("billing.events", "event_id = 'i-11'", "amount_nanos", "posting_day"),
+        "charges_are_the_events'",
+    ),
+    Row(
+        *("billing.charges", "event_id = 'c-29th' AND amount_nanos > 0", "amount_nanos"),
+        *("posting_day", "digests"),
+    ),
+    Row(
+        *("billing.charges", "basis = 'cpm' AND quantity = 1000", "amount_nanos", "posting_day"),
+        "digests",
+    ),
+    Row(
+        *("billing.credits", "event_id = 'c-29th'", "amount_nanos", "posting_day"),
+        "credits_are_posted",
+    ),
+    Row(
+        "reporting.daily",
+        "campaign_id = 'clicks-campaign' AND billing_day = '2026-03-29'",
+        *("spend_nanos", "billing_day", "daily_is_the_events'"),
+    ),
+    Row(
+        "billing.day_closes",
+        "account_id = 'london' AND billing_day = '2026-03-29'",
+        *("amount_nanos", "billing_day", "closes_are_the_charges"),
+    ),
+    Row(
+        "billing.statements",
+        "campaign_id = 'clicks-campaign' AND month = '2026-03-01'",
+        *("amount", "month", "statements"),
+    ),
+]
+JOURNALED = ("billing.events", "billing.charges", "billing.credits")
+
+
+def deleted(row: Row) -> list[str]:
+    return [f"DELETE FROM {row.table} WHERE {row.where}"]
+
+
+def doubled(row: Row) -> list[str]:
+    return [
+        f"INSERT INTO {row.table} SETTINGS insert_deduplicate = 0 "
+        f"SELECT * FROM {row.table} WHERE {row.where}"
+    ]
+
+
+def changed(row: Row) -> list[str]:
+    """By one nano; a statement's line by one cent."""
+    least = "0.01" if row.table == "billing.statements" else "1"
+    return _replaced(row, f"{row.amount} + {least} AS {row.amount}")
+
+
+def moved(row: Row) -> list[str]:
+    """To the next day; a statement's line to the next month."""
+    step = "INTERVAL 1 MONTH" if row.day == "month" else "INTERVAL 1 DAY"
+    return _replaced(row, f"{row.day} + {step} AS {row.day}")
+
+
+def _replaced(row: Row, column: str) -> list[str]:
+    expression, _, name = column.partition(" AS ")
+    return [
+        "CREATE OR REPLACE TABLE kept.moving ENGINE = Memory AS "
+        f"SELECT * FROM {row.table} WHERE {row.where}",
+        *deleted(row),
+        f"INSERT INTO {row.table} SETTINGS insert_deduplicate = 0 "
+        f"SELECT * REPLACE (accurateCast({expression}, toTypeName({name})) AS {name}) "
+        "FROM kept.moving",
+    ]
+
+
+class Copy:
+    """A copy of the tables to be corrupted, beside the journal that they were made of."""
+
+    def __init__(self, store: Store, product: Product) -> None:
+        self._store = store
+        self._product = product
+        store.command("CREATE DATABASE kept ENGINE = Atomic")
+        for table in {row.table for row in ROWS}:
+            store.command(
+                f"CREATE TABLE kept.{table.replace('.', '_')} ENGINE = MergeTree ORDER BY tuple() "
+                f"AS SELECT * FROM {table}"
+            )
+
+    def corrupt(self, statements: list[str]) -> None:
+        for statement in statements:
+            self._store.command(statement)
+
+    def restore(self) -> None:
+        for table in {row.table for row in ROWS}:
+            self._store.command(f"TRUNCATE TABLE {table}")
+            self._store.command(
+                f"INSERT INTO {table} SETTINGS insert_deduplicate = 0 "
+                f"SELECT * FROM kept.{table.replace('.', '_')}"
+            )
+
+    def failed(self, lost: int | None = None) -> dict[str, list[dict[str, Any]]]:
+        """Check -> what differs. `lost`: this journal record of the shard is not there."""
+
+        async def audit() -> Audit:
+            options = {"bootstrap_servers": self._product.kafka.bootstrap}
+            reader = Lossy(JOURNAL, options)
+            reader.lost = lost
+            try:
+                return await audit_journal(self._store, reader, 2)
+            finally:
+                await reader.stop()
+
+        report = reconcile(self._store)
+        found = {check.name: check.differing for check in report.checks if not check.ok}
+        findings = asyncio.run(audit()).findings
+        return found | ({"rows_of_the_journal": findings} if findings else {})
+
+
+class Lossy(KafkaLogReader):
+    """A reader of a log that has lost a record."""
+
+    lost: int | None = None
+
+    async def fetch(self, timeout_ms: int) -> list[LogRecord]:
+        return [r for r in await super().fetch(timeout_ms) if r.offset != self.lost]
+
+
+@pytest.fixture(scope="module")
+def copy(story: Story, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
+    path = tmp_path_factory.mktemp("copy") / "clickhouse"
+    story.product.end()
+    shutil.copytree(story.product.data_dir / "clickhouse", path)
+    story.product.start()
+    store = Store(f"chdb://{path}")
+    yield Copy(store, story.product)
+    store.close()
+
+
+@pytest.fixture
+def tables(copy: Copy) -> Iterator[Copy]:
+    yield copy
+    copy.restore()
+
+
+def test_nothing_is_reported_on_clean_books(tables: Copy) -> None:
+    assert tables.failed() == {}
+
+
+@pytest.mark.parametrize("corruption", [deleted, doubled, changed, moved])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.table} {row.where[:20]}")
+def test_a_corrupted_row_is_found_and_named(
+    tables: Copy, row: Row, corruption: Callable[[Row], list[str]]
+) -> None:
+    tables.corrupt(corruption(row))
+    failed = tables.failed()
+    assert row.own_check in failed or "posted_once" in failed
+    if row.table in JOURNALED:
+        whats = {finding["what"] for finding in failed["rows_of_the_journal"]}
+        assert {f["table"] for f in failed["rows_of_the_journal"]} == {row.table}
+        expected = {deleted: "row missing", doubled: "row more than once"}
+        assert whats <= {expected.get(corruption, "row changed"), "a journal record is missing"}
+        if corruption in (changed, moved):
+            [finding] = failed["rows_of_the_journal"]
+            assert (row.amount if corruption is changed else row.day) in finding
+
+
+def test_a_corruption_that_the_tables_agree_on_is_found_in_the_journal(tables: Copy) -> None:
+    event = Row("billing.events", "event_id = 'c-29th'", "price_micros", "", "")
+    tables.corrupt(changed(event))
+    failed = tables.failed()
+    assert list(failed) == ["rows_of_the_journal"]
+    [finding] = failed["rows_of_the_journal"]
+    assert finding["event_id"] == "c-29th"
+    assert finding["price_micros"] == "333333 in the journal, 333334 in the table"
+
+
+def test_a_journal_record_that_the_tables_never_got_is_named(tables: Copy, story: Story) -> None:
+    [where] = story.product.query(
+        "SELECT journal_partition AS p, journal_offset AS o FROM billing.events "
+        "WHERE event_id = 'c-29th'"
+    )
+    condition = f"journal_partition = {where['p']} AND journal_offset = {where['o']}"
+    tables.corrupt([f"DELETE FROM {table} WHERE {condition}" for table in JOURNALED])
+    failed = tables.failed()
+    assert {"shard_sequence", "rows_are_the_journal's"} <= set(failed)
+    missing = failed["rows_of_the_journal"][0]
+    assert (missing["what"], missing["journal_offset"]) == (
+        "a journal record is missing",
+        where["o"],
+    )
+
+
+def test_a_record_that_the_journal_has_lost_is_named(tables: Copy) -> None:
+    failed = tables.failed(lost=2)
+    assert list(failed) == ["rows_of_the_journal"]
+    assert failed["rows_of_the_journal"][0]["what"] == "the journal is broken"
+    assert "offset 3 behind record 2" in failed["rows_of_the_journal"][0]["why"]
