@@ -13,11 +13,13 @@ import typer
 from rich.table import Table
 
 from pipeline.cli import wiring
-from pipeline.cli.admin import CommandError, DataOption, JsonOption, err, out
+from pipeline.cli.admin import CommandError, DataOption, JsonOption, err, out, read_catalog
+from pipeline.contract.money import units
 from pipeline.contract.vocabulary import EVENT_TOPICS, JOURNAL
 from pipeline.reporting.audit import audit_journal
 from pipeline.reporting.clickhouse import Store
-from pipeline.reporting.explain import explain_ad_group, explain_event
+from pipeline.reporting.corrections import last_decided_ms
+from pipeline.reporting.explain import Sources, explain_ad_group, explain_event
 from pipeline.reporting.reconcile import Check, Report, reconcile
 from pipeline.settings import Settings
 from pipeline.streams.log_reader import KafkaLogReader
@@ -76,42 +78,94 @@ def show_report(report: Report) -> None:
     out.print(f"{report.events:,} events: {verdict}")
 
 
+def _money(nanos: int, currency: str = "") -> str:
+    return f"{units(nanos):,f} {currency}".rstrip()
+
+
 def _show_occurrence(row: dict[str, Any]) -> None:
-    amount = f"{row['amount_nanos']:,} nanos {row['currency']}, free {row['free_nanos']:,}"
+    currency = row["currency"]
+    free = f", {_money(row['free_nanos'], currency)} free" if row["free_nanos"] else ""
     out.print(
-        f"[bold]{row['disposition']}[/bold] {row['kind']} at {row['event_time_ms']}: {amount}"
+        f"[bold]{row['disposition']}[/bold]: {row['kind'] or 'event'} {row['event_id']}, "
+        f"{_money(row['amount_nanos'], currency)}{free}"
     )
-    out.print(f"  why: {row['why']}", markup=False)
     table = Table(show_header=False, box=None)
-    for name, value in row.items():
-        if name not in ("why", "charge") and value not in ("", None):
-            table.add_row("  " + name, str(value))
+    ad = " > ".join(text for text in row["ad"].values() if text)
+    table.add_row("  came from", f"{row['source']}, {row['event_time']}")
+    table.add_row("  ad", ad)
+    table.add_row("  judged", f"{row['journal']['decided_at']}, journal {row['journal']['record']}")
+    state = row.get("posting_day_state")
+    booked = f"{row['posting_day']} ({state})" if state else row["posting_day"]
+    table.add_row("  booked on", f"{booked}, of billing day {row['billing_day']}")
+    for rule in row["rules"]:
+        inputs = {k: v for k, v in rule.items() if k not in ("rule", "says") and v != ""}
+        told = "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in inputs.items())
+        table.add_row(f"  rule {rule['rule']}", rule["says"] + (f" ({told})" if told else ""))
+    for limit in row.get("limits", []):
+        before, after = limit["spend_before_nanos"], limit["spend_after_nanos"]
+        table.add_row(
+            f"  {limit['limit']}",
+            f"{_money(before)} spent before, {_money(after)} after, of "
+            f"{_money(limit['limit_nanos'], currency)}",
+        )
+    for name, text in _posting_texts(row, currency):
+        table.add_row(f"  {name}", text)
     out.print(table)
-    if row["charge"]:
-        out.print(f"  posted as charge {row['charge']['charge_id']}", markup=False)
+
+
+def _posting_texts(row: dict[str, Any], currency: str) -> list[tuple[str, str]]:
+    """How a charged event was posted, given back and billed, in words."""
+    if row["disposition"] != "charged":
+        return []
+    charge, credit, line = row["charge"], row["credit"], row["statement_line"]
+    texts = [("posted", "not yet: its block of 1,000 impressions is open")]
+    if charge:
+        posted = f"charge {charge['charge_id']}, {_money(charge['amount_nanos'], currency)}"
+        if "impression_of_block" in charge:
+            place, of = charge["impression_of_block"], charge["quantity"]
+            posted += f" for a block of {of} impressions, of which this is number {place}"
+        if charge["is_adjustment"]:
+            posted += f", adjusting {charge['adjusts_day']}"
+        texts = [("posted", posted)]
+    if credit:
+        amount = _money(credit["amount_nanos"], currency)
+        by = f"{credit['reason']} ({credit['credited_by']})"
+        texts.append(("given back", f"{amount} on {credit['posting_day']}: {by}"))
+    if line:
+        month = line["month"][:7]
+        texts.append(("billed", f"in the campaign's line of {month}: {line['amount']} {currency}"))
+    else:
+        texts.append(("billed", "not yet: its month is not stated"))
+    return texts
 
 
 def _show_ad_group(found: dict[str, Any]) -> None:
     out.print(
         f"[bold]{found['entity']}[/bold] of campaign {found['campaign_id']}: {found['state']}"
     )
-    for signal in found["stopped_by"]:
-        resume = signal["resume_at_ms"]
+    for stop in found["stopped_by"]:
         out.print(
-            f"  stopped by {signal['limit']}: {signal['spend_nanos']:,} of "
-            f"{signal['limit_nanos']:,} nanos spent; "
-            + (f"resumes at {resume} ms" if resume else "until the limit is raised"),
+            f"  {stop['entity']} stopped since {stop['since']}: {stop['reason']}, {stop['limit']} "
+            f"{_money(stop['spend_nanos'])} of {_money(stop['limit_nanos'])} spent; "
+            f"resumes {stop['resumes']}",
             markup=False,
         )
-    table = Table("day", "disposition", "limit", "events", "amount nanos", "free nanos")
+    for limit in found["limits"]:
+        when = f" on {limit['day']}" if limit["day"] else ""
+        spent, of = _money(limit["spend_nanos"]), _money(limit["limit_nanos"])
+        out.print(f"  {limit['limit']}: {spent} of {of} spent{when}")
+    for entity, nanos in found["inflight_nanos"].items():
+        if nanos:
+            out.print(f"  {entity}: {_money(nanos)} served and not billed, at its last signal")
+    table = Table("day", "disposition", "limit", "events", "amount", "free")
     for row in found["figures"]:
         table.add_row(
             row["posting_day"],
             row["disposition"],
             row["limit"],
             f"{row['events']:,}",
-            f"{row['amount']:,}",
-            f"{row['free']:,}",
+            _money(row["amount"]),
+            _money(row["free"]),
         )
     out.print(table)
 
@@ -156,13 +210,21 @@ def register(app: typer.Typer) -> None:
 
         Example: `pipeline explain ad_group:42`
         """
-        store = Store(wiring.settings_for(data).clickhouse_dsn)
+        settings = wiring.settings_for(data)
+        store = Store(settings.clickhouse_dsn)
+        now_ms = time.time_ns() // 1_000_000
+        if settings.clock == "stream":
+            now_ms = last_decided_ms(store)
+        sources = Sources(store, asyncio.run(read_catalog(settings)), now_ms)
+        found: Any
         if what.startswith("ad_group:"):
-            found: Any = explain_ad_group(store, what.removeprefix("ad_group:"))
-            if not found["figures"] and not found["last_signals"]:
-                raise CommandError(f"{what}: no event or signal of it is in the tables")
+            found = explain_ad_group(sources, what.removeprefix("ad_group:"))
+            if found is None:
+                raise CommandError(
+                    f"{what} is not in the catalog, nor any event of it in the tables"
+                )
         else:
-            found = explain_event(store, what)
+            found = explain_event(sources, what)
             if not found:
                 raise CommandError(
                     f"event {what} is not in the tables: not published, or not reported yet"
