@@ -6,7 +6,6 @@ import asyncio
 import csv
 import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -21,14 +20,22 @@ from aiokafka import AIOKafkaProducer
 from rich.table import Table
 
 from pipeline.cli import wiring
-from pipeline.cli.admin import CommandError, DataOption, JsonOption, err, out, read_catalog
+from pipeline.cli.admin import (
+    CommandError,
+    DataOption,
+    JsonOption,
+    err,
+    now_by_clock_ms,
+    out,
+    read_catalog,
+)
 from pipeline.contract.catalog import Catalog, Refused
 from pipeline.contract.catalog_entities import Credit, to_record
 from pipeline.contract.log import LogRecord
 from pipeline.contract.money import units
 from pipeline.contract.vocabulary import CATALOG
 from pipeline.reporting.clickhouse import Store
-from pipeline.reporting.corrections import Correctable, Selection, find_charged, last_decided_ms
+from pipeline.reporting.corrections import Correctable, Selection, find_charged
 from pipeline.reporting.statements import ACCOUNT_LINE, Line, read_statement, to_table
 from pipeline.settings import Settings
 
@@ -269,8 +276,7 @@ def register(app: typer.Typer) -> None:
         catalog = asyncio.run(read_catalog(settings))
         plan = plan_credits(catalog, charged, ids or [], reason, by)
         if post:
-            stream = settings.clock == "stream"
-            now_ms = last_decided_ms(store) if stream else time.time_ns() // 1_000_000
+            now_ms = now_by_clock_ms(settings)
             asyncio.run(publish_credits(settings, plan.to_post, now_ms))
         if as_json:
             print(json.dumps(_plan_dict(plan, posted=post)))

@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
-from pipeline.cli import admin, finance, processes, reports, simulation, up
+from pipeline.cli import admin, catalog_edit, finance, processes, reports, simulation, up
 from pipeline.embedded.errors import EmbeddedError
 from pipeline.reporting.clickhouse import StoreError
 from pipeline.reporting.corrections import TooManyError
@@ -37,6 +37,7 @@ app = typer.Typer(
 up.register(app)
 processes.register(app)
 admin.register(app)
+catalog_edit.register(admin.catalog_app)
 reports.register(app)
 finance.register(app)
 simulation.register(app)

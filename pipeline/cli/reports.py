@@ -13,12 +13,19 @@ import typer
 from rich.table import Table
 
 from pipeline.cli import wiring
-from pipeline.cli.admin import CommandError, DataOption, JsonOption, err, out, read_catalog
+from pipeline.cli.admin import (
+    CommandError,
+    DataOption,
+    JsonOption,
+    err,
+    now_by_clock_ms,
+    out,
+    read_catalog,
+)
 from pipeline.contract.money import units
 from pipeline.contract.vocabulary import EVENT_TOPICS, JOURNAL
 from pipeline.reporting.audit import audit_journal
 from pipeline.reporting.clickhouse import Store
-from pipeline.reporting.corrections import last_decided_ms
 from pipeline.reporting.explain import Sources, explain_ad_group, explain_event
 from pipeline.reporting.reconcile import Check, Report, reconcile
 from pipeline.settings import Settings
@@ -212,10 +219,8 @@ def register(app: typer.Typer) -> None:
         """
         settings = wiring.settings_for(data)
         store = Store(settings.clickhouse_dsn)
-        now_ms = time.time_ns() // 1_000_000
-        if settings.clock == "stream":
-            now_ms = last_decided_ms(store)
-        sources = Sources(store, asyncio.run(read_catalog(settings)), now_ms)
+        catalog = asyncio.run(read_catalog(settings))
+        sources = Sources(store, catalog, now_by_clock_ms(settings))
         found: Any
         if what.startswith("ad_group:"):
             found = explain_ad_group(sources, what.removeprefix("ad_group:"))
