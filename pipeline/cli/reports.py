@@ -92,14 +92,14 @@ def _money(nanos: int, currency: str = "") -> str:
 def _show_occurrence(row: dict[str, Any]) -> None:
     currency = row["currency"]
     free = f", {_money(row['free_nanos'], currency)} free" if row["free_nanos"] else ""
-    out.print(
-        f"[bold]{row['disposition']}[/bold]: {row['kind'] or 'event'} {row['event_id']}, "
-        f"{_money(row['amount_nanos'], currency)}{free}"
-    )
+    name = f"{row['kind']} {row['event_id']}".strip() or "event"
+    amount = _money(row["amount_nanos"], currency)
+    out.print(f"[bold]{row['disposition']}[/bold]: {name}, {amount}{free}")
     table = Table(show_header=False, box=None)
     ad = " > ".join(text for text in row["ad"].values() if text)
-    table.add_row("  came from", f"{row['source']}, {row['event_time']}")
-    table.add_row("  ad", ad)
+    came_from = ", ".join(text for text in (row["source"], row["event_time"]) if text)
+    table.add_row("  came from", came_from)
+    table.add_row("  ad", ad or "not known")
     table.add_row("  judged", f"{row['journal']['decided_at']}, journal {row['journal']['record']}")
     state = row.get("posting_day_state")
     booked = f"{row['posting_day']} ({state})" if state else row["posting_day"]
@@ -209,7 +209,9 @@ def register(app: typer.Typer) -> None:
 
     @app.command("explain")
     def explain_command(
-        what: Annotated[str, typer.Argument(help="An event_id, or ad_group:ID.")],
+        what: Annotated[
+            str, typer.Argument(help="An event_id, TOPIC-PARTITION-OFFSET, or ad_group:ID.")
+        ],
         data: DataOption = None,
         as_json: JsonOption = False,
     ) -> None:

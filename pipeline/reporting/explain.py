@@ -7,6 +7,7 @@ and the statement that bills it. Bids, statuses and limits are the catalog's, as
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -16,14 +17,25 @@ from pipeline.billing.daylife import account_state
 from pipeline.billing.terms import bid_for, start_of
 from pipeline.contract.catalog import AdGroup, Campaign, Catalog
 from pipeline.contract.days import calendar, from_iso, iso
-from pipeline.contract.vocabulary import CPM_BLOCK, DISPOSITIONS, NANOS_PER_MICRO, OBJECTIVE_BASIS
+from pipeline.contract.vocabulary import (
+    CPM_BLOCK,
+    DISPOSITIONS,
+    EVENT_TOPICS,
+    NANOS_PER_MICRO,
+    OBJECTIVE_BASIS,
+)
 from pipeline.reporting.clickhouse import Store
 from pipeline.reporting.rows import OWN_DAY
 
 Row = dict[str, Any]
 
 RULES: Final[tuple[tuple[str, int, str, str], ...]] = (
-    ("malformed", 1, "is an event of the contract's form", "is not; see billing.rejects"),
+    (
+        "malformed",
+        1,
+        "is an event of the contract's form",
+        "is not an event of the contract's form; see billing.rejects",
+    ),
     (
         "misrouted",
         2,
@@ -88,14 +100,31 @@ class Sources:
 # -- an event ---------------------------------------------------------------------------------
 
 
-def explain_event(sources: Sources, event_id: str) -> list[Row]:
-    """Every occurrence of an event_id in the order of judgement, each with all that is known."""
+def explain_event(sources: Sources, what: str) -> list[Row]:
+    """Every occurrence of an event_id in the order of judgement, each with all that is known.
+
+    `what` may also be a place, `TOPIC-PARTITION-OFFSET` as billing.rejects has it: a malformed
+    event has no event_id.
+    """
+    place = _PLACE.fullmatch(what)
+    condition, parameters = "event_id = {id:String}", {"id": what}
+    if place is not None:
+        condition = (
+            "source_topic = {topic:String} AND source_partition = {partition:UInt16} "
+            "AND source_offset = {offset:Int64}"
+        )
+        parameters = place.groupdict()
     rows = sources.store.dicts(
-        "SELECT * FROM billing.events WHERE event_id = {id:String} "
-        "ORDER BY decided_at_ms, journal_partition, shard_seq",
-        {"id": event_id},
+        f"SELECT * FROM billing.events WHERE {condition} "
+        "ORDER BY decided_at_ms, disposition != 'misrouted', journal_partition, shard_seq",
+        parameters,
     )
     return [_occurrence(sources, row) for row in rows]
+
+
+_PLACE: Final = re.compile(
+    rf"(?P<topic>{'|'.join(map(re.escape, EVENT_TOPICS))})-(?P<partition>\d+)-(?P<offset>\d+)"
+)
 
 
 def _occurrence(sources: Sources, row: Row) -> Row:
@@ -109,7 +138,7 @@ def _occurrence(sources: Sources, row: Row) -> Row:
         "currency": row["currency"],
         "source": f"{row['source_topic']}-{row['source_partition']} offset {row['source_offset']}",
         "ad": {name: row[name] for name in _AD},
-        "event_time": utc_text(row["event_time_ms"]),
+        "event_time": "" if row["disposition"] == "malformed" else utc_text(row["event_time_ms"]),
         "billing_day": row["billing_day"],
         "posting_day": row["posting_day"],
         "journal": {

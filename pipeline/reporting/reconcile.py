@@ -289,13 +289,13 @@ _IDENTITIES: Final = (
     _Identity(
         "credits_are_posted",
         "each credit has its negative charge, and each negative charge its credit",
-        "SELECT charge_id, any(event_id) AS event, sum(credited) AS credited_nanos, "
+        "SELECT charge_id, posting_day, any(event_id) AS event, sum(credited) AS credited_nanos, "
         "sum(posted) AS posted_nanos "
-        "FROM (SELECT charge_id, event_id, amount_nanos AS credited, 0 AS posted "
+        "FROM (SELECT charge_id, posting_day, event_id, amount_nanos AS credited, 0 AS posted "
         f"FROM billing.credits WHERE refused = '' AND {_on('posting_day')} "
-        "UNION ALL SELECT charge_id, event_id, 0, amount_nanos FROM billing.charges "
+        "UNION ALL SELECT charge_id, posting_day, event_id, 0, amount_nanos FROM billing.charges "
         f"WHERE amount_nanos < 0 AND {_on('posting_day')}) "
-        "GROUP BY charge_id HAVING credited_nanos != posted_nanos",
+        "GROUP BY charge_id, posting_day HAVING credited_nanos != posted_nanos",
         "days",
     ),
     _Identity(

@@ -377,7 +377,8 @@ class Row:
     amount: str
     day: str
     own_check: str
-    """The check that holds this table against others, whatever was done to it."""
+    """The check that holds this table against others, whatever was done to it; but for a close
+    that is deleted, and a charge that stands twice, which have checks of their own."""
 
 
 ROWS = [
@@ -535,7 +536,7 @@ def test_a_corrupted_row_is_found_and_named(
 ) -> None:
     tables.corrupt(corruption(row))
     failed = tables.failed()
-    assert row.own_check in failed or "posted_once" in failed
+    assert {row.own_check, "posted_once", "days_without_gaps"} & failed.keys()
     if row.table in JOURNALED:
         whats = {finding["what"] for finding in failed["rows_of_the_journal"]}
         assert {f["table"] for f in failed["rows_of_the_journal"]} == {row.table}
