@@ -27,6 +27,7 @@ from pipeline.contract.rejects import Reject
 from pipeline.contract.vocabulary import CATALOG, EVENT_TOPICS, REJECTS
 from pipeline.reporting import schema as clickhouse_schema
 from pipeline.reporting.clickhouse import Store
+from pipeline.reporting.corrections import last_decided_ms
 from pipeline.settings import Settings
 from pipeline.streams.log_reader import KafkaLogReader
 from pipeline.streams.topics import ensure_topics
@@ -46,6 +47,16 @@ DataOption = Annotated[
     Path | None, typer.Option("--data", help="Data directory of the running `pipeline up`.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def now_by_clock_ms(settings: Settings) -> int:
+    """Now by the product's clock; of a stream's, the last time that the tables have of it.
+
+    So a command beside a stream's clock does not move it on to today.
+    """
+    if settings.clock == "stream":
+        return last_decided_ms(Store(settings.clickhouse_dsn))
+    return time.time_ns() // 1_000_000
 
 
 # -- the catalog ------------------------------------------------------------------------------
@@ -310,9 +321,11 @@ async def _send_again(producer: AIOKafkaProducer, settings: Settings, reject: Re
 # -- commands ---------------------------------------------------------------------------------
 
 
+catalog_app = typer.Typer(help="The catalog of accounts, campaigns, ad groups and pins.")
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    catalog_app = typer.Typer(help="The catalog of accounts, campaigns, ad groups and pins.")
     app.add_typer(catalog_app, name="catalog")
 
     @app.command()
