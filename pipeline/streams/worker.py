@@ -371,7 +371,9 @@ class Worker:
     async def _wait_for_work(self) -> None:
         wake = self._intake.wake
         try:
-            await asyncio.wait_for(wake.wait(), _IDLE_WAIT_S)
+            # Not wait_for: before Python 3.12 it swallows a cancellation that comes with the wake.
+            async with asyncio.timeout(_IDLE_WAIT_S):
+                await wake.wait()
             await asyncio.sleep(self._settings.turn_min_s)
         except TimeoutError:
             pass
