@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-long check format bench lock clean
+.PHONY: help setup demo test test-long check format schemas bench lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,9 @@ check: setup  ## format, lint, types, layering
 format: setup  ## rewrite the sources in the one format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+schemas: setup  ## write docs/schemas, docs/asyncapi.yaml and docs/settings.md from the code
+	@$(BIN)/python -m pipeline.cli.contract_files docs
 
 bench: setup  ## the speed figures
 	@$(BIN)/python -m bench

@@ -91,7 +91,8 @@ class Settings(BaseSettings):
     change makes one Pinner two. The default is public and for development only."""
 
     dedupe_max_ids: int = Field(default=20_000_000, ge=1_000)
-    """Event ids that a worker keeps in memory; beyond it they are kept on disk."""
+    """Event ids that a shard goes on remembering past the acceptance horizon: the oldest are
+    forgotten once there are more. Within the horizon every id is remembered, in memory."""
 
     tick_min_ms: int = Field(default=5, ge=1, le=1_000)
     """The least time between two decisions of a worker: lower latency against less CPU."""

@@ -303,10 +303,10 @@ class Event:
     kind: str
 
 
-def _event_text(members: dict[str, object], name: str, at_least: int, at_most: int) -> str:
+def _event_text(members: dict[str, object], name: str) -> str:
     text = take_text(members, name)
-    if not at_least <= len(text) <= at_most:
-        raise MalformedError(f"{name} is not {at_least} to {at_most} characters long")
+    if name == "event_id" and not 1 <= len(text) <= 128:
+        raise MalformedError("event_id is not 1 to 128 characters long")
     if "\0" in text:
         raise MalformedError(f"{name} has a NUL character")
     return text
@@ -314,7 +314,8 @@ def _event_text(members: dict[str, object], name: str, at_least: int, at_most: i
 
 def _event_integer(members: dict[str, object], name: str) -> int:
     number = take_integer(members, name)
-    if not 0 <= number <= LARGEST_INT64:
+    smallest = 0 if name == "price_micros" else SMALLEST_INT64
+    if not smallest <= number <= LARGEST_INT64:
         raise MalformedError(f"{name} is out of range")
     return number
 
@@ -331,19 +332,19 @@ def read_event(topic: str, value: bytes | None) -> Event:
     take_one_of(members, "placement", PLACEMENTS)
     for name in ("country", "device", "keyword"):
         if name in members:
-            _event_text(members, name, 0, 256)
+            _event_text(members, name)
     if topic == ENGAGEMENTS:
         kind = take_one_of(members, "kind", ENGAGEMENT_KINDS)
     else:
         kind = KIND_OF_TOPIC[topic]
     return Event(
-        event_id=_event_text(members, "event_id", 1, 128),
+        event_id=_event_text(members, "event_id"),
         event_time_ms=_event_integer(members, "event_time_ms"),
-        campaign_id=_event_text(members, "campaign_id", 1, 256),
-        ad_group_id=_event_text(members, "ad_group_id", 1, 256),
-        promoted_pin_id=_event_text(members, "promoted_pin_id", 1, 256),
-        user_id=_event_text(members, "user_id", 1, 256),
-        impression_id=_event_text(members, "impression_id", 1, 256),
+        campaign_id=_event_text(members, "campaign_id"),
+        ad_group_id=_event_text(members, "ad_group_id"),
+        promoted_pin_id=_event_text(members, "promoted_pin_id"),
+        user_id=_event_text(members, "user_id"),
+        impression_id=_event_text(members, "impression_id"),
         price_micros=_event_integer(members, "price_micros"),
         keyword=take_text(members, "keyword") if "keyword" in members else None,
         kind=kind,

@@ -13,11 +13,13 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
-from pipeline.billing.decode import Decoded, Decoder
-from pipeline.contract.vocabulary import EVENT_TOPICS
+from pipeline.billing.decode import EVENT_COLUMNS, Decoded, Decoder, decode_proven
+from pipeline.contract.vocabulary import ENGAGEMENTS, EVENT_TOPICS
 
 Int64s = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,8 @@ class Chunk:
     shard: int
     start: int
     end: int
-    offsets: Sequence[int]
-    timestamps_ms: Sequence[int]
+    offsets: Int64s
+    timestamps_ms: Int64s
     values: Sequence[bytes | None]
     keys: Sequence[bytes | None]
     headers: dict[int, tuple[tuple[str, bytes], ...]] = field(default_factory=dict)
@@ -42,7 +44,7 @@ class Chunk:
 
     def from_offset(self, offset: int) -> Chunk:
         """The part of the chunk from this offset on."""
-        skip = int(np.searchsorted(np.asarray(self.offsets, dtype=np.int64), offset))
+        skip = int(np.searchsorted(self.offsets, offset))
         return Chunk(
             source=self.source,
             shard=self.shard,
@@ -70,13 +72,15 @@ class Batch:
     """Position in `chunks` of the chunk that the row is from."""
     position: npt.NDArray[np.int32]
     """Position of the row within its chunk."""
-    events: list[Decoded]
+    events: pl.DataFrame
+    """Columns of EVENT_COLUMNS."""
+    malformed: Mask
     chunks: tuple[Chunk, ...]
     ranges: dict[int, dict[str, tuple[int, int]]]
     """Shard -> topic -> the source offsets that the batch takes: from, up to but not including."""
 
     def __len__(self) -> int:
-        return len(self.events)
+        return len(self.offset)
 
     def original(self, row: int) -> tuple[bytes | None, bytes | None]:
         """The record's key and value as they came."""
@@ -98,30 +102,49 @@ class Assembler:
 
     def assemble(self, chunks: Iterable[Chunk]) -> Batch:
         """One batch of all chunks; those of one partition must be given in offset order."""
-        taken = tuple(chunks)
+        # By topic, so that one call decodes all that came of it; partitions keep their order.
+        taken = tuple(sorted(chunks, key=lambda chunk: chunk.source))
         sizes = [len(chunk.values) for chunk in taken]
-        events: list[Decoded] = []
-        for chunk in taken:
-            events += self._decoders[chunk.source].decode(chunk.values)
+        decoded = self._decode(taken)
         order_ms = self._order_ms(taken)
-        source = np.repeat([chunk.source for chunk in taken], sizes).astype(np.uint8)
-        order = np.lexsort((source, order_ms)) if len(events) else np.empty(0, np.int64)
+        order = np.argsort(order_ms, kind="stable")
         ranges: dict[int, dict[str, tuple[int, int]]] = {}
         for chunk in taken:
             topics = ranges.setdefault(chunk.shard, {})
             topic = EVENT_TOPICS[chunk.source]
             topics[topic] = (topics.get(topic, (chunk.start, 0))[0], chunk.end)
         return Batch(
-            source=source[order],
-            shard=np.repeat([c.shard for c in taken], sizes).astype(np.int32)[order],
-            offset=_joined([c.offsets for c in taken])[order],
-            record_ms=_joined([c.timestamps_ms for c in taken])[order],
+            source=np.repeat([chunk.source for chunk in taken], sizes).astype(np.uint8)[order],
+            shard=np.repeat([chunk.shard for chunk in taken], sizes).astype(np.int32)[order],
+            offset=_joined([chunk.offsets for chunk in taken])[order],
+            record_ms=_joined([chunk.timestamps_ms for chunk in taken])[order],
             order_ms=order_ms[order],
             chunk=np.repeat(np.arange(len(taken)), sizes).astype(np.int32)[order],
-            position=_joined([range(size) for size in sizes]).astype(np.int32)[order],
-            events=[events[i] for i in order.tolist()],
+            position=_joined([np.arange(size) for size in sizes]).astype(np.int32)[order],
+            events=decoded.events[order],
+            malformed=decoded.malformed[order],
             chunks=taken,
             ranges=ranges,
+        )
+
+    def _decode(self, chunks: tuple[Chunk, ...]) -> Decoded:
+        """All messages, in the order of the chunks (which is by topic).
+
+        All at once; where that fails, each chunk by itself, so that one does not slow the others.
+        """
+        full = [chunk for chunk in chunks if len(chunk.values)]
+        if not full:
+            return Decoded(pl.DataFrame(schema=EVENT_COLUMNS), np.empty(0, np.bool_))
+        if len(full) > 1:
+            values = [value for chunk in full for value in chunk.values]
+            plain = sum(len(c.values) for c in full if EVENT_TOPICS[c.source] != ENGAGEMENTS)
+            together = decode_proven(values, plain)
+            if together is not None:
+                return together
+        parts = [self._decoders[chunk.source].decode(chunk.values) for chunk in full]
+        return Decoded(
+            pl.concat([part.events for part in parts]),
+            np.concatenate([part.malformed for part in parts]),
         )
 
     def _order_ms(self, chunks: tuple[Chunk, ...]) -> Int64s:
@@ -130,7 +153,7 @@ class Assembler:
             if len(chunk.values) == 0:
                 continue
             partition = (chunk.source, chunk.shard)
-            column = np.maximum.accumulate(np.asarray(chunk.timestamps_ms, dtype=np.int64))
+            column = np.maximum.accumulate(chunk.timestamps_ms)
             column = np.maximum(column, self._running_max.get(partition, 0))
             self._running_max[partition] = int(column[-1])
             columns.append(column)
@@ -184,11 +207,11 @@ def _part(
         chunk=batch.chunk[rows],
         position=batch.position[rows],
         events=batch.events[rows],
+        malformed=batch.malformed[rows],
         chunks=batch.chunks,
         ranges=ranges,
     )
 
 
-def _joined(columns: Sequence[Sequence[int]]) -> Int64s:
-    arrays = [np.asarray(column, dtype=np.int64) for column in columns]
-    return np.concatenate(arrays) if arrays else np.empty(0, np.int64)
+def _joined(columns: Sequence[Int64s]) -> Int64s:
+    return np.concatenate(columns) if columns else np.empty(0, np.int64)

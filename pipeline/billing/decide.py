@@ -11,16 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from pipeline.billing import ids
 from pipeline.billing.batch import Batch
 from pipeline.billing.books import Balances, Shard
-from pipeline.billing.decode import Fault
-from pipeline.billing.terms import UNLIMITED, Terms
-from pipeline.contract.events import Event
+from pipeline.billing.terms import AD_COLUMNS, UNLIMITED, Terms
 from pipeline.contract.partitioning import partition_of
 from pipeline.contract.vocabulary import (
     AD_GROUP_DAILY,
@@ -61,21 +59,6 @@ Mask = npt.NDArray[np.bool_]
 UNDECIDED = 255
 _SAFE_SUM = 2**62
 _LIMIT_ORDER = (AD_GROUP_DAILY, AD_GROUP_LIFETIME, CAMPAIGN_DAILY, CAMPAIGN_LIFETIME)
-_PLACEMENT_CODES = {name: code for code, name in enumerate(PLACEMENTS)}
-_KIND_CODES = {name: code for code, name in enumerate(KINDS)}
-_BLANK = Event(
-    event_id="",
-    event_time_ms=0,
-    campaign_id="",
-    ad_group_id="",
-    promoted_pin_id="",
-    user_id="",
-    impression_id="",
-    price_micros=0,
-    placement="",  # type: ignore[arg-type]
-)
-"""Stands in for a malformed message, so that every row has the columns of an event."""
-
 BILLABLE = np.zeros((4, len(KINDS)), dtype=np.bool_)
 """Rule 7 by basis and kind: what an objective pays for."""
 BILLABLE[CPC, CLICK] = True
@@ -105,16 +88,14 @@ class Outcome:
 
     batch: Batch
     now_ms: int
-    event_id: list[str]
     event_time_ms: Int64s
     kind: Codes
     placement: Codes
-    country: list[str]
-    device: list[str]
     price_micros: Int64s
-    ad_ids: list[tuple[str, str, str]]
-    """(campaign_id, ad_group_id, promoted_pin_id) as the event names them."""
-    user_hash: list[bytes]
+    user_keys: ids.Keys
+    """The Pinners' pseudonyms."""
+    ad_keys: ids.Keys
+    impression_keys: ids.Keys
     pin: Rows
     group: Rows
     campaign: Rows
@@ -127,11 +108,8 @@ class Outcome:
     billing_day: Int64s
     posting_day: Int64s
     id_keys: ids.Keys
-    unique_key: list[bytes]
-    """Rule 8's key of a charged click or engagement, else empty."""
-
-    def rows_where(self, mask: Mask) -> Rows:
-        return np.flatnonzero(mask)
+    unique_keys: ids.Keys
+    """Rule 8's key of a charged click or engagement, else zeros."""
 
 
 def decide(
@@ -143,8 +121,7 @@ def decide(
     policy: Policy,
 ) -> Outcome:
     """Judge every event of a batch; the shards named in it must be there. Changes nothing."""
-    outcome = _columns(batch, now_ms, policy)
-    _locate(outcome, terms)
+    outcome = _columns(batch, terms, now_ms, policy)
     _rule_misrouted(outcome, terms)
     _rule_time(outcome, policy)
     _rule_unknown(outcome, terms)
@@ -160,67 +137,58 @@ def decide(
 # -- columns ----------------------------------------------------------------------------------
 
 
-def _columns(batch: Batch, now_ms: int, policy: Policy) -> Outcome:
+def _columns(batch: Batch, terms: Terms, now_ms: int, policy: Policy) -> Outcome:
     """Rule 1: what did not decode is malformed; everything else becomes columns."""
-    size = len(batch.events)
-    disposition = np.full(size, UNDECIDED, dtype=np.uint8)
-    faults = [row for row, event in enumerate(batch.events) if event.__class__ is Fault]
-    disposition[faults] = MALFORMED
-    events = [_BLANK if isinstance(event, Fault) else event for event in batch.events]
-    unset = msgspec.UNSET
-    event_id = [event.event_id for event in events]
+    size = len(batch)
+    events = batch.events
+    derived = events.select(_DERIVED)
+    kind = np.array([IMPRESSION, CLICK, 0], dtype=np.uint8)[batch.source]
+    kind[batch.malformed] = 0
+    # Where the ad is not in the catalog: -1, all the way up.
+    ad_keys = ids.keys_of(derived, "ad")
+    pin = terms.find_ads(ad_keys)
+    group = np.where(pin >= 0, terms.pin.group[pin], -1).astype(np.int64)
     record_day = batch.record_ms // MS_PER_DAY
     nothing = np.zeros(size, dtype=np.int64)
     return Outcome(
         batch=batch,
         now_ms=now_ms,
-        event_id=event_id,
-        event_time_ms=np.array([event.event_time_ms for event in events], dtype=np.int64),
-        kind=_kinds(batch, events, disposition),
-        placement=np.array([_PLACEMENT_CODES[e.placement] for e in events], dtype=np.uint8),
-        country=["" if e.country is unset else e.country for e in events],
-        device=["" if e.device is unset else e.device for e in events],
-        price_micros=np.array([event.price_micros for event in events], dtype=np.int64),
-        ad_ids=[(e.campaign_id, e.ad_group_id, e.promoted_pin_id) for e in events],
-        user_hash=_user_hashes(events, faults, policy.user_hash_key),
-        pin=np.full(size, -1, dtype=np.int64),
-        group=np.full(size, -1, dtype=np.int64),
-        campaign=np.full(size, -1, dtype=np.int64),
+        event_time_ms=events["event_time_ms"].to_numpy(),
+        kind=np.maximum(kind, derived["kind"].to_numpy()),
+        placement=derived["placement"].to_numpy(),
+        price_micros=events["price_micros"].to_numpy(),
+        user_keys=ids.user_hasher(policy.user_hash_key).hash(ids.keys_of(derived, "user")),
+        ad_keys=ad_keys,
+        impression_keys=ids.keys_of(derived, "impression"),
+        pin=pin,
+        group=group,
+        campaign=np.where(pin >= 0, terms.group.campaign[group], -1).astype(np.int64),
         zone=np.full(size, -1, dtype=np.int64),
-        disposition=disposition,
+        disposition=np.where(batch.malformed, MALFORMED, UNDECIDED).astype(np.uint8),
         basis=np.zeros(size, dtype=np.uint8),
         limit=np.full(size, NO_LIMIT, dtype=np.uint8),
         amount_nanos=nothing,
         free_nanos=nothing.copy(),
         billing_day=record_day,
         posting_day=record_day.copy(),
-        id_keys=ids.hash_texts(event_id),
-        unique_key=[b""] * size,
+        id_keys=ids.keys_of(derived, "event"),
+        unique_keys=np.zeros((size, 2), dtype=np.uint64),
     )
 
 
-def _kinds(batch: Batch, events: list[Event], disposition: Codes) -> Codes:
-    kind = np.array([IMPRESSION, CLICK, 0], dtype=np.uint8)[batch.source]
-    kind[disposition == MALFORMED] = 0
-    for row in np.flatnonzero((batch.source == 2) & (disposition == UNDECIDED)).tolist():
-        kind[row] = _KIND_CODES[events[row].kind]  # type: ignore[attr-defined]
-    return kind
+def _code(column: str, names: tuple[str, ...]) -> pl.Expr:
+    """Positions of the texts among the names; a null is the first."""
+    return pl.col(column).cast(pl.Enum(names)).to_physical().fill_null(0).cast(pl.UInt8)
 
 
-def _user_hashes(events: list[Event], faults: list[int], key: bytes) -> list[bytes]:
-    hashes = ids.hash_users([event.user_id for event in events], key)
-    for row in faults:
-        hashes[row] = b""
-    return hashes
-
-
-def _locate(outcome: Outcome, terms: Terms) -> None:
-    """Find each event's ad in the catalog; -1 where it is not there, or not each other's."""
-    find = terms.ads.get
-    outcome.pin = np.array([find(ad, -1) for ad in outcome.ad_ids], dtype=np.int64)
-    known = outcome.pin >= 0
-    outcome.group[known] = terms.pin.group[outcome.pin[known]]
-    outcome.campaign[known] = terms.group.campaign[outcome.group[known]]
+_DERIVED = [
+    *ids.hash_exprs("event", "event_id"),
+    *ids.hash_exprs("ad", *AD_COLUMNS),
+    *ids.hash_exprs("user", "user_id"),
+    *ids.hash_exprs("impression", "impression_id"),
+    _code("placement", PLACEMENTS),
+    _code("kind", KINDS),
+]
 
 
 # -- rules 2 to 6 -----------------------------------------------------------------------------
@@ -236,9 +204,8 @@ def _rule_misrouted(outcome: Outcome, terms: Terms) -> None:
     home = np.empty(len(rows), dtype=np.int64)
     known = outcome.pin[rows] >= 0
     home[known] = terms.campaign.shard[outcome.campaign[rows[known]]]
-    home[~known] = [
-        partition_of(outcome.ad_ids[row][0], terms.partitions) for row in rows[~known].tolist()
-    ]
+    strangers = outcome.batch.events["campaign_id"].gather(rows[~known])
+    home[~known] = [partition_of(name, terms.partitions) for name in strangers]
     outcome.disposition[rows[home != outcome.batch.shard[rows]]] = MISROUTED
 
 
@@ -296,10 +263,9 @@ def _rule_serving(outcome: Outcome, terms: Terms) -> Int64s:
     since = np.maximum(terms.pin.since_ms[pins], terms.group.since_ms[groups])
     earlier = times < np.maximum(since, terms.campaign.since_ms[campaigns])
     single = np.flatnonzero(earlier | terms.group.has_keywords[groups])
-    for at in single.tolist():
+    keywords = outcome.batch.events["keyword"].gather(rows[single])
+    for at, keyword in zip(single.tolist(), keywords, strict=True):
         row = int(rows[at])
-        event: Event = outcome.batch.events[row]  # type: ignore[assignment]
-        keyword = event.keyword if isinstance(event.keyword, str) else None
         ad = terms.ad_at(int(outcome.pin[row]), int(times[at]), keyword)
         serves[at], outcome.basis[row], bids[row] = ad.serves, ad.basis, ad.bid_micros
     outcome.disposition[rows[~serves]] = NOT_SERVING
@@ -342,38 +308,34 @@ def _rule_counted(outcome: Outcome) -> None:
 def _rule_repeat(outcome: Outcome, shards: Mapping[int, Shard]) -> Rows:
     """Rule 8 as far as earlier batches tell. Returns the rows still to be judged.
 
-    Fills in the `unique_key` of every candidate, charged or not; the limits' rule clears those
-    that are not charged.
+    Fills in the key of every candidate, charged or not; the limits' rule clears those that are
+    not charged.
     """
     rows = _undecided(outcome)
     keyed = rows[outcome.basis[rows] != CPM]
     if len(keyed) == 0:
         return rows
-    for row, key in zip(keyed.tolist(), _unique_keys(outcome, keyed), strict=True):
-        outcome.unique_key[row] = key
-    keys = ids.keys_from_bytes(b"".join([outcome.unique_key[row] for row in keyed.tolist()]))
+    _fill_unique_keys(outcome, keyed)
     batch_shards = outcome.batch.shard[keyed]
     for shard in np.unique(batch_shards).tolist():
-        here = batch_shards == shard
-        seen = shards[shard].unique.contains(keys[here])
-        outcome.disposition[keyed[here][seen]] = REPEAT
-    _clear_keys(outcome, keyed[outcome.disposition[keyed] == REPEAT])
-    candidates: Rows = rows[outcome.disposition[rows] == UNDECIDED]
-    return candidates
+        here = keyed[batch_shards == shard]
+        seen = shards[shard].unique.contains(outcome.unique_keys[here])
+        _mark_repeat(outcome, here[seen])
+    return _undecided(outcome)
 
 
-def _unique_keys(outcome: Outcome, rows: Rows) -> list[bytes]:
-    """What must not be charged again: the engagement in its day, or the clicked impression."""
-    texts = []
-    for row in rows.tolist():
-        if outcome.basis[row] == CPE:
-            pin = outcome.ad_ids[row][2].encode()
-            what = b"\0%d\0%d\0" % (outcome.kind[row], outcome.billing_day[row])
-            texts.append(b"e" + pin + what + outcome.user_hash[row])
-        else:
-            texts.append(b"i" + outcome.batch.events[row].impression_id.encode())
-    packed = ids.hash_bytes(texts)
-    return [packed[i : i + 16] for i in range(0, len(packed), 16)]
+def _fill_unique_keys(outcome: Outcome, rows: Rows) -> None:
+    """What must not be charged again: the clicked impression, or the engagement in its day."""
+    outcome.unique_keys[rows] = outcome.impression_keys[rows]
+    engaged = rows[outcome.basis[rows] == CPE]
+    if len(engaged):
+        words = (
+            outcome.ad_keys[engaged],
+            outcome.user_keys[engaged],
+            outcome.kind[engaged].astype(np.uint64),
+            outcome.billing_day[engaged].astype(np.uint64),
+        )
+        outcome.unique_keys[engaged] = ids.hash_words(np.column_stack(words))
 
 
 @dataclass(frozen=True, slots=True)
@@ -460,8 +422,7 @@ def _repeat_groups(outcome: Outcome, rows: Rows) -> tuple[Int64s, Mask]:
     keyed = np.flatnonzero(outcome.basis[rows] != CPM)
     if len(keyed):
         at = rows[keyed]
-        packed = b"".join([outcome.unique_key[row] for row in at.tolist()])
-        keys = ids.keys_from_bytes(packed).copy()
+        keys = outcome.unique_keys[at]
         keys[:, 0] ^= outcome.batch.shard[at].astype(np.uint64)
         groups[keyed], first[keyed] = ids.first_occurrences(keys)
     return groups, first
@@ -513,7 +474,7 @@ def _charge_in_turn(outcome: Outcome, demand: _Demand, near: Rows) -> None:
         amount = max(0, min(price, left))
         if left <= 0:
             outcome.disposition[row] = OVER_BUDGET
-            outcome.unique_key[row] = b""
+            outcome.unique_keys[row] = 0
         else:
             outcome.disposition[row] = CHARGED
             outcome.amount_nanos[row] = amount
@@ -533,5 +494,4 @@ def _mark_repeat(outcome: Outcome, rows: Rows) -> None:
 
 def _clear_keys(outcome: Outcome, rows: Rows) -> None:
     """Only what is charged is remembered by its rule 8 key."""
-    for row in rows.tolist():
-        outcome.unique_key[row] = b""
+    outcome.unique_keys[rows] = 0

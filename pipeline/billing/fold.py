@@ -43,6 +43,7 @@ class PackedState(msgspec.Struct, frozen=True, kw_only=True):
     log_time_ms: int
     catalog_end: int
     outbox_through: int
+    checkpointed_ms: int = 0
     versions: dict[str, int]
     standing: list[Signal]
     blocks: list[tuple[str, int, int, int, int]]
@@ -68,6 +69,8 @@ def fold_record(
     shard.log_time_ms = max(shard.log_time_ms, header.log_time_ms)
     shard.catalog_end = max(shard.catalog_end, header.catalog_end)
     shard.outbox_through = max(shard.outbox_through, header.outbox_through)
+    if header.checkpoint:
+        shard.checkpointed_ms = header.now_ms
     if events.height:
         _fold_events(shard, balances, terms, header, events)
     for block in header.blocks:
@@ -86,13 +89,10 @@ def fold_record(
 def _fold_events(
     shard: Shard, balances: Balances, terms: Terms, header: Header, events: pl.DataFrame
 ) -> None:
-    remembered = events.filter(pl.col("disposition") >= NOT_SERVING)
-    shard.ids.add(ids.hash_texts(remembered["event_id"].to_list()), shard.log_time_ms)
+    remember(shard, events, shard.log_time_ms)
     charged = events.filter(pl.col("disposition") == CHARGED)
     if charged.height == 0:
         return
-    unique = b"".join(charged["unique_key"].to_list())
-    shard.unique.add(ids.keys_from_bytes(unique), shard.log_time_ms)
     used = charged["ad"].unique().to_list()
     group_of = np.zeros(len(header.ads), dtype=np.int64)
     campaign_of = np.zeros(len(header.ads), dtype=np.int64)
@@ -107,6 +107,14 @@ def _fold_events(
     balances.post(groups, campaigns, billing, amounts)
     cpm = charged["basis"].to_numpy() == CPM
     shard.blocks.accrue(groups[cpm], billing[cpm], posting[cpm], amounts[cpm])
+
+
+def remember(shard: Shard, events: pl.DataFrame, log_time_ms: int) -> None:
+    """Take over the ids, and the keys of rule 8, of a record's events."""
+    remembered = events.filter(pl.col("disposition") >= NOT_SERVING)
+    shard.ids.add(ids.hash_columns(remembered, "event_id"), log_time_ms)
+    unique = ids.join_keys(events["unique_low"].to_numpy(), events["unique_high"].to_numpy())
+    shard.unique.add(unique[unique.any(axis=1)], log_time_ms)
 
 
 def _rows_of(terms: Terms, ad_group_id: str, campaign_id: str) -> tuple[int, int]:
@@ -147,6 +155,7 @@ def pack(shard: Shard, balances: Balances, terms: Terms, *, with_ids: bool) -> b
             log_time_ms=shard.log_time_ms,
             catalog_end=shard.catalog_end,
             outbox_through=shard.outbox_through,
+            checkpointed_ms=shard.checkpointed_ms,
             versions=shard.versions,
             standing=list(shard.standing.values()),
             blocks=[
@@ -207,6 +216,7 @@ def unpack(value: bytes, shard: Shard, balances: Balances, terms: Terms) -> None
     shard.closed = dict(state.closed)
     shard.log_time_ms, shard.catalog_end = state.log_time_ms, state.catalog_end
     shard.outbox_through = state.outbox_through
+    shard.checkpointed_ms = state.checkpointed_ms
     shard.versions = dict(state.versions)
     shard.standing = {signal.entity: signal for signal in state.standing}
     shard.credited = {state.credited[i : i + 16] for i in range(0, len(state.credited), 16)}

@@ -8,33 +8,63 @@ exact. The hash is fixed by its specification, so sets written by one version ar
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import hirola
 import numpy as np
 import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
 import xxhash
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from polars_hash import NonCryptographicHashingNameSpace
 
 Keys = npt.NDArray[np.uint64]
-"""Shape (n, 2): the two halves of n 128-bit keys."""
+"""Shape (n, 2): the low and the high half of n 128-bit keys."""
 
+Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 _MIN_CAPACITY = 4_096
 _MAX_FILL = 0.7
-USER_HASH_BYTES = 16
+_HALF = 1 << 64
+SEPARATOR = "\0"
+"""Joins the parts of an identity; no part can hold it: an event with a NUL is malformed."""
 
 
-def hash_texts(texts: Iterable[str]) -> Keys:
-    """XXH3-128 of each text's UTF-8 bytes."""
-    digest = xxhash.xxh3_128_digest
-    return keys_from_bytes(b"".join([digest(text.encode()) for text in texts]))
+def hash_exprs(name: str, *columns: str) -> tuple[pl.Expr, pl.Expr]:
+    """XXH3-128 of each row's UTF-8 bytes; several columns make one identity together.
+
+    Two columns, `keys_of` the same name joins them. A null has no identity: its hash is 0.
+    """
+    parts = [pl.col(column) for column in columns]
+    joined = pl.concat_str(parts, separator=SEPARATOR) if len(parts) > 1 else parts[0]
+    whole = NonCryptographicHashingNameSpace(joined).xxh3_128()
+    return (
+        (whole % _HALF).cast(pl.UInt64).fill_null(0).alias(f"{name}_low"),
+        (whole // _HALF).cast(pl.UInt64).fill_null(0).alias(f"{name}_high"),
+    )
 
 
-def hash_bytes(values: Iterable[bytes]) -> bytes:
-    """XXH3-128 of each value, 16 bytes each, one after the other."""
-    digest = xxhash.xxh3_128_digest
-    return b"".join([digest(value) for value in values])
+def keys_of(frame: pl.DataFrame, name: str) -> Keys:
+    """The keys that `hash_exprs` of this name gave columns of."""
+    return join_keys(frame[f"{name}_low"].to_numpy(), frame[f"{name}_high"].to_numpy())
+
+
+def hash_columns(frame: pl.DataFrame, *columns: str) -> Keys:
+    """The keys of these columns alone."""
+    return keys_of(frame.select(hash_exprs("only", *columns)), "only")
+
+
+def hash_text(*parts: str) -> tuple[int, int]:
+    """The two halves of what `hash_columns` gives for a row of these parts."""
+    whole = xxhash.xxh3_128_intdigest(SEPARATOR.join(parts).encode())
+    return whole % _HALF, whole // _HALF
+
+
+def join_keys(low: npt.NDArray[np.uint64], high: npt.NDArray[np.uint64]) -> Keys:
+    """Keys from their halves."""
+    return np.ascontiguousarray(np.column_stack((low, high)))
 
 
 def keys_from_bytes(packed: bytes) -> Keys:
@@ -42,18 +72,48 @@ def keys_from_bytes(packed: bytes) -> Keys:
     return np.frombuffer(packed, dtype=np.uint64).reshape(-1, 2)
 
 
-def hash_users(user_ids: Sequence[str], key: bytes) -> list[bytes]:
-    """Keyed BLAKE2b-128 of each user id: 16 bytes that only the key's holder can link to a user."""
-    keyed = hashlib.blake2b(digest_size=USER_HASH_BYTES, key=key)
-    hashes = []
-    for user_id in user_ids:
-        state = keyed.copy()
-        state.update(user_id.encode())
-        hashes.append(state.digest())
-    return hashes
+class UserHasher:
+    """A keyed pseudonym of each user id: 16 bytes that only the key's holder can link to a user.
+
+    AES-128 under a key derived from the setting, applied to the id's XXH3-128: a permutation that
+    nobody can compute, or undo, without the key. (A keyed hash of the id itself costs ten times as
+    much an event: docs/decisions.)
+    """
+
+    def __init__(self, key: bytes) -> None:
+        derived = hashlib.blake2b(key, digest_size=16, person=b"user_hash").digest()
+        # ECB is what is wanted here: equal ids give equal hashes, block by block.
+        self._cipher = Cipher(algorithms.AES128(derived), modes.ECB())
+
+    def hash(self, user_keys: Keys) -> Keys:
+        """Of the users whose ids hash to these keys."""
+        encryptor = self._cipher.encryptor()
+        return keys_from_bytes(encryptor.update(user_keys.tobytes()) + encryptor.finalize())
 
 
-def first_occurrences(keys: Keys) -> tuple[npt.NDArray[np.int64], Mask]:
+def as_binary(words: npt.NDArray[np.uint64]) -> pl.Series:
+    """The rows of a 2-dimensional array as Binary, 8 bytes a word."""
+    width = 8 * words.shape[1]
+    packed = pa.py_buffer(words.tobytes())
+    column = pl.from_arrow(
+        pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(words), [None, packed])
+    )
+    assert isinstance(column, pl.Series)
+    return column
+
+
+def hash_words(words: npt.NDArray[np.uint64]) -> Keys:
+    """XXH3-128 of each row of a 2-dimensional array."""
+    return hash_columns(pl.DataFrame({"words": as_binary(words)}), "words")
+
+
+@lru_cache(maxsize=4)
+def user_hasher(key: bytes) -> UserHasher:
+    """The hasher of a key."""
+    return UserHasher(key)
+
+
+def first_occurrences(keys: Keys) -> tuple[Rows, Mask]:
     """Group equal keys: each row's group number, and whether it is the first row of its group."""
     if len(keys) == 0:
         return np.empty(0, np.int64), np.empty(0, np.bool_)
@@ -169,3 +229,28 @@ class Interner:
 
     def text(self, index: int) -> str:
         return self._texts[index]
+
+
+class KeyIndex:
+    """A growing map from keys to the row numbers that they were added with."""
+
+    def __init__(self) -> None:
+        self._table = hirola.HashTable(_MIN_CAPACITY, dtype=(np.uint64, 2))
+        self._rows = np.empty(_MIN_CAPACITY, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def add(self, key: tuple[int, int], row: int) -> None:
+        """Map one key to a row."""
+        if len(self._table) + 1 > self._table.max * _MAX_FILL:
+            self._table = self._table.resize(2 * self._table.max)
+            self._rows = np.resize(self._rows, self._table.max)
+        self._rows[self._table.add(np.array(key, dtype=np.uint64))] = row
+
+    def find(self, keys: Keys) -> Rows:
+        """The row of each key; -1 where it was never added."""
+        if len(keys) == 0:
+            return np.empty(0, dtype=np.int64)
+        at = np.asarray(self._table.get(keys, default=-1), dtype=np.int64)
+        return np.where(at >= 0, self._rows[at], -1)

@@ -53,14 +53,16 @@ EVENT_SCHEMA: dict[str, pl.DataType] = {
     "price_micros": pl.Int64(),
     "amount_nanos": pl.Int64(),
     "free_nanos": pl.Int64(),
-    "unique_key": pl.Binary(),
+    "unique_low": pl.UInt64(),
+    "unique_high": pl.UInt64(),
 }
 """Columns of a record's events.
 
 `source`, `disposition`, `kind`, `placement`, `limit` and `basis` are positions in the tuples of
 `pipeline.contract.vocabulary` (EVENT_TOPICS, DISPOSITIONS, KINDS, PLACEMENTS, LIMITS, BASES). `ad`
-is a position in the header's `ads`. `user_hash` is 16 bytes, or empty. `unique_key` is the 16 bytes
-that rule 8 remembers of a charged click or engagement, or empty. No column holds nulls.
+is a position in the header's `ads`. `user_hash` is 16 bytes, or empty. `unique_low` and
+`unique_high` are the 128 bits that rule 8 remembers of a charged click or engagement, else 0. No
+column holds nulls.
 """
 
 CODE_NAMES: dict[str, tuple[str, ...]] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from pipeline.billing import ids
 from pipeline.billing.books import Balances, PostedBlock, Shard
 from pipeline.billing.decide import Outcome
 from pipeline.billing.journal import EVENT_SCHEMA, AccountTerms, Ad, Block, CreditPosting
-from pipeline.billing.terms import Terms
+from pipeline.billing.terms import AD_COLUMNS, Terms
 from pipeline.contract.days import Calendar, iso
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import CHARGED, CPM, NOT_SERVING, UNKNOWN
@@ -68,8 +69,8 @@ def post(
         shard.log_time_ms = max(shard.log_time_ms, int(outcome.batch.record_ms[draft.rows].max()))
         remembered = draft.rows[outcome.disposition[draft.rows] >= NOT_SERVING]
         shard.ids.add(outcome.id_keys[remembered], shard.log_time_ms)
-        unique = b"".join([outcome.unique_key[row] for row in draft.rows.tolist()])
-        shard.unique.add(ids.keys_from_bytes(unique), shard.log_time_ms)
+        unique = outcome.unique_keys[draft.rows]
+        shard.unique.add(unique[unique.any(axis=1)], shard.log_time_ms)
         cpm = draft.rows[charged[draft.rows] & (outcome.basis[draft.rows] == CPM)]
         posted = shard.blocks.accrue(
             outcome.group[cpm],
@@ -98,41 +99,75 @@ def named_block(terms: Terms, block: PostedBlock) -> Block:
     )
 
 
-def event_columns(
-    outcome: Outcome, rows: Rows, terms: Terms
-) -> tuple[pl.DataFrame, list[Ad], dict[str, AccountTerms]]:
-    """The journal's columns of these rows, the ads that they name, and those ads' accounts."""
-    ad_codes, ads = _ad_codes(outcome, rows, terms)
-    at = rows.tolist()
+@dataclass(frozen=True, slots=True)
+class ShardEvents:
+    """The events of a draft as the journal holds them."""
+
+    columns: pl.DataFrame
+    """With the columns of the journal's EVENT_SCHEMA."""
+    ads: list[Ad]
+    accounts: dict[str, AccountTerms]
+    """Of the ads."""
+
+
+NO_EVENTS = ShardEvents(pl.DataFrame(schema=EVENT_SCHEMA), [], {})
+
+
+def shard_events(outcome: Outcome, drafts: Mapping[int, Draft], terms: Terms) -> list[ShardEvents]:
+    """The events of each draft, in the order of the drafts.
+
+    The columns are made once for all of them: one frame's cost does not grow with the shards.
+    """
+    rows = np.concatenate([np.empty(0, np.int64), *(draft.rows for draft in drafts.values())])
+    if len(rows) == 0:
+        return [NO_EVENTS] * len(drafts)
+    together = _event_columns(outcome, rows)
+    at_ad = list(EVENT_SCHEMA).index("ad")
+    found = []
+    start = 0
+    for draft in drafts.values():
+        columns = together.slice(start, len(draft.rows))
+        start += len(draft.rows)
+        codes, ads = _ad_codes(outcome, draft.rows, terms)
+        columns.insert_column(at_ad, pl.Series("ad", codes))
+        named = {ad.account_id for ad in ads if ad.account_id}
+        accounts = {account_id: account_terms(terms, account_id) for account_id in named}
+        found.append(ShardEvents(columns, ads, accounts))
+    return found
+
+
+def _event_columns(outcome: Outcome, rows: Rows) -> pl.DataFrame:
+    """The journal's columns of these rows, but for `ad`."""
     batch = outcome.batch
-    frame = pl.DataFrame(
-        {
-            "source": batch.source[rows],
-            "source_offset": batch.offset[rows],
-            "disposition": outcome.disposition[rows],
-            "kind": outcome.kind[rows],
-            "placement": outcome.placement[rows],
-            "limit": outcome.limit[rows],
-            "basis": np.where(outcome.disposition[rows] == CHARGED, outcome.basis[rows], 0).astype(
-                np.uint8
-            ),
-            "event_id": [outcome.event_id[row] for row in at],
-            "event_time_ms": outcome.event_time_ms[rows],
-            "billing_day": pl.Series(outcome.billing_day[rows].astype(np.int32)).cast(pl.Date),
-            "posting_day": pl.Series(outcome.posting_day[rows].astype(np.int32)).cast(pl.Date),
-            "ad": ad_codes,
-            "user_hash": pl.Series([outcome.user_hash[row] for row in at], dtype=pl.Binary),
-            "country": [outcome.country[row] for row in at],
-            "device": [outcome.device[row] for row in at],
-            "price_micros": outcome.price_micros[rows],
-            "amount_nanos": outcome.amount_nanos[rows],
-            "free_nanos": outcome.free_nanos[rows],
-            "unique_key": pl.Series([outcome.unique_key[row] for row in at], dtype=pl.Binary),
-        },
-        schema=EVENT_SCHEMA,
-    )
-    named = {ad.account_id for ad in ads if ad.account_id}
-    return frame, ads, {account_id: account_terms(terms, account_id) for account_id in named}
+    texts = batch.events.select("event_id", "country", "device")[rows]
+    user_hash = ids.as_binary(outcome.user_keys[rows])
+    malformed = batch.malformed[rows]
+    if malformed.any():
+        user_hash = user_hash.set(pl.Series(malformed), b"")
+    charged = outcome.disposition[rows] == CHARGED
+    unique = outcome.unique_keys[rows]
+    columns: dict[str, Any] = {
+        "source": batch.source[rows],
+        "source_offset": batch.offset[rows],
+        "disposition": outcome.disposition[rows],
+        "kind": outcome.kind[rows],
+        "placement": outcome.placement[rows],
+        "limit": outcome.limit[rows],
+        "basis": np.where(charged, outcome.basis[rows], 0).astype(np.uint8),
+        "event_id": texts["event_id"],
+        "event_time_ms": outcome.event_time_ms[rows],
+        "billing_day": outcome.billing_day[rows].astype("datetime64[D]"),
+        "posting_day": outcome.posting_day[rows].astype("datetime64[D]"),
+        "user_hash": user_hash,
+        "country": texts["country"].fill_null(""),
+        "device": texts["device"].fill_null(""),
+        "price_micros": outcome.price_micros[rows],
+        "amount_nanos": outcome.amount_nanos[rows],
+        "free_nanos": outcome.free_nanos[rows],
+        "unique_low": np.ascontiguousarray(unique[:, 0]),
+        "unique_high": np.ascontiguousarray(unique[:, 1]),
+    }
+    return pl.DataFrame([pl.Series(name, column) for name, column in columns.items()])
 
 
 def account_terms(terms: Terms, account_id: str) -> AccountTerms:
@@ -147,9 +182,11 @@ def _ad_codes(
     """Number the ads of the rows: those of the catalog by their pin, others by their own ids."""
     codes = outcome.pin[rows].copy()
     strangers: dict[tuple[str, str, str], int] = {}
-    for at in np.flatnonzero(outcome.disposition[rows] <= UNKNOWN).tolist():
-        named = outcome.ad_ids[int(rows[at])]
-        codes[at] = -1 - strangers.setdefault(named, len(strangers))
+    strange = np.flatnonzero(outcome.disposition[rows] <= UNKNOWN)
+    if len(strange):
+        names = outcome.batch.events.select(AD_COLUMNS)[rows[strange]]
+        for at, named in zip(strange.tolist(), names.iter_rows(), strict=True):
+            codes[at] = -1 - strangers.setdefault(named, len(strangers))
     unique, inverse = np.unique(codes, return_inverse=True)
     named_strangers = list(strangers)
     ads = [

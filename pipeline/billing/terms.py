@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.billing.ids import Interner
+from pipeline.billing.ids import Interner, KeyIndex, Keys, hash_text
 from pipeline.billing.journal import Ad
 from pipeline.contract.catalog import AdGroup, Campaign, Catalog, History
 from pipeline.contract.days import Calendar, calendar
@@ -28,6 +28,8 @@ from pipeline.contract.vocabulary import (
 )
 
 Rows = npt.NDArray[np.int64]
+
+AD_COLUMNS = ("campaign_id", "ad_group_id", "promoted_pin_id")
 
 UNLIMITED = np.iinfo(np.int64).max
 ALWAYS = np.iinfo(np.int64).min
@@ -131,8 +133,8 @@ class Terms:
         self.campaign = Columns("campaign")
         self.account = Columns("account")
         self.pin_ids: list[str] = []
-        self.ads: dict[tuple[str, str, str], int] = {}
-        """(campaign_id, ad_group_id, promoted_pin_id) -> pin row."""
+        self._ads = KeyIndex()
+        """Hash of (campaign_id, ad_group_id, promoted_pin_id) -> pin row."""
         self.limits_changed: set[tuple[str, int]] = set()
         """(level, row) whose limits changed since someone last cleared this set."""
         self._pin_rows: dict[str, int] = {}
@@ -271,7 +273,7 @@ class Terms:
             self._ads_by_row.append(None)
             self.pin.reserve(row + 1)
             group = self.catalog.ad_groups[latest.ad_group_id].latest
-            self.ads[group.campaign_id, latest.ad_group_id, promoted_pin_id] = row
+            self._ads.add(hash_text(group.campaign_id, latest.ad_group_id, promoted_pin_id), row)
             self.pin.group[row] = self.group_row(latest.ad_group_id)
         self.pin.alive[row] = True
         self.pin.serves[row] = latest.status == "active" and latest.review == "approved"
@@ -284,6 +286,13 @@ class Terms:
                 if entry not in self._awaited:
                     self._awaited.add(entry)
                     heapq.heappush(self._pending, entry)
+
+    def find_ads(self, keys: Keys) -> Rows:
+        """The pin row of each ad, by the hash of its ids (AD_COLUMNS in their order).
+
+        -1 where the ad is not in the catalog, or its parts are not each other's.
+        """
+        return self._ads.find(keys)
 
     def ad(self, pin_row: int) -> Ad:
         """The journal's name of a known ad."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 
 import typer
+from aiokafka.errors import KafkaConnectionError
 from rich.console import Console
 
 from pipeline.cli import admin, catalog_edit, finance, processes, reports, simulation, up
 from pipeline.embedded.errors import EmbeddedError
 from pipeline.reporting.clickhouse import StoreError
 from pipeline.reporting.corrections import TooManyError
+from pipeline.reporting.schema import SchemaError
 from pipeline.reporting.statements import StatementError
 from pipeline.settings import SettingsError
 from pipeline.streams.topics import TopicsError
@@ -22,6 +24,7 @@ _TOLD = (
     EmbeddedError,
     TopicsError,
     StoreError,
+    SchemaError,
     StatementError,
     TooManyError,
     admin.CommandError,
@@ -53,7 +56,13 @@ def main() -> None:
     except _TOLD as error:
         _say(str(error))
         sys.exit(EXIT_FAILED)
+    except KafkaConnectionError as error:
+        _say(
+            f"Kafka cannot be reached ({error}). See that it runs, and where: "
+            "PIPELINE_KAFKA_BOOTSTRAP, or --data DIR of a running `pipeline up`."
+        )
+        sys.exit(EXIT_FAILED)
 
 
 def _say(text: str) -> None:
-    Console(stderr=True).print(text, style="red", markup=False, highlight=False)
+    Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)

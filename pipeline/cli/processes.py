@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -42,9 +43,21 @@ async def until_signalled(run: Callable[[asyncio.Event], Awaitable[None]]) -> No
     await run(stop)
 
 
+def _collect_garbage_rarely() -> None:
+    """For a process that makes many objects and few cycles.
+
+    Each fetched record is an object for a moment; with Python's own thresholds, looking through
+    them for cycles costs a worker a fifth of its time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(200_000, 10, 10)
+
+
 async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
     """A worker until told to stop."""
     worker = wiring.make_worker(settings)
+    _collect_garbage_rarely()
     await worker.start()
     await stop.wait()
     await worker.stop()

@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-EventId = Annotated[str, Meta(min_length=1, max_length=128)]
-Id = Annotated[str, Meta(min_length=1, max_length=256)]
-Dimension = Annotated[str, Meta(max_length=256)]
+EVENT_ID_MAX_LENGTH = 128
+EventId = Annotated[str, Meta(min_length=1, max_length=EVENT_ID_MAX_LENGTH)]
+Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 NonNegative = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
@@ -22,22 +22,22 @@ class Event(msgspec.Struct, gc=False, kw_only=True):
 
     event_id: EventId
     """Unique; a resend has the same id."""
-    event_time_ms: NonNegative
+    event_time_ms: Int64
     """When the Pinner did it, ms since the epoch, UTC."""
-    campaign_id: Id
-    ad_group_id: Id
-    promoted_pin_id: Id
-    user_id: Id
+    campaign_id: str
+    ad_group_id: str
+    promoted_pin_id: str
+    user_id: str
     """The Pinner; never stored in clear."""
-    impression_id: Id
+    impression_id: str
     """The served insertion that this belongs to."""
     price_micros: NonNegative
     """The auction's clearing price of the ad's billable action, in micros of the account's
     currency: per 1,000 impressions (CPM), per click (CPC) or per engagement (CPE)."""
     placement: Literal["browse", "search"]
-    country: Dimension | UnsetType = UNSET
-    device: Dimension | UnsetType = UNSET
-    keyword: Dimension | UnsetType = UNSET
+    country: str | UnsetType = UNSET
+    device: str | UnsetType = UNSET
+    keyword: str | UnsetType = UNSET
     """The keyword matched in search."""
 
 

@@ -76,5 +76,7 @@ CPM_BLOCK: Final = 1_000
 """Charged impressions in one posted CPM charge."""
 
 MS_PER_DAY: Final = 86_400_000
+LONGEST_DAY_MS: Final = 26 * 3_600_000
+"""No calendar day of any time zone is longer (25 hours where clocks go back, and some to spare)."""
 FUTURE_TOLERANCE_MS: Final = 5 * 60_000
 NANOS_PER_MICRO: Final = 1_000

@@ -92,6 +92,8 @@ class Store:
         self._client = self._call(
             lambda: clickhouse_connect.get_client(dsn=_driver_dsn(dsn), **options)
         )
+        if self.embedded:
+            self._shut_out_files()
 
     def command(self, sql: str) -> None:
         """Run a statement that returns no rows."""
@@ -173,6 +175,17 @@ class Store:
     def close(self) -> None:
         """Give the connection back; the embedded engine stops with the last one."""
         self._client.close()
+
+    def _shut_out_files(self) -> None:
+        """Make tables of tables only, for as long as the engine runs.
+
+        The embedded engine's own default database lies over the file system: a table that is not
+        there is read from the file of that name (`SELECT * FROM '/etc/passwd'`).
+        """
+        engines = self.rows("SELECT engine FROM system.databases WHERE name = 'default'")
+        if engines != [("Memory",)]:
+            self.command("DROP DATABASE IF EXISTS default")
+            self.command("CREATE DATABASE IF NOT EXISTS default ENGINE = Memory")
 
     def _call(self, call: Callable[[], T]) -> T:
         try:

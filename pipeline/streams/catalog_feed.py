@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
 from pipeline.contract.catalog import Refused
 from pipeline.contract.log import LogRecord
 from pipeline.contract.rejects import Reject, to_base64
@@ -54,9 +56,14 @@ class CatalogFeed:
         finally:
             await self._reader.stop()
 
-    async def catch_up(self) -> None:
-        """Wait until all that is in the topic now has been read."""
-        end = (await self._reader.end_offsets())[0]
+    async def catch_up(self, ends: AIOKafkaConsumer) -> None:
+        """Wait until all that is in the topic now has been read.
+
+        Its end is asked for through another client: a broker answers a connection in order, and on
+        the reader's own the question would wait behind a fetch that waits for news.
+        """
+        catalog = TopicPartition(CATALOG, 0)
+        end = (await ends.end_offsets([catalog]))[catalog]
         async with self._moved:
             await self._moved.wait_for(lambda: self._read_to >= end)
 

@@ -19,8 +19,8 @@ from pipeline.billing.batch import Batch
 from pipeline.billing.books import Balances, Shard
 from pipeline.billing.credits import CreditDesk
 from pipeline.billing.decide import Outcome, Policy, decide
-from pipeline.billing.journal import EVENT_SCHEMA, AccountTerms, Ad, Header
-from pipeline.billing.posting import Draft
+from pipeline.billing.journal import AccountTerms, Header
+from pipeline.billing.posting import Draft, ShardEvents
 from pipeline.billing.terms import UNLIMITED, Columns, Terms
 from pipeline.contract.catalog import Accepted, Catalog, Refused
 from pipeline.contract.days import Calendar, iso
@@ -172,13 +172,9 @@ class Engine:
                 return True
         return self._stopped.is_due(now_ms)
 
-    def event_columns(
-        self, outcome: Outcome, draft: Draft
-    ) -> tuple[pl.DataFrame, list[Ad], dict[str, AccountTerms]]:
-        """The journal's columns of a draft's events."""
-        if len(draft.rows) == 0:
-            return pl.DataFrame(schema=EVENT_SCHEMA), [], {}
-        return posting.event_columns(outcome, draft.rows, self.terms)
+    def shard_events(self, turn: Turn, drafts: Mapping[int, Draft]) -> list[ShardEvents]:
+        """The events of these drafts of a turn as the journal holds them, in their order."""
+        return posting.shard_events(turn.outcome, drafts, self.terms)
 
     def account_terms(self, account_id: str) -> AccountTerms:
         """What the tables need to know of an account."""

@@ -17,7 +17,8 @@ import polars as pl
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from pipeline.billing.decide import Outcome
-from pipeline.billing.decode import Decoded, Decoder, Fault
+from pipeline.billing.decode import Decoder, Fault
+from pipeline.contract.events import Event
 from pipeline.contract.partitioning import partition_of
 from pipeline.contract.rejects import Reject, to_base64
 from pipeline.contract.signals import Signal, encode_signal
@@ -30,6 +31,8 @@ from pipeline.contract.vocabulary import (
     REJECTS,
     SIGNALS,
 )
+
+_DECODERS = tuple(Decoder(topic) for topic in EVENT_TOPICS)
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -46,7 +49,7 @@ class Original:
     value: bytes | None
     headers: Headers
     disposition: int
-    decoded: Decoded
+    decoded: Event | Fault
 
 
 class Outbox:
@@ -121,7 +124,10 @@ def _fault_of(original: Original) -> tuple[str, str]:
 
 
 def originals_of(outcome: Outcome, rows: np.ndarray[Any, np.dtype[np.int64]]) -> list[Original]:
-    """The records among these rows that are to be rejected or sent home."""
+    """The records among these rows that are to be rejected or sent home.
+
+    They are decoded once more, by the reference: it says what is wrong with a malformed one.
+    """
     dispositions = outcome.disposition[rows]
     concerned = rows[(dispositions == MISROUTED) | np.isin(dispositions, REJECTED)]
     batch = outcome.batch
@@ -138,7 +144,7 @@ def originals_of(outcome: Outcome, rows: np.ndarray[Any, np.dtype[np.int64]]) ->
                 value=value,
                 headers=batch.headers(row),
                 disposition=int(outcome.disposition[row]),
-                decoded=batch.events[row],
+                decoded=_DECODERS[int(batch.source[row])].decode_one(value),
             )
         )
     return found
@@ -156,7 +162,6 @@ async def read_originals(
     found: list[Original] = []
     if not dispositions:
         return found
-    decoders = {topic: Decoder(topic) for topic in EVENT_TOPICS}
     consumer = AIOKafkaConsumer(
         **client_options, enable_auto_commit=False, auto_offset_reset="earliest"
     )
@@ -169,7 +174,7 @@ async def read_originals(
                 continue
             consumer.seek(tp, offset)
             record = await consumer.getone(tp)
-            [decoded] = decoders[topic].decode([record.value])
+            decoded = _DECODERS[EVENT_TOPICS.index(topic)].decode_one(record.value)
             found.append(
                 Original(
                     topic=topic,

@@ -127,6 +127,15 @@ async def take_over(
         await reader.stop()
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A record that was read."""
+
+    offset: int
+    header: Header
+    body: bytes
+
+
 class _Fold:
     """The fold of one shard's journal."""
 
@@ -134,12 +143,11 @@ class _Fold:
         self._engine = engine
         self._clock = clock
         self._shard = shard
-        self._anchor: tuple[int, bytes] | None = None
-        """Journal offset and digest that the snapshot claims to stand on."""
-        self._await_checkpoint = False
+        self._anchor: bytes | None = None
+        """Digest of the record that the snapshot claims to stand on, until that was checked."""
+        self._search: _CheckpointSearch | None = None
         self._unsent: list[Unsent] = []
         self._sent_catalog_end = 0
-        self._begin = 0
         engine.new_shard(shard)
 
     @property
@@ -148,7 +156,6 @@ class _Fold:
 
     def start_from(self, packed: bytes | None, begin: int, end: int) -> int:
         """Where to read from: the snapshot's last record, to check it, or the beginning."""
-        self._begin = begin
         if packed is not None:
             try:
                 fold.unpack(packed, self._state, self._engine.balances, self._engine.terms)
@@ -158,24 +165,24 @@ class _Fold:
             else:
                 chain = self._state.chain
                 if begin <= chain.last_offset < end:
-                    self._anchor = (chain.last_offset, chain.digest)
+                    self._anchor = chain.digest
                     return chain.last_offset
                 log.warning("snapshot of shard %d is not of this journal", self._shard)
                 self._engine.new_shard(self._shard)
-        self._await_checkpoint = begin > 0
+        if begin > 0:
+            self._search = _CheckpointSearch(self._shard, begin)
         return begin
 
     def take(self, record: LogRecord) -> None:
         header, body = decode_header(record.value or b"")
+        read = _Read(record.offset, header, body)
         if self._anchor is not None:
-            self._check_anchor(record.offset, header, body)
+            self._check_anchor(read)
             return
-        if self._await_checkpoint:
-            if not header.checkpoint:
+        if self._search is not None:
+            self._search.note(read)
+            if self._state.chain.last_offset < 0 and not self._found_checkpoint(self._search, read):
                 return
-            self._await_checkpoint = False
-            engine = self._engine
-            fold.unpack(header.checkpoint, self._state, engine.balances, engine.terms)
         chain: Chain = self._state.chain
         if chain.admit(record.offset, header, body):
             events = decode_events(header, body)
@@ -185,27 +192,45 @@ class _Fold:
             while self._unsent and self._unsent[0].journal_offset <= self._state.outbox_through:
                 self._sent_catalog_end = self._unsent.pop(0).catalog_end
 
-    def _check_anchor(self, offset: int, header: Header, body: bytes) -> None:
-        assert self._anchor is not None
-        _, digest = self._anchor
-        self._anchor = None
-        if header.digest != digest:
+    def _found_checkpoint(self, search: _CheckpointSearch, read: _Read) -> bool:
+        """Whether the fold has a state to stand on, on which this record may follow."""
+        counted = search.take(read)
+        if counted is None:
+            return False
+        if not counted.header.checkpoint:
+            events = decode_events(counted.header, counted.body)
+            fold.remember(self._state, events, counted.header.log_time_ms)
+            return False
+        self._start_at(counted)
+        return True
+
+    def _start_at(self, checkpoint: _Read) -> None:
+        engine = self._engine
+        fold.unpack(checkpoint.header.checkpoint, self._state, engine.balances, engine.terms)
+        # It holds the state before its own record.
+        self._state.chain.last_offset = checkpoint.offset
+        self._state.chain.digest = checkpoint.header.digest
+        self._state.checkpointed_ms = checkpoint.header.now_ms
+        self._clock.observe(checkpoint.header.now_ms)
+
+    def _check_anchor(self, read: _Read) -> None:
+        digest, self._anchor = self._anchor, None
+        if read.header.digest != digest:
             raise fold.StateError(
                 f"the snapshot of shard {self._shard} belongs to another journal; "
                 f"delete it and start again"
             )
-        self._clock.observe(header.now_ms)
+        self._clock.observe(read.header.now_ms)
         if self._state.outbox_through < self._state.chain.last_offset:
-            self._unsent.append(_unsent(offset, header, decode_events(header, body)))
+            events = decode_events(read.header, read.body)
+            self._unsent.append(_unsent(read.offset, read.header, events))
 
     def finish(self, end: int) -> Owned:
-        if self._await_checkpoint and end > self._begin:
-            raise fold.StateError(
-                f"the journal of shard {self._shard} begins at offset {self._begin} and holds no "
-                "checkpoint: older records were deleted before a checkpoint was written. Restore "
-                "a snapshot of the shard, or raise the journal's retention"
-            )
         state = self._state
+        if self._search is not None:
+            if state.chain.last_offset < 0:
+                self._start_at(self._search.last())
+            self._search.check_ids(state, self._engine.settings.judging.horizon_ms)
         self._engine.adopt(self._shard)
         return Owned(
             state=state,
@@ -214,6 +239,64 @@ class _Fold:
             unsent=self._unsent,
             refusals_from=self._sent_catalog_end if self._unsent else state.catalog_end,
         )
+
+
+class _CheckpointSearch:
+    """Which record is the first checkpoint that counts, where what was before it is deleted.
+
+    A zombie may have written a checkpoint that does not count, and the record that won over it may
+    be among the deleted ones. But a loser stops at its first append, so a record that a later one
+    names as `previous` is one that counts.
+    """
+
+    def __init__(self, shard: int, begin: int) -> None:
+        self._shard = shard
+        self._begin = begin
+        self._first_ms: int | None = None
+        self._last_ms = 0
+        """Times of the first and the last record read: retention deletes by them."""
+        self._open: dict[int, _Read] = {}
+        """Records that none has named yet: the last one, and losers."""
+
+    def take(self, read: _Read) -> _Read | None:
+        """The record that this one tells to count, if it names one that was read."""
+        if self._first_ms is None:
+            self._first_ms = read.header.now_ms
+        self._open[read.offset] = read
+        counted = self._open.pop(read.header.previous, None)
+        if counted is not None:
+            # Whatever is older and was not named lost.
+            self._open = {at: one for at, one in self._open.items() if at > counted.offset}
+        return counted
+
+    def note(self, read: _Read) -> None:
+        """A record was read."""
+        self._last_ms = max(self._last_ms, read.header.now_ms)
+
+    def last(self) -> _Read:
+        """A checkpoint that no record follows, and that certainly counts.
+
+        Raises `StateError` where there is none.
+        """
+        if self._open:
+            read = self._open[max(self._open)]
+            if read.header.checkpoint and read.header.previous == read.offset - 1:
+                return read
+        raise fold.StateError(
+            f"the journal of shard {self._shard} begins at offset {self._begin} and holds no "
+            "checkpoint to start from: older records were deleted. Restore a snapshot of the "
+            "shard, or raise the journal's retention"
+        )
+
+    def check_ids(self, state: Shard, horizon_ms: int) -> None:
+        """Raises `StateError` where deleted records may hold ids that must still be known."""
+        first_ms = self._last_ms if self._first_ms is None else self._first_ms
+        if state.chain.seq and first_ms > self._last_ms - horizon_ms:
+            raise fold.StateError(
+                f"the journal of shard {self._shard} begins at offset {self._begin}, within the "
+                "acceptance horizon: events whose records were deleted could be charged again. "
+                "Restore a snapshot of the shard, and raise the journal's retention"
+            )
 
 
 def _unsent(journal_offset: int, header: Header, events: pl.DataFrame) -> Unsent:

@@ -15,9 +15,11 @@ rebalance); an object for each record would cost more than judging it does. Thre
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import aiokafka
+import numpy as np
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException
 from aiokafka.structs import ConsumerRecord
@@ -41,8 +43,9 @@ class ShardOwner(Protocol):
         the partition's first retained record."""
         ...
 
-    def go_on_from(self, positions: Mapping[TP, int]) -> None:
-        """The sources have been sought to these offsets."""
+    def go_on_from(self, positions: Mapping[TP, int], epoch: int) -> None:
+        """The sources have been sought to these offsets; only deliveries of this epoch follow on
+        them."""
 
     def journaled(self) -> dict[TP, int]:
         """How far the journal has each owned source."""
@@ -60,21 +63,27 @@ class _ChunkRecords(fetcher.PartitionRecords):  # type: ignore[misc]
     next_fetch_offset: int
 
     def _unpack_records(self) -> Iterator[ConsumerRecord]:
-        chunk = _OpenChunk(self._tp, self.next_fetch_offset)
+        start, records, size = self.next_fetch_offset, [], 0
         while self._records.has_next():
             batch = self._records.next_batch()
             if self._check_crcs and not batch.validate_crc():
                 raise CorruptRecordException(f"Invalid CRC - {self._tp}")
             if not self._is_skipped(batch):
-                for record in batch:
-                    if record.offset >= self.next_fetch_offset:
-                        chunk.add(record)
+                size += batch.size_in_bytes if hasattr(batch, "size_in_bytes") else 0
+                records += self._wanted(batch)
             self.next_fetch_offset = batch.next_offset
-            if chunk.is_full():
-                yield chunk.close(self.next_fetch_offset)
-                chunk = _OpenChunk(self._tp, self.next_fetch_offset)
-        if self.next_fetch_offset > chunk.start:
-            yield chunk.close(self.next_fetch_offset)
+            if len(records) >= MAX_CHUNK_RECORDS or size >= MAX_CHUNK_BYTES:
+                yield self._chunk(start, records)
+                start, records, size = self.next_fetch_offset, [], 0
+        if self.next_fetch_offset > start:
+            yield self._chunk(start, records)
+
+    def _wanted(self, batch: Any) -> list[Any]:
+        """The batch's records from the next offset on: a fetch may begin within a batch."""
+        records = list(batch)
+        if records and records[0].offset < self.next_fetch_offset:
+            return [record for record in records if record.offset >= self.next_fetch_offset]
+        return records
 
     def _is_skipped(self, batch: Any) -> bool:
         """Control batches, and batches of transactions that were aborted."""
@@ -86,47 +95,20 @@ class _ChunkRecords(fetcher.PartitionRecords):  # type: ignore[misc]
                 return True
         return bool(batch.is_control_batch)
 
-
-class _OpenChunk:
-    """A chunk that is being filled."""
-
-    def __init__(self, tp: Any, start: int) -> None:
-        self._tp = tp
-        self.start = start
-        self._bytes = 0
-        self._offsets: list[int] = []
-        self._timestamps_ms: list[int] = []
-        self._values: list[bytes | None] = []
-        self._keys: list[bytes | None] = []
-        self._headers: dict[int, tuple[tuple[str, bytes], ...]] = {}
-
-    def add(self, record: Any) -> None:
-        value = record.value
-        self._offsets.append(record.offset)
-        self._timestamps_ms.append(record.timestamp)
-        self._values.append(value)
-        self._keys.append(record.key)
-        self._bytes += 0 if value is None else len(value)
-        if record.headers:
-            self._headers[record.offset] = tuple(record.headers)
-
-    def is_full(self) -> bool:
-        return len(self._values) >= MAX_CHUNK_RECORDS or self._bytes >= MAX_CHUNK_BYTES
-
-    def close(self, end: int) -> ConsumerRecord:
-        chunk = Chunk(
-            source=EVENT_TOPICS.index(self._tp.topic),
-            shard=self._tp.partition,
-            start=self.start,
-            end=end,
-            offsets=self._offsets,
-            timestamps_ms=self._timestamps_ms,
-            values=self._values,
-            keys=self._keys,
-            headers=self._headers,
-        )
+    def _chunk(self, start: int, records: list[Any]) -> ConsumerRecord:
         topic, partition = self._tp.topic, self._tp.partition
-        return ConsumerRecord(topic, partition, end - 1, 0, 0, None, chunk, None, 0, 0, ())
+        chunk = Chunk(
+            source=EVENT_TOPICS.index(topic),
+            shard=partition,
+            start=start,
+            end=self.next_fetch_offset,
+            offsets=np.array([record.offset for record in records], dtype=np.int64),
+            timestamps_ms=np.array([record.timestamp for record in records], dtype=np.int64),
+            values=[record.value for record in records],
+            keys=[record.key for record in records],
+            headers={r.offset: tuple(r.headers) for r in records if r.headers},
+        )
+        return ConsumerRecord(topic, partition, chunk.end - 1, 0, 0, None, chunk, None, 0, 0, ())
 
 
 def _partition_records(*args: Any) -> Any:
@@ -141,8 +123,41 @@ _PLAIN_RECORDS = fetcher.PartitionRecords
 fetcher.PartitionRecords = _partition_records  # every consumer's fetcher looks it up here
 
 
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A chunk, and the epoch that it was fetched in: how often the sources had been sought."""
+
+    chunk: Chunk
+    epoch: int
+
+
+class _Fetched(dict[TP, list[ConsumerRecord]]):
+    """The records of one fetch, by partition."""
+
+    epoch: int
+
+
 class _ConsumerThread(driver.AIOKafkaConsumerThread):
-    """Faust's consumer thread with our consumer in it."""
+    """Faust's consumer thread with our consumer in it.
+
+    Whether a fetch came before or after a seek can be told in this thread alone: a fetch that
+    waits while the sources are being sought returns what lies behind the seek, so when it was
+    asked for says nothing.
+    """
+
+    epoch = 0
+    """How often the sources have been sought."""
+
+    async def _seek_wait(
+        self, consumer: aiokafka.AIOKafkaConsumer, partitions: Mapping[TP, int]
+    ) -> None:
+        self.epoch += 1  # the seeks themselves are done before anything else runs in this thread
+        await super()._seek_wait(consumer, partitions)
+
+    async def _fetch_records(self, *args: Any, **kwargs: Any) -> _Fetched:
+        fetched = _Fetched(await super()._fetch_records(*args, **kwargs))
+        fetched.epoch = self.epoch
+        return fetched
 
     def _create_worker_consumer(self, transport: driver.Transport) -> aiokafka.AIOKafkaConsumer:
         assert isinstance(transport, Transport)
@@ -181,30 +196,29 @@ class ChunkConsumer(driver.Consumer):
         return self.transport
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
-        seeks = self._chunk_transport
-        epoch = seeks.epoch
         records, _ = await self._wait_next_records(timeout)
-        generation = self.app.consumer_generation_id
-        if not records or self.should_stop:
+        if not records:
             return
+        assert isinstance(records, _Fetched)
         if not self.flow_active:
-            await self.perform_seek()
-            return
-
-        def still_ours() -> bool:
-            same = self.app.consumer_generation_id == generation and seeks.epoch == epoch
-            return bool(self.flow_active) and same
-
+            # A rebalance: what was fetched before its seek is fetched again, what was fetched
+            # after it is kept until the flow resumes.
+            await self.wait(self.can_resume_flow)  # type: ignore[arg-type]
         for tp, chunks in records.items():
             for record in chunks:
-                if not still_ours():
+                if not self._may_deliver(records.epoch):
                     return
-                yield tp, self._to_message(tp, record)
+                delivery = Delivery(record.value, records.epoch)
+                yield tp, self._to_message(tp, replace(record, value=delivery))
+
+    def _may_deliver(self, epoch: int) -> bool:
+        """Whether no seek has come, and none is to come, after what was fetched in this epoch."""
+        same = self._chunk_transport.epoch == epoch
+        return bool(self.flow_active) and same and not self.should_stop
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Take over what is newly assigned and seek to where its journal ends."""
         transport = self._chunk_transport
-        transport.epoch += 1
         assigned = {tp for tp in self._thread.assignment() if tp.topic in EVENT_TOPICS}
         positions: dict[TP, int] = await transport.owner.recover(assigned)
         fresh = [tp for tp, offset in positions.items() if offset < 0]
@@ -212,8 +226,9 @@ class ChunkConsumer(driver.Consumer):
             positions.update(await self._thread.earliest_offsets(*fresh))
         if positions:
             await self._thread.seek_wait(positions)
-        transport.epoch += 1
-        transport.owner.go_on_from(positions)
+        assert isinstance(self._thread, _ConsumerThread)
+        transport.epoch = self._thread.epoch
+        transport.owner.go_on_from(positions, transport.epoch)
         return positions
 
     async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
@@ -231,7 +246,7 @@ class Transport(driver.Transport):
     client_options: Mapping[str, Any]
     owner: ShardOwner
     epoch = 0
-    """Counts seeks: what was fetched before one is never delivered after it."""
+    """Counts the seeks: what was fetched before the last one is not delivered any more."""
 
 
 TRANSPORTS.aliases[SCHEME] = f"{__name__}:Transport"

@@ -24,8 +24,6 @@ from faust.types import TP
 
 from pipeline.billing import fold
 from pipeline.billing.batch import Assembler, Batch, Chunk, split
-from pipeline.billing.decide import Outcome
-from pipeline.billing.posting import Draft
 from pipeline.contract.rejects import Reject
 from pipeline.contract.vocabulary import EVENT_TOPICS
 from pipeline.streams import outbox, transport
@@ -33,6 +31,7 @@ from pipeline.streams.catalog_feed import CatalogFeed
 from pipeline.streams.clock import Clock
 from pipeline.streams.engine import READ_TO_THE_END, Engine, EngineSettings
 from pipeline.streams.recovery import Owned, SnapshotStore, take_over
+from pipeline.streams.transport import Delivery
 from pipeline.streams.writer import Entry, JournalWriter, checkpoint_entry, prepare
 
 log = logging.getLogger(__name__)
@@ -42,8 +41,11 @@ EXIT_BROKEN = 70
 """Exit code of a worker that stopped because going on could have been wrong; start it again."""
 
 _IDLE_WAIT_S = 0.2
+_LONGEST_REST_S = 0.05
 _STOP_WAIT_S = 5.0
 _END_CHECK_EVERY_S = 0.5
+_CHECKPOINT_EVERY_MS = 6 * 3_600_000
+"""Far within the journal's retention, which is at least a day longer than ids must be known."""
 _STREAM_SETTLES_S = 1.0
 """With the stream's clock, a partition counts as read to its end once nothing came for so long:
 the clock moves with the data, so a producer's records in flight would else look late."""
@@ -91,23 +93,31 @@ class SourceGapError(Exception):
 
 
 class Intake:
-    """Chunks that came and are not judged yet; bounded, so that Kafka holds the rest."""
+    """Chunks that came and are not judged yet; bounded, so that Kafka holds the rest.
+
+    Closed while the sources are being sought anew: what comes then, and whatever was fetched
+    before the seek and comes after it, would not follow on what was taken. It is fetched again.
+    """
 
     def __init__(self, max_events: int) -> None:
         self._max_events = max_events
         self._chunks: list[Chunk] = []
-        self._events = 0
+        self.events = 0
+        """Events waiting."""
+        self._epoch: int | None = None
         self._room = asyncio.Event()
         self._room.set()
         self.wake = asyncio.Event()
         self.last_arrival_s = 0.0
 
-    async def put(self, chunk: Chunk) -> None:
+    async def put(self, delivery: Delivery) -> None:
         await self._room.wait()
-        self._chunks.append(chunk)
-        self._events += len(chunk.values)
+        if delivery.epoch != self._epoch:
+            return
+        self._chunks.append(delivery.chunk)
+        self.events += len(delivery.chunk.values)
         self.last_arrival_s = time.monotonic()
-        if self._events >= self._max_events:
+        if self.events >= self._max_events:
             self._room.clear()
         self.wake.set()
 
@@ -119,18 +129,23 @@ class Intake:
             chunk = self._chunks.pop(0)
             taken.append(chunk)
             events += len(chunk.values)
-        self._events -= events
-        if self._events < self._max_events:
+        self.events -= events
+        if self.events < self._max_events:
             self._room.set()
         if self._chunks:
             self.wake.set()
         return taken
 
-    def clear(self) -> None:
-        """Forget what came: the sources are being sought anew."""
+    def close(self) -> None:
+        """Forget what came and take nothing in: the sources are being sought anew."""
+        self._epoch = None
         self._chunks.clear()
-        self._events = 0
+        self.events = 0
         self._room.set()
+
+    def open(self, epoch: int) -> None:
+        """Take in what is fetched in this epoch."""
+        self._epoch = epoch
 
 
 class Worker:
@@ -154,6 +169,7 @@ class Worker:
         self._since_snapshot: dict[int, int] = {}
         self._since_checkpoint: dict[int, int] = {}
         self._last_end_check_s = 0.0
+        self._turn_took_s = 0.0
         self._ends: AIOKafkaConsumer | None = None
         options = settings.client_options
         self._writer = JournalWriter(options, settings.engine.partitions)
@@ -208,6 +224,8 @@ class Worker:
 
         Not Faust's own tasks: those start only after the first recovery, which needs the loops.
         """
+        # Faust makes its own directory in it, and would not start without this one.
+        self._settings.data_dir.mkdir(parents=True, exist_ok=True)
         self._tasks = [
             asyncio.create_task(self._guarded(self._feed.run, "catalog feed")),
             asyncio.create_task(self._guarded(self._run, "worker")),
@@ -262,20 +280,10 @@ class Worker:
         shards = {tp.partition for tp in assigned}
         for shard in set(self.owned) - shards:
             self._give_up(shard)
-        self._intake.clear()
+        self._intake.close()
         new = sorted(shards - set(self.owned))
         if new:
-            self.progress.state = "recovering"
-            started_s = time.monotonic()
-            taken = await take_over(
-                new, self.engine, self._clock, self._snapshots, self._settings.client_options
-            )
-            self.owned.update(taken)
-            for shard in new:
-                await self._send_unsent(shard)
-            events = sum(self.owned[shard].state.chain.seq for shard in new)
-            elapsed_s = time.monotonic() - started_s
-            log.info("took over shards %s (%d events) in %.2f s", new, events, elapsed_s)
+            await self._take_over(new)
         self.progress.state = "running"
         self._intake.wake.set()
         return {
@@ -284,16 +292,36 @@ class Worker:
             for topic in EVENT_TOPICS
         }
 
+    async def _take_over(self, new: list[int]) -> None:
+        """Own these shards, or, where another rebalance cuts this off, none of them."""
+        self.progress.state = "recovering"
+        started_s = time.monotonic()
+        try:
+            taken = await take_over(
+                new, self.engine, self._clock, self._snapshots, self._settings.client_options
+            )
+            for owned in taken.values():
+                await self._send_unsent(owned)
+        except BaseException:
+            for shard in new:
+                self.engine.release(shard)
+            raise
+        self.owned.update(taken)
+        events = sum(owned.state.chain.seq for owned in taken.values())
+        elapsed_s = time.monotonic() - started_s
+        log.info("took over shards %s (%d events) in %.2f s", new, events, elapsed_s)
+
     def _give_up(self, shard: int) -> None:
         del self.owned[shard]
         self.engine.release(shard)
         self._assembler.forget(shard)
 
-    def go_on_from(self, positions: Mapping[TP, int]) -> None:
+    def go_on_from(self, positions: Mapping[TP, int], epoch: int) -> None:
         """Called by the transport: the sources have been sought to these offsets."""
         for tp, offset in positions.items():
             if tp.partition in self.owned:
                 self.owned[tp.partition].taken[tp.topic] = offset
+        self._intake.open(epoch)
 
     def journaled(self) -> dict[TP, int]:
         """How far the journal has each owned source; for lag monitors."""
@@ -303,13 +331,14 @@ class Worker:
             for topic, offset in owned.state.chain.next_offsets.items()
         }
 
-    async def _send_unsent(self, shard: int) -> None:
+    async def _send_unsent(self, owned: Owned) -> None:
         """Send again what the owner before may not have sent, and every standing signal."""
-        owned = self.owned[shard]
         dispositions: dict[tuple[str, int], int] = {}
         for unsent in owned.unsent:
             dispositions |= unsent.dispositions
-        originals = await outbox.read_originals(shard, dispositions, self._settings.client_options)
+        originals = await outbox.read_originals(
+            owned.state.shard, dispositions, self._settings.client_options
+        )
         signals = [signal for unsent in owned.unsent for signal in unsent.signals]
         standing = list(owned.state.standing.values())
         await self._writer.outbox.send([*signals, *standing], originals, [])
@@ -328,9 +357,11 @@ class Worker:
         try:
             while True:
                 await self._wait_for_work()
-                await self._feed.catch_up()
+                await self._feed.catch_up(self._ends)
                 async with self._turning:
+                    started_s = time.monotonic()
                     await self._work()
+                    self._turn_took_s = time.monotonic() - started_s
         finally:
             await self._stop()
 
@@ -338,10 +369,20 @@ class Worker:
         wake = self._intake.wake
         try:
             await asyncio.wait_for(wake.wait(), _IDLE_WAIT_S)
-            await asyncio.sleep(self._settings.turn_min_s)
+            await asyncio.sleep(self._rest_s())
         except TimeoutError:
             pass
         wake.clear()
+
+    def _rest_s(self) -> float:
+        """How long to let events gather before the next turn.
+
+        A turn has a fixed cost. While little waits, rest three times as long as the last one took,
+        so that deciding takes a quarter of a core at most; once much waits, not at all.
+        """
+        if self._intake.events >= self._settings.max_turn_events // 4:
+            return 0.0
+        return min(max(self._settings.turn_min_s, 3 * self._turn_took_s), _LONGEST_REST_S)
 
     async def _work(self) -> None:
         """Everything that there is to do now, in as many turns as time has boundaries."""
@@ -350,7 +391,7 @@ class Worker:
         batch = self._assembler.assemble(chunks)
         for part, now_ms in self._in_steps(batch):
             read_through_ms = await self._read_through(now_ms)
-            refused = bool(self._refusals(0))
+            refused = bool(self._refusals())
             if part.ranges or refused or self.engine.is_due(now_ms, read_through_ms):
                 await self._turn(part, now_ms, read_through_ms)
         if not batch.ranges:
@@ -400,14 +441,11 @@ class Worker:
         """Decide, and append what the decision did; the appends fly on when this returns."""
         self._unwritten = True
         turn = self.engine.turn(batch, now_ms, read_through_ms)
-        entries = [
-            self._entry(turn.outcome, draft)
-            for draft in turn.drafts.values()
-            if not draft.is_empty() or self._refusals(draft.shard)
-        ]
+        entries = prepare(self.engine, turn, {0: self._refusals()})
         await self._appended()
         for entry in entries:
             owned = self.owned[entry.shard]
+            self._count(owned, entry)
             append = asyncio.ensure_future(self._writer.append(owned, entry))
             self._appends.append((owned, append))
         self._unwritten = False
@@ -415,21 +453,17 @@ class Worker:
         self.progress.events += len(batch)
         self.progress.last_turn_ms = now_ms
 
-    def _entry(self, outcome: Outcome, draft: Draft) -> Entry:
-        refusals = self._refusals(draft.shard)
-        if draft.shard == 0:
-            self.owned[0].refusals_from = self.engine.catalog.end_offset
-        self.progress.signals += len(draft.signals)
-        self._since_snapshot[draft.shard] = self._since_snapshot.get(draft.shard, 0) + 1
-        self._since_checkpoint[draft.shard] = self._since_checkpoint.get(draft.shard, 0) + 1
-        return prepare(self.engine, outcome, draft, refusals)
+    def _count(self, owned: Owned, entry: Entry) -> None:
+        if entry.shard == 0:
+            owned.refusals_from = entry.header.catalog_end
+        self.progress.signals += len(entry.header.signals)
+        self._since_snapshot[entry.shard] = self._since_snapshot.get(entry.shard, 0) + 1
+        self._since_checkpoint[entry.shard] = self._since_checkpoint.get(entry.shard, 0) + 1
 
-    def _refusals(self, shard: int) -> list[Reject]:
+    def _refusals(self) -> list[Reject]:
         """Catalog refusals to send; the owner of shard 0 sends them for all."""
         owned = self.owned.get(0)
-        if shard != 0 or owned is None:
-            return []
-        return self._feed.refused_from(owned.refusals_from)
+        return [] if owned is None else self._feed.refused_from(owned.refusals_from)
 
     async def _appended(self) -> None:
         """Wait for the appends that fly; raise what failed, unless its shard is gone by now."""
@@ -448,6 +482,7 @@ class Worker:
         """Write the checkpoints and snapshots that are due, while nothing flies."""
         settings = self._settings
         checkpoints = _due(self._since_checkpoint, settings.checkpoint_every_records)
+        checkpoints |= self._checkpoints_due()
         snapshots = _due(self._since_snapshot, settings.snapshot_every_records)
         if not checkpoints and not snapshots:
             return
@@ -463,7 +498,17 @@ class Worker:
         await self._writer.append(
             owned, checkpoint_entry(engine, shard, packed, self._clock.now_ms())
         )
+        owned.state.checkpointed_ms = max(1, self._clock.now_ms())
         self._since_checkpoint[shard] = 0
+
+    def _checkpoints_due(self) -> set[int]:
+        """Shards whose last checkpoint has come of age, idle ones too: retention goes by time."""
+        due_ms = self._clock.now_ms() - _CHECKPOINT_EVERY_MS
+        return {
+            shard
+            for shard, owned in self.owned.items()
+            if owned.state.checkpointed_ms <= due_ms and owned.state.chain.last_offset >= 0
+        }
 
     def _save_snapshot(self, shard: int) -> None:
         engine = self.engine

@@ -12,10 +12,10 @@ from aiokafka import AIOKafkaProducer
 
 from pipeline.billing.decide import Outcome
 from pipeline.billing.journal import Header, encode_events, seal
-from pipeline.billing.posting import Draft
+from pipeline.billing.posting import Draft, ShardEvents
 from pipeline.contract.rejects import Reject
 from pipeline.contract.vocabulary import JOURNAL
-from pipeline.streams.engine import Engine
+from pipeline.streams.engine import Engine, Turn
 from pipeline.streams.outbox import Original, Outbox, originals_of
 from pipeline.streams.recovery import Owned
 from pipeline.streams.topics import JOURNAL_MAX_BYTES
@@ -38,9 +38,31 @@ class Entry:
     refusals: list[Reject]
 
 
-def prepare(engine: Engine, outcome: Outcome, draft: Draft, refusals: list[Reject]) -> Entry:
-    """Encode a draft; needs nothing of the records before it."""
-    events, ads, accounts = engine.event_columns(outcome, draft)
+def prepare(
+    engine: Engine, turn: Turn, refusals: Mapping[int, list[Reject]] | None = None
+) -> list[Entry]:
+    """Encode what a turn did, an entry for each shard that it did anything in.
+
+    `refusals`: shard -> refused catalog records that its outbox is to send. Needs nothing of the
+    records before, so it runs while their appends fly.
+    """
+    given = refusals or {}
+    drafts = {
+        shard: draft
+        for shard, draft in turn.drafts.items()
+        if not draft.is_empty() or given.get(shard)
+    }
+    events = engine.shard_events(turn, drafts)
+    return [
+        _entry(engine, turn.outcome, draft, of_shard, given.get(shard, []))
+        for (shard, draft), of_shard in zip(drafts.items(), events, strict=True)
+    ]
+
+
+def _entry(
+    engine: Engine, outcome: Outcome, draft: Draft, events: ShardEvents, refusals: list[Reject]
+) -> Entry:
+    accounts = dict(events.accounts)
     posted = [block.account_id for block in draft.blocks]
     for account_id in posted + [credit.account_id for credit in draft.credits]:
         accounts.setdefault(account_id, engine.account_terms(account_id))
@@ -49,8 +71,8 @@ def prepare(engine: Engine, outcome: Outcome, draft: Draft, refusals: list[Rejec
         draft.shard,
         outcome.now_ms,
         sources=draft.sources,
-        events=events.height,
-        ads=ads,
+        events=events.columns.height,
+        ads=events.ads,
         accounts=accounts,
         signals=draft.signals,
         blocks=draft.blocks,
@@ -58,7 +80,7 @@ def prepare(engine: Engine, outcome: Outcome, draft: Draft, refusals: list[Rejec
         credits=draft.credits or msgspec.UNSET,
     )
     originals = originals_of(outcome, draft.rows)
-    return Entry(draft.shard, header, encode_events(events), originals, refusals)
+    return Entry(draft.shard, header, encode_events(events.columns), originals, refusals)
 
 
 def checkpoint_entry(engine: Engine, shard: int, packed: bytes, now_ms: int) -> Entry:

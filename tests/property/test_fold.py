@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from pipeline.billing import fold
 from pipeline.billing.batch import Assembler
 from pipeline.billing.journal import decode, seal
-from pipeline.billing.posting import Draft
 from pipeline.streams.engine import Engine, Turn
-from pipeline.streams.writer import prepare
+from pipeline.streams.writer import Entry, prepare
 from tests.property.worlds import (
     PARTITIONS,
     TO_THE_END,
@@ -27,16 +26,11 @@ from tests.property.worlds import (
 
 def journaled(engine: Engine, turn: Turn) -> dict[int, bytes]:
     """The journal records of a turn, chained; the engine's chains move on."""
-    values = {}
-    for shard, draft in turn.drafts.items():
-        if not draft.is_empty():
-            values[shard] = _append(engine, turn, draft)
-    return values
+    return {entry.shard: _append(engine, entry) for entry in prepare(engine, turn)}
 
 
-def _append(engine: Engine, turn: Turn, draft: Draft) -> bytes:
-    entry = prepare(engine, turn.outcome, draft, [])
-    chain = engine.shards[draft.shard].chain
+def _append(engine: Engine, entry: Entry) -> bytes:
+    chain = engine.shards[entry.shard].chain
     placed = msgspec.structs.replace(entry.header, previous=chain.last_offset, seq=chain.seq)
     header, value = seal(placed, entry.body, chain.digest)
     chain.extend(chain.last_offset + 1, header)

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from hypothesis import strategies as st
 
 from pipeline.billing.batch import Assembler, Chunk
@@ -237,8 +238,8 @@ def chunks_of(records: list[SourceRecord]) -> list[Chunk]:
             shard=partition,
             start=found[0].offset,
             end=found[-1].offset + 1,
-            offsets=[record.offset for record in found],
-            timestamps_ms=[record.timestamp_ms for record in found],
+            offsets=np.array([record.offset for record in found]),
+            timestamps_ms=np.array([record.timestamp_ms for record in found]),
             values=[record.value for record in found],
             keys=[record.key for record in found],
         )
@@ -258,7 +259,7 @@ def _verdict(outcome: Outcome, row: int) -> dict[str, Any]:
         "free_nanos": int(outcome.free_nanos[row]),
         "billing_day": iso(int(outcome.billing_day[row])),
         "kind": KINDS[outcome.kind[row]],
-        "event_id": outcome.event_id[row],
+        "event_id": outcome.batch.events["event_id"][row],
         "basis": BASES[outcome.basis[row]] if disposition == "charged" else "",
     }
 

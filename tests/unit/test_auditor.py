@@ -209,31 +209,15 @@ MALFORMED = {
     **{
         f"{name} {bad!r}": event_bytes(**{name: bad})
         for name in ("event_time_ms", "price_micros")
-        for bad in (-1, 1.0, True, "1", [1], 2**63, -(2**63) - 1)
+        for bad in (1.0, True, "1", [1], 2**63, -(2**63) - 1)
     },
+    "a price under 0": event_bytes(price_micros=-1),
     "an exponent": event_bytes(price_micros=12345).replace(b"12345", b"3e5"),
     "a leading zero": event_bytes(price_micros=12345).replace(b"12345", b"012345"),
     "a plus sign": event_bytes(price_micros=12345).replace(b"12345", b"+12345"),
     "10,000 digits": event_bytes(price_micros=12345).replace(b"12345", b"1" * 10_000),
-    **{
-        f"empty {name}": event_bytes(**{name: ""})
-        for name in EVENT
-        if name not in ("event_time_ms", "price_micros")
-    },
+    "empty event_id": event_bytes(event_id=""),
     "event_id of 129": event_bytes(event_id="x" * 129),
-    **{
-        f"{name} of 257": event_bytes(**{name: "x" * 257})
-        for name in (
-            "campaign_id",
-            "ad_group_id",
-            "promoted_pin_id",
-            "user_id",
-            "impression_id",
-            "country",
-            "device",
-            "keyword",
-        )
-    },
     **{
         f"NUL in {name}": event_bytes(**{name: "x\0"})
         for name in [*EVENT, "country", "device", "keyword"]
@@ -288,9 +272,9 @@ WELL_FORMED = {
     "kind of another topic": event_bytes(kind=["no", 1]),
     "kind null": event_bytes(kind=None),
     "128 characters, 512 bytes": event_bytes(event_id="\U0001f600" * 128),
-    "ids of 256": event_bytes(user_id="u" * 256, impression_id="i" * 256),
-    "ids of one character": event_bytes(event_id="e", user_id="u", impression_id="i"),
-    "optional fields": event_bytes(country="US", device="web", keyword="k" * 256),
+    "long ids": event_bytes(user_id="u" * 5_000, impression_id="i" * 257),
+    "ids of one character and of none": event_bytes(event_id="e", user_id="", impression_id=""),
+    "optional fields": event_bytes(country="US", device="web", keyword="k" * 257),
     "optional fields, empty": event_bytes(country="", device="", keyword=""),
     "raw UTF-8": json.dumps({**EVENT, "user_id": "é\U0001f600"}, ensure_ascii=False).encode(),
     "search": event_bytes(placement="search"),

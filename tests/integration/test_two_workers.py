@@ -1,0 +1,278 @@
+"""Two workers share the shards: whichever is killed, stopped or joins, every event counts once.
+
+As in production: a broker, two `pipeline worker`, one `pipeline reporter`, by the wall's clock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+
+from pipeline.embedded.kafka import EmbeddedKafka
+from pipeline.embedded.ports import free_port
+from tests.integration.product import DAY_MS, Ad, Kafka, Message, Running, at, pipeline, until
+
+PARTITIONS = 4
+UNIT = 1_000_000_000
+EACH = 600
+
+
+class Cluster(Running):
+    """Processes of the product on a broker; ended as they are closed."""
+
+    def __init__(self, directory: Path, bootstrap: str, clock: str) -> None:
+        super().__init__()
+        self.kafka = Kafka(bootstrap)
+        self._directory = directory
+        port = free_port()
+        self.clickhouse = f"http://127.0.0.1:{port}"
+        self._reporter_port = port
+        self._environment = {
+            "PIPELINE_KAFKA_BOOTSTRAP": bootstrap,
+            "PIPELINE_PARTITIONS": str(PARTITIONS),
+            "PIPELINE_CLOCK": clock,
+        }
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._web_ports: dict[str, int] = {}
+
+    def __enter__(self) -> Cluster:
+        done = pipeline("topics", "--keep-all", environment=self._environment)
+        assert done.returncode == 0, done.stderr
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes.values():
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+        for process in self._processes.values():
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        read_only = {"PIPELINE_CLICKHOUSE_DSN": self.clickhouse}
+        return pipeline(*arguments, environment=self._environment | read_only)
+
+    def start(self, name: str, *command: str, **settings: str) -> None:
+        given = {f"PIPELINE_{key.upper()}": value for key, value in settings.items()}
+        with (self._directory / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, "-m", "pipeline", *command],
+                env={**os.environ, **self._environment, **given},
+                stdout=log,
+                stderr=log,
+            )
+
+    def start_reporter(self) -> None:
+        dsn = f"chdb://{self._directory / 'clickhouse'}"
+        port = str(self._reporter_port)
+        self.start("reporter", "reporter", "--http-port", port, clickhouse_dsn=dsn)
+
+    def start_worker(self, name: str) -> None:
+        port = self._web_ports[name] = free_port()
+        data_dir = str(self._directory / name)
+        self.start(name, "worker", data_dir=data_dir, worker_web_port=str(port))
+
+    def send(self, name: str, number: signal.Signals) -> None:
+        self._processes[name].send_signal(number)
+
+    def wait(self, name: str) -> int:
+        return self._processes[name].wait(30)
+
+    def is_running(self, name: str) -> bool:
+        return self._processes[name].poll() is None
+
+    def log(self, name: str) -> str:
+        return (self._directory / f"{name}.log").read_text()
+
+    def shards(self, name: str) -> list[int]:
+        """The shards that a worker says it owns; none while it does not answer."""
+        try:
+            address = f"http://127.0.0.1:{self._web_ports[name]}/health"
+            with urllib.request.urlopen(address, timeout=2) as answer:
+                return list(json.loads(answer.read())["shards"])
+        except (URLError, TimeoutError, ConnectionError):
+            return []
+
+    def until_shared(self, *names: str) -> None:
+        """Wait until these workers own all shards between them, each some, none twice."""
+
+        def shared() -> bool:
+            for name in names:
+                assert self.is_running(name), f"{name} has ended: {self.log(name)[-2000:]}"
+            owned = [self.shards(name) for name in names]
+            together = sorted(shard for shards in owned for shard in shards)
+            return all(owned) and together == list(range(PARTITIONS))
+
+        until(shared, f"the shards shared by {', '.join(names)}")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with EmbeddedKafka(tmp_path) as kafka, Cluster(tmp_path, kafka.bootstrap, "wall") as running:
+        running.start_reporter()
+        running.start_worker("first")
+        running.start_worker("second")
+        running.until_shared("first", "second")
+        yield running
+
+
+class Load:
+    """Clicks of 20 campaigns, which lie on all shards, 600 at a time; each tenth is sent twice."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self._cluster = cluster
+        created_ms = time.time_ns() // 1_000_000 - DAY_MS
+        self._ads = [cluster.ad(f"{name}-{n}", "traffic", created_ms) for n in range(20)]
+        self._enough = threading.Event()
+        self._chunks = 0
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._enough.set()
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        try:
+            while not self._enough.is_set():
+                self._cluster.publish(*self._messages(self._chunks))
+                self._chunks += 1
+                time.sleep(0.1)
+        except BaseException as error:
+            self._failure = error
+
+    def _messages(self, chunk: int) -> list[Message]:
+        messages = []
+        now_ms = time.time_ns() // 1_000_000
+        for number in range(chunk * EACH, (chunk + 1) * EACH):
+            ad: Ad = self._ads[number % 20]
+            click = ad.click(f"{ad.campaign_id}-{number}", now_ms)
+            messages += [click, click] if number // 20 % 10 == 0 else [click]
+        return messages
+
+    def check(self) -> None:
+        """All of it is in the tables, each event charged once, and the books balance."""
+        self._cluster.settle()
+        unique = self._chunks * EACH
+        [found] = self._cluster.query(
+            "SELECT count() AS rows, uniqExact(event_id) AS ids, sum(amount_nanos) AS nanos, "
+            "countIf(disposition = 'charged') AS charged, "
+            "countIf(disposition = 'duplicate') AS duplicates, "
+            "uniqExact(journal_partition) AS shards FROM billing.events "
+            "WHERE campaign_id IN {campaigns:Array(String)}",
+            campaigns=str([ad.campaign_id for ad in self._ads]),
+        )
+        assert found == {
+            "rows": unique + unique // 10,
+            "ids": unique,
+            "nanos": unique * UNIT,
+            "charged": unique,
+            "duplicates": unique // 10,
+            "shards": PARTITIONS,
+        }
+        self._cluster.assert_reconciled()
+
+
+def test_kill_9_of_one_of_two_workers_in_the_middle_of_a_load(cluster: Cluster) -> None:
+    with Load(cluster, "killed") as load:
+        time.sleep(2)
+        cluster.send("first", signal.SIGKILL)
+        cluster.until_shared("second")
+        # Another one joins while the events go on.
+        cluster.start_worker("third")
+        cluster.until_shared("second", "third")
+        time.sleep(1)
+    load.check()
+
+
+def test_a_worker_that_is_told_to_end_hands_its_shards_over(cluster: Cluster) -> None:
+    with Load(cluster, "ended") as load:
+        time.sleep(1)
+        began_s = time.monotonic()
+        cluster.send("second", signal.SIGTERM)
+        assert cluster.wait("second") == 0
+        assert time.monotonic() - began_s < 10
+        cluster.until_shared("first")
+        # It said that it goes: nobody had to wait for its session to end.
+        assert time.monotonic() - began_s < 10
+    load.check()
+    assert "Traceback" not in cluster.log("second")
+
+
+@pytest.mark.long
+def test_a_worker_that_was_away_and_comes_back_does_no_harm(cluster: Cluster) -> None:
+    with Load(cluster, "away") as load:
+        time.sleep(1)
+        cluster.send("first", signal.SIGSTOP)
+        cluster.until_shared("second")
+        time.sleep(1)
+        cluster.send("first", signal.SIGCONT)
+        time.sleep(5)
+        if not cluster.is_running("first"):
+            cluster.start_worker("first")  # as a supervisor does
+        cluster.until_shared("first", "second")
+        time.sleep(1)
+    load.check()
+
+
+def test_a_backlog_is_punctual_however_far_the_topics_are_apart(tmp_path: Path) -> None:
+    """Impressions of the 9th lie there when the clicks of the 6th are read: by the stream's clock
+    the 6th is long over, but its clicks have not been read yet, so it is open."""
+    with EmbeddedKafka(tmp_path) as kafka, Cluster(tmp_path, kafka.bootstrap, "stream") as running:
+        ads = [running.ad(f"backlog-{n}", "traffic", at("2026-03-01")) for n in range(6)]
+        on_9th_ms, on_6th_ms = at("2026-03-09T12:00"), at("2026-03-06T12:00")
+        running.publish(
+            *(ad.impression(f"{ad.campaign_id}-i", on_9th_ms) for ad in ads),
+            *(
+                ad.click(f"{ad.campaign_id}-{number}", on_6th_ms + number)
+                for number in range(300)
+                for ad in ads
+            ),
+            *(ad.engagement("save", f"{ad.campaign_id}-s", on_6th_ms) for ad in ads),
+        )
+        running.start_reporter()
+        running.start_worker("first")
+        running.start_worker("second")
+        until(lambda: running.shards("first") or running.shards("second"), "a worker")
+        until(lambda: "running" in _state(running), "the reporter")
+        running.settle()
+        late = running.query(
+            "SELECT count() AS n FROM billing.events WHERE posting_day != billing_day"
+        )
+        assert late == [{"n": 0}]
+        assert running.query(
+            "SELECT billing_day, disposition, count() AS n FROM billing.events "
+            "GROUP BY ALL ORDER BY ALL"
+        ) == [
+            {"billing_day": "2026-03-06", "disposition": "charged", "n": 1_800},
+            {"billing_day": "2026-03-06", "disposition": "counted", "n": 6},
+            {"billing_day": "2026-03-09", "disposition": "counted", "n": 6},
+        ]
+
+
+def _state(running: Running) -> str:
+    try:
+        with urllib.request.urlopen(f"{running.clickhouse}/health", timeout=2) as answer:
+            return str(json.loads(answer.read())["state"])
+    except (URLError, TimeoutError, ConnectionError):
+        return ""
