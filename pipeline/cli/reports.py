@@ -163,10 +163,11 @@ def _show_ad_group(found: dict[str, Any]) -> None:
     )
     for stop in found["stopped_by"]:
         out.print(
-            f"  {stop['entity']} stopped since {stop['since']}: {stop['reason']}, {stop['limit']} "
-            f"{_money(stop['spend_nanos'])} of {_money(stop['limit_nanos'])} spent; "
-            f"resumes {stop['resumes']}",
+            f"  {stop['entity']} stopped by {stop['limit'] or stop['reason']}: "
+            f"{_money(stop['spend_nanos'])} of {_money(stop['limit_nanos'])} spent, "
+            f"since {stop['since']}; resumes {stop['resumes']}",
             markup=False,
+            soft_wrap=True,
         )
     for limit in found["limits"]:
         when = f" on {limit['day']}" if limit["day"] else ""
