@@ -186,10 +186,10 @@ class Shard:
     standing: dict[str, Signal] = field(default_factory=dict)
     """Entity -> its last signal, where that is not plain serving."""
     outbox_through: int = -1
-    checkpointed_ms: int = 0
-    """When its last checkpoint was written; 0: never."""
     credited: set[bytes] = field(default_factory=set)
     """16-byte hashes of the event_ids whose charges have been given back."""
+    checkpointed_ms: int = 0
+    """When its last checkpoint was written; 0: never."""
 
     @classmethod
     def new(cls, shard: int, horizon_days: int, keep_at_most_ids: int) -> Shard:

@@ -24,7 +24,7 @@ from pipeline.contract.partitioning import partition_of
 
 def credit_key(event_id: str) -> bytes:
     """What a shard remembers of a credited event: 16 bytes."""
-    return b"".join(half.to_bytes(8, "little") for half in ids.hash_text(event_id))
+    return b"".join(word.to_bytes(8, "little") for word in ids.hash_text(event_id))
 
 
 class CreditDesk:

@@ -211,8 +211,9 @@ def unclosed_accounts(store: Store, day: str) -> list[str]:
 async def publish_day_close(settings: Settings, day: str, *, without_grace: bool) -> None:
     """Say on the catalog topic that a day may close; with a stream clock, move it past its end."""
     catalog = await read_catalog(settings)
-    zones = {h.latest.time_zone for h in catalog.accounts.values() if not h.deleted} or {"UTC"}
-    end_ms = max(calendar(zone).end_ms(from_iso(day)) for zone in zones)
+    known = (catalog.calendar_of(name) for name, h in catalog.accounts.items() if not h.deleted)
+    calendars = {days for days in known if days is not None} or {calendar("UTC")}
+    end_ms = max(days.end_ms(from_iso(day)) for days in calendars)
     stamp_ms = time.time_ns() // 1_000_000
     if settings.clock == "stream":
         stamp_ms = end_ms + (0 if without_grace else settings.day_grace_minutes * 60_000)

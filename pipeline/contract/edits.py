@@ -2,8 +2,8 @@
 
 An edit is a value; applied to an entity it gives the entity as it would be, or nothing where that
 is what it is already. Amounts are exact: a percentage is a Decimal, and what it comes to is rounded
-half up to a whole micro. A ceiling ("no higher than") caps what a raise or a set comes to, and
-lowers nothing: an amount that is over it already stays. (docs/finance.md)
+half up to a whole micro. A ceiling ("no higher than") caps what a raise or a set comes to; a raise
+leaves an amount that stands above it already as it is. (docs/finance.md)
 """
 
 from __future__ import annotations
@@ -49,14 +49,10 @@ class AmountEdit:
         if self.how == "lower":
             return old_micros - step
         new = step if self.how == "set" else old_micros + step
-        if self.ceiling_micros is not None and new > self.ceiling_micros:
-            # A ceiling is a bound for raising; what stands above it is not its business.
-            return (
-                max(self.ceiling_micros, old_micros)
-                if self.how == "raise"
-                else (self.ceiling_micros)
-            )
-        return new
+        if self.ceiling_micros is None or new <= self.ceiling_micros:
+            return new
+        # A ceiling is a bound for raising; what stands above it already is not its business.
+        return max(self.ceiling_micros, old_micros if self.how == "raise" else 0)
 
     def _step(self, old_micros: int) -> int:
         if self.percent is None:

@@ -146,8 +146,10 @@ def _occurrence(sources: Sources, row: Row) -> Row:
             "shard_seq": row["shard_seq"],
             "decided_at": utc_text(row["decided_at_ms"]),
         },
+        "limit": row["limit"],
         "rules": rules,
-        "why": rules[-1]["says"],
+        "why": f"rule {rules[-1]['rule']}: {rules[-1]['says']}",
+        "charge": None,
     }
     if row["disposition"] in OWN_DAY:
         found["posting_day_state"] = _day_state(sources, row)
@@ -351,7 +353,9 @@ def _posted(store: Store, row: Row) -> Row:
     }
 
 
-_CHARGE: Final = "charge_id, basis, quantity, amount_nanos, posting_day, is_adjustment, adjusts_day"
+_CHARGE: Final = (
+    "charge_id, event_id, basis, quantity, amount_nanos, posting_day, is_adjustment, adjusts_day"
+)
 
 
 def _own_charge(store: Store, row: Row) -> Row | None:

@@ -98,7 +98,7 @@ def test_an_event_is_told_by_the_rules_up_to_the_one_that_decided(
     [found] = story.explain(event)
     assert found["disposition"] == disposition
     assert [rule["rule"] for rule in found["rules"]] == rules
-    assert found["why"] == found["rules"][-1]["says"]
+    assert found["why"] == f"rule {rules[-1]}: {found['rules'][-1]['says']}"
 
 
 def test_each_occurrence_of_an_event_is_told(story: Story) -> None:

@@ -117,7 +117,7 @@ def test_a_shard_that_starts_over_does_not_post_again() -> None:
     publish(engine, "credit:e1", order())
     turn = turn_at(engine, START_MS)
     number = shard_of(turn)
-    entry = prepare(engine, turn.outcome, turn.drafts[number], [])
+    [entry] = [entry for entry in prepare(engine, turn) if entry.shard == number]
     _, value = seal(entry.header, entry.body, bytes(32))
     record = decode(value)
     assert record.header.accounts.keys() == {"a"}
@@ -139,7 +139,7 @@ def test_a_shard_that_starts_over_does_not_post_again() -> None:
 def test_a_record_without_credits_has_the_bytes_that_it_had_before_there_were_any() -> None:
     engine = engine_with_ads()
     turn = turn_at(engine, START_MS)
-    entry = prepare(engine, turn.outcome, turn.drafts[0], [])
+    entry = prepare(engine, turn, {0: [], 1: []})[0]
     header, value = seal(entry.header, entry.body, bytes(32))
     fields = msgspec.msgpack.decode(msgspec.msgpack.encode(header))
     assert "credits" not in fields
