@@ -8,7 +8,7 @@ import typer
 from aiokafka.errors import KafkaConnectionError
 from rich.console import Console
 
-from pipeline.cli import admin, processes, reports, simulation, up
+from pipeline.cli import admin, doctor, processes, reports, simulation, up
 from pipeline.embedded.errors import EmbeddedError
 from pipeline.reporting.clickhouse import StoreError
 from pipeline.reporting.schema import SchemaError
@@ -30,6 +30,7 @@ processes.register(app)
 admin.register(app)
 reports.register(app)
 simulation.register(app)
+doctor.register(app)
 
 
 def main() -> None:
