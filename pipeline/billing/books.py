@@ -9,6 +9,7 @@ the same few methods, so a recovered state is the state that was.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -129,16 +130,15 @@ class Blocks:
     def accrue(self, groups: Rows, days: Rows, postings: Rows, nanos: Nanos) -> list[PostedBlock]:
         """Add charged impressions in order of judgement; the blocks that they complete."""
         posted: list[PostedBlock] = []
-        keys = np.column_stack((groups, days, postings))
-        if len(keys) == 0:
+        if len(groups) == 0:
             return posted
-        unique, inverse = np.unique(keys, axis=0, return_inverse=True)
-        order = np.argsort(inverse.ravel(), kind="stable")
-        ends = np.cumsum(np.bincount(inverse.ravel(), minlength=len(unique)))
-        start = 0
-        for key, end in zip(unique.tolist(), ends.tolist(), strict=True):
-            posted += self._accrue_one((key[0], key[1], key[2]), nanos[order[start:end]])
-            start = end
+        order = np.lexsort((postings, days, groups))
+        keys = np.column_stack((groups, days, postings))[order]
+        changes = np.flatnonzero((keys[1:] != keys[:-1]).any(axis=1)) + 1
+        in_order = nanos[order]
+        for start, end in pairwise([0, *changes.tolist(), len(order)]):
+            group, day, posting = keys[start].tolist()
+            posted += self._accrue_one((group, day, posting), in_order[start:end])
         return posted
 
     def _accrue_one(self, key: BlockKey, nanos: Nanos) -> list[PostedBlock]:

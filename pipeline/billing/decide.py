@@ -92,8 +92,10 @@ class Outcome:
     kind: Codes
     placement: Codes
     price_micros: Int64s
-    user_hash: pl.Series
-    """Binary, 16 bytes each."""
+    user_keys: ids.Keys
+    """The Pinners' pseudonyms."""
+    ad_keys: ids.Keys
+    impression_keys: ids.Keys
     pin: Rows
     group: Rows
     campaign: Rows
@@ -139,17 +141,12 @@ def _columns(batch: Batch, terms: Terms, now_ms: int, policy: Policy) -> Outcome
     """Rule 1: what did not decode is malformed; everything else becomes columns."""
     size = len(batch)
     events = batch.events
-    derived = events.select(
-        *ids.hash_exprs("event", "event_id"),
-        *ids.hash_exprs("ad", *AD_COLUMNS),
-        *ids.hash_exprs("user", "user_id"),
-        _code("placement", PLACEMENTS),
-        _code("kind", KINDS),
-    )
+    derived = events.select(_DERIVED)
     kind = np.array([IMPRESSION, CLICK, 0], dtype=np.uint8)[batch.source]
     kind[batch.malformed] = 0
     # Where the ad is not in the catalog: -1, all the way up.
-    pin = terms.find_ads(ids.keys_of(derived, "ad"))
+    ad_keys = ids.keys_of(derived, "ad")
+    pin = terms.find_ads(ad_keys)
     group = np.where(pin >= 0, terms.pin.group[pin], -1).astype(np.int64)
     record_day = batch.record_ms // MS_PER_DAY
     nothing = np.zeros(size, dtype=np.int64)
@@ -160,7 +157,9 @@ def _columns(batch: Batch, terms: Terms, now_ms: int, policy: Policy) -> Outcome
         kind=np.maximum(kind, derived["kind"].to_numpy()),
         placement=derived["placement"].to_numpy(),
         price_micros=events["price_micros"].to_numpy(),
-        user_hash=ids.user_hasher(policy.user_hash_key).hash(ids.keys_of(derived, "user")),
+        user_keys=ids.user_hasher(policy.user_hash_key).hash(ids.keys_of(derived, "user")),
+        ad_keys=ad_keys,
+        impression_keys=ids.keys_of(derived, "impression"),
         pin=pin,
         group=group,
         campaign=np.where(pin >= 0, terms.group.campaign[group], -1).astype(np.int64),
@@ -180,6 +179,16 @@ def _columns(batch: Batch, terms: Terms, now_ms: int, policy: Policy) -> Outcome
 def _code(column: str, names: tuple[str, ...]) -> pl.Expr:
     """Positions of the texts among the names; a null is the first."""
     return pl.col(column).cast(pl.Enum(names)).to_physical().fill_null(0).cast(pl.UInt8)
+
+
+_DERIVED = [
+    *ids.hash_exprs("event", "event_id"),
+    *ids.hash_exprs("ad", *AD_COLUMNS),
+    *ids.hash_exprs("user", "user_id"),
+    *ids.hash_exprs("impression", "impression_id"),
+    _code("placement", PLACEMENTS),
+    _code("kind", KINDS),
+]
 
 
 # -- rules 2 to 6 -----------------------------------------------------------------------------
@@ -316,27 +325,17 @@ def _rule_repeat(outcome: Outcome, shards: Mapping[int, Shard]) -> Rows:
 
 
 def _fill_unique_keys(outcome: Outcome, rows: Rows) -> None:
-    """What must not be charged again: the engagement in its day, or the clicked impression."""
-    keyed = outcome.batch.events.select("impression_id", "promoted_pin_id")[rows].hstack(
-        [
-            outcome.user_hash[rows].alias("user"),
-            pl.Series("kind", outcome.kind[rows]),
-            pl.Series("day", outcome.billing_day[rows]),
-            pl.Series("engaged", outcome.basis[rows] == CPE),
-        ]
-    )
-    identity = pl.concat_str(
-        pl.lit("engagement"),
-        "promoted_pin_id",
-        pl.col("user").bin.encode("hex"),
-        "kind",
-        "day",
-        separator=ids.SEPARATOR,
-    )
-    click = pl.concat_str(pl.lit("impression"), "impression_id", separator=ids.SEPARATOR)
-    what = pl.when("engaged").then(identity).otherwise(click).alias("what")
-    hashed = keyed.select(what).select(ids.hash_exprs("unique", "what"))
-    outcome.unique_keys[rows] = ids.keys_of(hashed, "unique")
+    """What must not be charged again: the clicked impression, or the engagement in its day."""
+    outcome.unique_keys[rows] = outcome.impression_keys[rows]
+    engaged = rows[outcome.basis[rows] == CPE]
+    if len(engaged):
+        words = (
+            outcome.ad_keys[engaged],
+            outcome.user_keys[engaged],
+            outcome.kind[engaged].astype(np.uint64),
+            outcome.billing_day[engaged].astype(np.uint64),
+        )
+        outcome.unique_keys[engaged] = ids.hash_words(np.column_stack(words))
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,16 +85,26 @@ class UserHasher:
         # ECB is what is wanted here: equal ids give equal hashes, block by block.
         self._cipher = Cipher(algorithms.AES128(derived), modes.ECB())
 
-    def hash(self, user_keys: Keys) -> pl.Series:
-        """Of the users whose ids hash to these keys; Binary, 16 bytes each."""
+    def hash(self, user_keys: Keys) -> Keys:
+        """Of the users whose ids hash to these keys."""
         encryptor = self._cipher.encryptor()
-        packed = encryptor.update(user_keys.tobytes()) + encryptor.finalize()
-        column = pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(16), len(user_keys), [None, pa.py_buffer(packed)]
-        )
-        hashes = pl.from_arrow(column)
-        assert isinstance(hashes, pl.Series)
-        return hashes
+        return keys_from_bytes(encryptor.update(user_keys.tobytes()) + encryptor.finalize())
+
+
+def as_binary(words: npt.NDArray[np.uint64]) -> pl.Series:
+    """The rows of a 2-dimensional array as Binary, 8 bytes a word."""
+    width = 8 * words.shape[1]
+    packed = pa.py_buffer(words.tobytes())
+    column = pl.from_arrow(
+        pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(words), [None, packed])
+    )
+    assert isinstance(column, pl.Series)
+    return column
+
+
+def hash_words(words: npt.NDArray[np.uint64]) -> Keys:
+    """XXH3-128 of each row of a 2-dimensional array."""
+    return hash_columns(pl.DataFrame({"words": as_binary(words)}), "words")
 
 
 @lru_cache(maxsize=4)

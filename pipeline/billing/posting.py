@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from pipeline.billing import ids
 from pipeline.billing.books import Balances, PostedBlock, Shard
 from pipeline.billing.decide import Outcome
 from pipeline.billing.journal import EVENT_SCHEMA, AccountTerms, Ad, Block
-from pipeline.billing.terms import Terms
+from pipeline.billing.terms import AD_COLUMNS, Terms
 from pipeline.contract.days import iso
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import CHARGED, CPM, NOT_SERVING, UNKNOWN
@@ -138,7 +139,7 @@ def _event_columns(outcome: Outcome, rows: Rows) -> pl.DataFrame:
     """The journal's columns of these rows, but for `ad`."""
     batch = outcome.batch
     texts = batch.events.select("event_id", "country", "device")[rows]
-    user_hash = outcome.user_hash[rows]
+    user_hash = ids.as_binary(outcome.user_keys[rows])
     malformed = batch.malformed[rows]
     if malformed.any():
         user_hash = user_hash.set(pl.Series(malformed), b"")
@@ -181,9 +182,10 @@ def _ad_codes(
     codes = outcome.pin[rows].copy()
     strangers: dict[tuple[str, str, str], int] = {}
     strange = np.flatnonzero(outcome.disposition[rows] <= UNKNOWN)
-    names = outcome.batch.events.select("campaign_id", "ad_group_id", "promoted_pin_id")
-    for at, named in zip(strange.tolist(), names[rows[strange]].iter_rows(), strict=True):
-        codes[at] = -1 - strangers.setdefault(named, len(strangers))
+    if len(strange):
+        names = outcome.batch.events.select(AD_COLUMNS)[rows[strange]]
+        for at, named in zip(strange.tolist(), names.iter_rows(), strict=True):
+            codes[at] = -1 - strangers.setdefault(named, len(strangers))
     unique, inverse = np.unique(codes, return_inverse=True)
     named_strangers = list(strangers)
     ads = [
