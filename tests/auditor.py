@@ -179,6 +179,28 @@ def day_of(time_ms: int, zone: tzinfo) -> date:
 # --- JSON, strictly ------------------------------------------------------------------------------
 
 
+Zones = list[tuple[date, str]]
+"""An account's time zones: (the day the zone was changed in, the zone of the days after it)."""
+
+
+def end_of_day_ms(day: date, zones: Zones) -> int:
+    """When an account's day ends: with its zone's date, but not before the day of the change."""
+    changed_in, zone = [entry for entry in zones if entry[0] < day][-1]
+    midnight = datetime.combine(day + timedelta(days=1), datetime.min.time(), ZoneInfo(zone))
+    end_ms = round(midnight.timestamp() * 1000)
+    if changed_in == date.min:
+        return end_ms
+    return max(end_ms, end_of_day_ms(changed_in, zones))
+
+
+def account_day_of(time_ms: int, zones: Zones) -> date:
+    """The first of an account's days that ends after an instant."""
+    day = day_of(time_ms, UTC) - timedelta(days=3)
+    while end_of_day_ms(day, zones) <= time_ms:
+        day += timedelta(days=1)
+    return day
+
+
 class MalformedError(Exception):
     """The bytes are not of the form that the contract gives."""
 
@@ -523,6 +545,8 @@ class Catalog:
 
     def __init__(self) -> None:
         self.accounts: dict[str, History[Account]] = {}
+        self.zones: dict[str, Zones] = {}
+        self._read_ms = 0
         self.campaigns: dict[str, History[Campaign]] = {}
         self.ad_groups: dict[str, History[AdGroup]] = {}
         self.promoted_pins: dict[str, History[PromotedPin]] = {}
@@ -535,6 +559,7 @@ class Catalog:
 
     def apply(self, record: CatalogRecord) -> None:
         """Take in one record. Raises MalformedError or RefusedError, and then changes nothing."""
+        self._read_ms = max(self._read_ms, record.timestamp_ms)
         entity, _, entity_id = record.key.partition(":")
         if entity not in ("account", "campaign", "ad_group", "promoted_pin", "fx"):
             raise MalformedError("the key names no kind of entity")
@@ -589,9 +614,19 @@ class Catalog:
         if self._country_and_currency.get(account_id, fixed) != fixed:
             raise RefusedError("currency_changed")
         self._country_and_currency[account_id] = fixed
+        self._change_zone(account_id, max(effective_ms, self._read_ms), account.time_zone)
         if account_id not in self.accounts:
             self.accounts[account_id] = History(effective_ms)
         self.accounts[account_id].add(effective_ms, account)
+
+    def _change_zone(self, account_id: str, time_ms: int, zone: str) -> None:
+        """A zone holds from the day after the one that its change falls in."""
+        zones = self.zones.setdefault(account_id, [])
+        if not zones:
+            zones.append((date.min, zone))
+            return
+        day = account_day_of(time_ms, zones)
+        zones[:] = sorted([entry for entry in zones if entry[0] != day] + [(day, zone)])
 
     def _campaign(self, campaign_id: str, effective_ms: int, campaign: Campaign) -> None:
         for limit in (campaign.daily_spend_limit_micros, campaign.lifetime_spend_limit_micros):
@@ -741,8 +776,8 @@ class Auditor:
         if (record.partition, event.event_id) in self._seen:  # rule 5
             return replace(verdict, disposition="duplicate")
         self._seen.add((record.partition, event.event_id))
-        zone = ZoneInfo(ad.account.in_force(now_ms).time_zone)
-        verdict = replace(verdict, billing_day=day_of(event.event_time_ms, zone))
+        zones = self._catalog.zones[ad.account_id]
+        verdict = replace(verdict, billing_day=account_day_of(event.event_time_ms, zones))
         return self._judge_known(verdict, event, ad, now_ms)
 
     def spend(self, limit: str, entity_id: str, day: date | None) -> int:

@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.billing.chain import Chain
+from pipeline.billing.daylife import SHARD_DAY, DayEvent, shard_state, step
 from pipeline.billing.ids import IdSet
+from pipeline.contract.days import iso
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import (
     AD_GROUP_DAILY,
@@ -184,6 +186,8 @@ class Shard:
     standing: dict[str, Signal] = field(default_factory=dict)
     """Entity -> its last signal, where that is not plain serving."""
     outbox_through: int = -1
+    credited: set[bytes] = field(default_factory=set)
+    """16-byte hashes of the event_ids whose charges have been given back."""
     checkpointed_ms: int = 0
     """When its last checkpoint was written; 0: never."""
 
@@ -199,6 +203,21 @@ class Shard:
             ids=IdSet(again_ms, keep_at_most_ids),
             unique=IdSet(again_ms + LONGEST_DAY_MS, keep_at_most_ids),
         )
+
+    def closed_through(self, zone: str) -> int:
+        """The zone's last closed billing day; -1 before the first."""
+        return self.closed.get(zone, -1)
+
+    def close_through(self, zone: str, day: int, ended_through: int) -> None:
+        """Close a zone's days up to this one, whose time is up through `ended_through`.
+
+        Raises `IllegalTransitionError` where the day is closed already or not over yet.
+        """
+        state = shard_state(
+            day, closed_through=self.closed_through(zone), ended_through=ended_through
+        )
+        step(SHARD_DAY, state, DayEvent.READ, f"shard {self.shard}: {iso(day)} of {zone}")
+        self.closed[zone] = day
 
     def note_signal(self, signal: Signal) -> None:
         """Remember an entity's last word and its version."""

@@ -288,7 +288,7 @@ def _assign_days(outcome: Outcome, shards: Mapping[int, Shard], terms: Terms) ->
         days[here] = calendar.days_of(outcome.event_time_ms[rows[here]])
         today[zone] = calendar.day_of(outcome.now_ms)
         for shard, state in shards.items():
-            closed[shard, zone] = state.closed.get(calendar.zone_name, -1)
+            closed[shard, zone] = calendar.closed_through(state.closed)
     last_closed = closed[outcome.batch.shard[rows], zones]
     open_day = np.maximum(today[zones], last_closed + 1)
     outcome.billing_day[rows] = days

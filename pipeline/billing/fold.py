@@ -15,6 +15,8 @@ import polars as pl
 
 from pipeline.billing import ids
 from pipeline.billing.books import Balances, Shard
+from pipeline.billing.chain import Chain
+from pipeline.billing.credits import credit_key
 from pipeline.billing.journal import Header
 from pipeline.billing.terms import Terms
 from pipeline.contract.days import from_iso
@@ -52,6 +54,8 @@ class PackedState(msgspec.Struct, frozen=True, kw_only=True):
     """(limit, day or -1, entity ids, nanos)"""
     ids: dict[int, bytes] | None = None
     unique: dict[int, bytes] | None = None
+    credited: bytes = b""
+    """16 bytes for each event whose charge has been given back, for ever: credits are rare."""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -74,9 +78,12 @@ def fold_record(
             group = terms.group_row(block.ad_group_id)
             shard.blocks.take((group, from_iso(block.billing_day), from_iso(block.posting_day)))
     for zone, day in header.closed.items():
-        shard.closed[zone] = from_iso(day)
+        # That its time was up is what the record says.
+        shard.close_through(zone, from_iso(day), from_iso(day))
     for signal in header.signals:
         shard.note_signal(signal)
+    for credit in header.credits or ():
+        shard.credited.add(credit_key(credit.event_id))
 
 
 def _fold_events(
@@ -159,6 +166,7 @@ def pack(shard: Shard, balances: Balances, terms: Terms, *, with_ids: bool) -> b
             balances=packed,
             ids=shard.ids.dump() if with_ids else None,
             unique=shard.unique.dump() if with_ids else None,
+            credited=b"".join(sorted(shard.credited)),
         )
     )
 
@@ -169,20 +177,39 @@ def _note_parents(parents: dict[str, str], terms: Terms, groups: list[int]) -> N
         parents[terms.group_ids.text(group)] = terms.campaign_ids.text(campaign)
 
 
+def _decode(value: bytes) -> PackedState:
+    try:
+        state = _decoder.decode(value)
+    except msgspec.MsgspecError as error:
+        raise StateError(f"not a packed state: {error}") from error
+    if state.version != STATE_VERSION:
+        raise StateError(f"packed state of version {state.version}, expected {STATE_VERSION}")
+    return state
+
+
+def chain_of(checkpoint: bytes) -> Chain:
+    """Where a shard's chain stood when a checkpoint was made: readers may begin there.
+
+    Raises `StateError` where the bytes are not a state of this version.
+    """
+    state = _decode(checkpoint)
+    return Chain(
+        shard=state.shard,
+        last_offset=state.last_offset,
+        next_offsets=dict(state.next_offsets),
+        seq=state.seq,
+        digest=state.digest,
+    )
+
+
 def unpack(value: bytes, shard: Shard, balances: Balances, terms: Terms) -> None:
     """Fill an empty shard, and its rows of the balances, from packed bytes.
 
     Raises `StateError` where the bytes are not a state of this version and shard.
     """
-    try:
-        state = _decoder.decode(value)
-    except msgspec.MsgspecError as error:
-        raise StateError(f"not a packed state: {error}") from error
-    if state.version != STATE_VERSION or state.shard != shard.shard:
-        raise StateError(
-            f"packed state of version {state.version}, shard {state.shard}; "
-            f"expected version {STATE_VERSION}, shard {shard.shard}"
-        )
+    state = _decode(value)
+    if state.shard != shard.shard:
+        raise StateError(f"packed state of shard {state.shard}, expected {shard.shard}")
     chain = shard.chain
     chain.last_offset, chain.seq, chain.digest = state.last_offset, state.seq, state.digest
     chain.next_offsets = dict(state.next_offsets)
@@ -192,6 +219,7 @@ def unpack(value: bytes, shard: Shard, balances: Balances, terms: Terms) -> None
     shard.checkpointed_ms = state.checkpointed_ms
     shard.versions = dict(state.versions)
     shard.standing = {signal.entity: signal for signal in state.standing}
+    shard.credited = {state.credited[i : i + 16] for i in range(0, len(state.credited), 16)}
     _unpack_balances(state, shard, balances, terms)
     if state.ids is not None and state.unique is not None:
         shard.ids.load(state.ids)

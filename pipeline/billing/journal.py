@@ -18,6 +18,7 @@ from io import BytesIO
 
 import msgspec
 import polars as pl
+from msgspec import UNSET, UnsetType
 
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import (
@@ -110,6 +111,30 @@ class Block(msgspec.Struct, frozen=True, array_like=True):
     amount_nanos: int
 
 
+class CreditPosting(msgspec.Struct, frozen=True, array_like=True):
+    """One credit: what an event was charged is given back in `posting_day`. Days are ISO dates."""
+
+    event_id: str
+    account_id: str
+    campaign_id: str
+    ad_group_id: str
+    promoted_pin_id: str
+    placement: str
+    country: str
+    device: str
+    basis: str
+    currency: str
+    billing_day: str
+    """The event's own day."""
+    charged_day: str
+    """The day that its charge was posted in."""
+    posting_day: str
+    amount_nanos: int
+    """Positive: what was charged. Counts only where billing.events says the same."""
+    reason: str
+    by: str
+
+
 class Header(msgspec.Struct, frozen=True, kw_only=True):
     """Everything of a decision but its events. Times are ms since the epoch, UTC."""
 
@@ -136,6 +161,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     """Every record up to this journal offset has had its signals, rejects and strays sent."""
     checkpoint: bytes = b""
     """State carried over retention (a checkpoint record has no events), else empty."""
+    credits: list[CreditPosting] | UnsetType = UNSET
+    """Credits that the shard posts. Left out where there are none: records of versions that knew
+    no credits encode, and so digest, as they did."""
     digest: bytes = EMPTY_DIGEST
 
 

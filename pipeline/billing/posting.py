@@ -17,9 +17,9 @@ import polars as pl
 from pipeline.billing import ids
 from pipeline.billing.books import Balances, PostedBlock, Shard
 from pipeline.billing.decide import Outcome
-from pipeline.billing.journal import EVENT_SCHEMA, AccountTerms, Ad, Block
+from pipeline.billing.journal import EVENT_SCHEMA, AccountTerms, Ad, Block, CreditPosting
 from pipeline.billing.terms import AD_COLUMNS, Terms
-from pipeline.contract.days import iso
+from pipeline.contract.days import Calendar, iso
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import CHARGED, CPM, NOT_SERVING, UNKNOWN
 
@@ -40,9 +40,10 @@ class Draft:
     signals: list[Signal] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
     closed: dict[str, str] = field(default_factory=dict)
+    credits: list[CreditPosting] = field(default_factory=list)
 
     def is_empty(self) -> bool:
-        return not (self.sources or self.signals or self.blocks or self.closed)
+        return not (self.sources or self.signals or self.blocks or self.closed or self.credits)
 
 
 def post(
@@ -204,17 +205,21 @@ def close_days(
     read past that time (`read_through_ms`: the least of them, or a time without end where all
     are read to their ends). A day that an operator released (`close:DAY`) needs no grace.
     """
-    reached_ms = min(now_ms, read_through_ms)
     newly: dict[str, int] = {}
-    for calendar in terms.zones:
-        last = calendar.day_of(reached_ms - grace_ms) - 1 if reached_ms >= grace_ms else -1
-        forced = terms.catalog.forced_close_day
-        if forced is not None:
-            last = max(last, min(forced, calendar.day_of(reached_ms) - 1))
-        if last > shard.closed.get(calendar.zone_name, -1):
-            newly[calendar.zone_name] = last
-    shard.closed.update(newly)
+    for calendar in terms.closing_zones:
+        ended = _ended_through(calendar, terms, now_ms, grace_ms)
+        read = _ended_through(calendar, terms, min(now_ms, read_through_ms), grace_ms)
+        if read > shard.closed_through(calendar.zone_name):
+            shard.close_through(calendar.zone_name, read, ended)
+            newly[calendar.zone_name] = read
     return newly, _post_incomplete(shard, terms) if newly else []
+
+
+def _ended_through(calendar: Calendar, terms: Terms, time_ms: int, grace_ms: int) -> int:
+    """The zone's last day whose time is up at `time_ms`; -1 for none."""
+    last = calendar.day_of(time_ms - grace_ms) - 1 if time_ms >= grace_ms else -1
+    forced = terms.catalog.forced_close_day
+    return last if forced is None else max(last, min(forced, calendar.day_of(time_ms) - 1))
 
 
 def _post_incomplete(shard: Shard, terms: Terms) -> list[PostedBlock]:
@@ -226,7 +231,7 @@ def _post_incomplete(shard: Shard, terms: Terms) -> list[PostedBlock]:
         if account < 0:
             continue  # its campaign is not in the catalog (yet)
         zone = terms.zones[int(terms.account.zone[account])]
-        if posting_day <= shard.closed.get(zone.zone_name, -1):
+        if posting_day <= zone.closed_through(shard.closed):
             due.append(key)
     return [shard.blocks.take(key) for key in due]
 
@@ -240,6 +245,6 @@ def next_close_ms(shard: Shard, terms: Terms, grace_ms: int) -> int:
         calendar.end_ms(shard.closed[calendar.zone_name] + 1) + grace_ms
         if calendar.zone_name in shard.closed
         else FIRST_CLOSE_MS
-        for calendar in terms.zones
+        for calendar in terms.closing_zones
     ]
     return min(times, default=NO_CLOSE_MS)

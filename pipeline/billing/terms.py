@@ -125,6 +125,9 @@ class Terms:
         self.campaign_ids = Interner()
         self.account_ids = Interner()
         self.zones: list[Calendar] = []
+        """The accounts' calendars: of plain zones, and of accounts that changed theirs."""
+        self.closing_zones: list[Calendar] = []
+        """The plain zones behind them, by which shards close days."""
         self.pin = Columns("pin")
         self.group = Columns("group")
         self.campaign = Columns("campaign")
@@ -136,7 +139,7 @@ class Terms:
         """(level, row) whose limits changed since someone last cleared this set."""
         self._pin_rows: dict[str, int] = {}
         self._ads_by_row: list[Ad | None] = []
-        self._zone_rows: dict[str, int] = {}
+        self._calendar_rows: dict[Calendar, int] = {}
         self._pending: list[tuple[int, str, str]] = []
         self._awaited: set[tuple[int, str, str]] = set()
 
@@ -159,11 +162,14 @@ class Terms:
         self.account.reserve(row + 1)
         return row
 
-    def zone_row(self, zone: str) -> int:
-        row = self._zone_rows.get(zone)
+    def calendar_row(self, days: Calendar) -> int:
+        row = self._calendar_rows.get(days)
         if row is None:
-            row = self._zone_rows[zone] = len(self.zones)
-            self.zones.append(calendar(zone))
+            row = self._calendar_rows[days] = len(self.zones)
+            self.zones.append(days)
+            known = {zone.zone_name for zone in self.closing_zones}
+            new = dict.fromkeys(name for name in days.zone_names if name not in known)
+            self.closing_zones += [calendar(name) for name in new]
         return row
 
     # -- keeping up with the catalog ----------------------------------------------------------
@@ -208,7 +214,9 @@ class Terms:
         row = self.account_row(account_id)
         self.account.alive[row] = not history.deleted
         if not history.deleted:
-            self.account.zone[row] = self.zone_row(history.at(now_ms).time_zone)
+            days = self.catalog.calendar_of(account_id)
+            assert days is not None, f"account {account_id} has a history but no calendar"
+            self.account.zone[row] = self.calendar_row(days)
             self._await_changes(history, "account", account_id, now_ms)
 
     def _update_campaign(self, campaign_id: str, now_ms: int) -> None:

@@ -27,6 +27,7 @@ from pipeline.contract.rejects import Reject
 from pipeline.contract.vocabulary import CATALOG, EVENT_TOPICS, REJECTS
 from pipeline.reporting import schema as clickhouse_schema
 from pipeline.reporting.clickhouse import Store
+from pipeline.reporting.corrections import last_decided_ms
 from pipeline.settings import Settings
 from pipeline.streams.log_reader import KafkaLogReader
 from pipeline.streams.topics import ensure_topics
@@ -46,6 +47,16 @@ DataOption = Annotated[
     Path | None, typer.Option("--data", help="Data directory of the running `pipeline up`.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def now_by_clock_ms(settings: Settings) -> int:
+    """Now by the product's clock; of a stream's, the last time that the tables have of it.
+
+    So a command beside a stream's clock does not move it on to today.
+    """
+    if settings.clock == "stream":
+        return last_decided_ms(Store(settings.clickhouse_dsn))
+    return time.time_ns() // 1_000_000
 
 
 # -- the catalog ------------------------------------------------------------------------------
@@ -200,8 +211,9 @@ def unclosed_accounts(store: Store, day: str) -> list[str]:
 async def publish_day_close(settings: Settings, day: str, *, without_grace: bool) -> None:
     """Say on the catalog topic that a day may close; with a stream clock, move it past its end."""
     catalog = await read_catalog(settings)
-    zones = {h.latest.time_zone for h in catalog.accounts.values() if not h.deleted} or {"UTC"}
-    end_ms = max(calendar(zone).end_ms(from_iso(day)) for zone in zones)
+    known = (catalog.calendar_of(name) for name, h in catalog.accounts.items() if not h.deleted)
+    calendars = {days for days in known if days is not None} or {calendar("UTC")}
+    end_ms = max(days.end_ms(from_iso(day)) for days in calendars)
     stamp_ms = time.time_ns() // 1_000_000
     if settings.clock == "stream":
         stamp_ms = end_ms + (0 if without_grace else settings.day_grace_minutes * 60_000)
@@ -310,9 +322,11 @@ async def _send_again(producer: AIOKafkaProducer, settings: Settings, reject: Re
 # -- commands ---------------------------------------------------------------------------------
 
 
+catalog_app = typer.Typer(help="The catalog of accounts, campaigns, ad groups and pins.")
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    catalog_app = typer.Typer(help="The catalog of accounts, campaigns, ad groups and pins.")
     app.add_typer(catalog_app, name="catalog")
 
     @app.command()

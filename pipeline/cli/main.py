@@ -8,15 +8,36 @@ import typer
 from aiokafka.errors import KafkaConnectionError
 from rich.console import Console
 
-from pipeline.cli import admin, doctor, processes, reports, simulation, up
+from pipeline.cli import (
+    admin,
+    catalog_edit,
+    doctor,
+    finance,
+    processes,
+    reports,
+    simulation,
+    up,
+)
 from pipeline.embedded.errors import EmbeddedError
 from pipeline.reporting.clickhouse import StoreError
+from pipeline.reporting.corrections import TooManyError
 from pipeline.reporting.schema import SchemaError
+from pipeline.reporting.statements import StatementError
 from pipeline.settings import SettingsError
 from pipeline.streams.topics import TopicsError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+
+_TOLD = (
+    EmbeddedError,
+    TopicsError,
+    StoreError,
+    SchemaError,
+    StatementError,
+    TooManyError,
+    admin.CommandError,
+)
 
 app = typer.Typer(
     name="pipeline",
@@ -28,7 +49,9 @@ app = typer.Typer(
 up.register(app)
 processes.register(app)
 admin.register(app)
+catalog_edit.register(admin.catalog_app)
 reports.register(app)
+finance.register(app)
 simulation.register(app)
 doctor.register(app)
 
@@ -40,7 +63,7 @@ def main() -> None:
     except SettingsError as error:
         _say(str(error))
         sys.exit(EXIT_USAGE)
-    except (EmbeddedError, TopicsError, StoreError, SchemaError, admin.CommandError) as error:
+    except _TOLD as error:
         _say(str(error))
         sys.exit(EXIT_FAILED)
     except KafkaConnectionError as error:

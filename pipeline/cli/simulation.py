@@ -19,7 +19,7 @@ from rich.text import Text
 from pipeline.cli import wiring
 from pipeline.cli.admin import CommandError, DataOption, close_day, err, out
 from pipeline.cli.logs import configure_logging
-from pipeline.cli.reports import show_report, source_ends
+from pipeline.cli.reports import full_report, show_report
 from pipeline.cli.up import Up
 from pipeline.contract.days import from_iso, iso
 from pipeline.contract.money import units
@@ -27,7 +27,6 @@ from pipeline.contract.vocabulary import MS_PER_DAY, NANOS_PER_MICRO
 from pipeline.embedded import ports
 from pipeline.embedded.processes import DirectoryLock
 from pipeline.reporting.clickhouse import Store, StoreError
-from pipeline.reporting.reconcile import reconcile
 from pipeline.settings import Settings, load_settings
 from pipeline.simulate.run import FileError, Progress, SimulationOptions, publish_file, simulate
 from pipeline.simulate.world import World
@@ -192,7 +191,7 @@ async def _demo(settings: Settings, options: SimulationOptions) -> None:
     # The day of the accounts east and west of UTC lies across two or three calendar days.
     await close_day(settings, store, iso(from_iso(options.day)), force=False, timeout_s=120)
     summarise(store, world, progress, options.day)
-    report = await asyncio.to_thread(reconcile, store, None, await source_ends(settings))
+    report = await full_report(settings, store)
     show_report(report)
     await asyncio.to_thread(store.close)
     out.print(

@@ -21,6 +21,7 @@ from pipeline.contract.catalog_entities import (
     Account,
     AdGroup,
     Campaign,
+    Credit,
     DayClose,
     Entity,
     FxRates,
@@ -29,7 +30,7 @@ from pipeline.contract.catalog_entities import (
     parse_entity,
     parse_key,
 )
-from pipeline.contract.days import from_iso, valid_zone
+from pipeline.contract.days import Calendar, changed_calendar, from_iso, valid_zone
 from pipeline.contract.log import LogRecord
 from pipeline.contract.money import COUNTRY_CURRENCY, minimum_bid_micros
 from pipeline.contract.vocabulary import MS_PER_DAY
@@ -121,10 +122,16 @@ class Catalog:
         self.ad_groups: dict[str, History[AdGroup]] = {}
         self.promoted_pins: dict[str, History[PromotedPin]] = {}
         self.fx: dict[str, FxRates] = {}
+        self.credits: dict[str, Credit] = {}
+        """By event_id; an event is credited once, by the first record that orders it."""
         self.forced_close_day: int | None = None
         """Days up to this one may close without their grace."""
         self.end_offset = 0
         self.revision = 0
+        self._read_ms = 0
+        """Largest timestamp of the records read: a change of zone takes no effect before it."""
+        self._zones: dict[str, tuple[str, tuple[tuple[int, str], ...]]] = {}
+        """Account -> its first time zone, and its changes: (day of the change, zone after it)."""
         self._last_fx_read: FxRates | None = None
         self._histories: dict[str, dict[str, Any]] = {
             "account": self.accounts,
@@ -136,6 +143,7 @@ class Catalog:
     def apply(self, record: LogRecord) -> Accepted | Refused:
         """Take over one record, or refuse it and stay as it was."""
         self.end_offset = max(self.end_offset, record.offset + 1)
+        self._read_ms = max(self._read_ms, record.timestamp_ms)
         parsed = parse_key(record.key)
         if isinstance(parsed, Refused):
             return parsed
@@ -177,6 +185,11 @@ class Catalog:
             day = from_iso(entity.day)
             self.forced_close_day = max(day, self.forced_close_day or day)
             return None
+        if isinstance(entity, Credit):
+            self.credits[entity_id] = entity
+            return None
+        if isinstance(entity, Account):
+            self._note_zone(entity, effective_ms)
         history: History[Any] | None = self._histories[kind].get(entity_id)
         if history is None or history.deleted:
             self._histories[kind][entity_id] = History(
@@ -191,7 +204,7 @@ class Catalog:
         """A deletion takes an entity out of the catalog at once."""
         if kind == "fx":
             self.fx.pop(entity_id, None)
-        elif kind != "day_close":
+        elif kind in self._histories:
             history = self._histories[kind].get(entity_id)
             if history is not None:
                 history.deleted = True
@@ -199,6 +212,30 @@ class Catalog:
         name = f"{kind}:{entity_id}"
         change = Change(name, "deleted", "false", "true", "", record.timestamp_ms, record.offset)
         return Accepted(kind, entity_id, (change,))
+
+    def calendar_of(self, account_id: str) -> Calendar | None:
+        """The billing days of an account, changes of its time zone included; None if unknown."""
+        known = self._zones.get(account_id)
+        return None if known is None else changed_calendar(*known)
+
+    def _note_zone(self, account: Account, effective_ms: int) -> None:
+        """Keep the account's days: a change takes effect at the day after the one it falls in.
+
+        A change falls in the day of its effective time, or of the newest catalog record where that
+        is later: days that may have been closed do not move. (`pipeline.contract.days`)
+        """
+        calendar = self.calendar_of(account.account_id)
+        if calendar is None:
+            self._zones[account.account_id] = (account.time_zone, ())
+            return
+        first, changes = self._zones[account.account_id]
+        day = calendar.day_of(max(effective_ms, self._read_ms))
+        merged = dict(changes) | {day: account.time_zone}
+        kept: list[tuple[int, str]] = []
+        for when, zone in sorted(merged.items()):
+            if zone != (kept[-1][1] if kept else first):
+                kept.append((when, zone))
+        self._zones[account.account_id] = (first, tuple(kept))
 
     def usd_per_unit(self, currency: str, effective_ms: int) -> Decimal | None:
         """The exchange rate that a bid of this time is held against.
@@ -329,6 +366,25 @@ def _check_bids(catalog: Catalog, entity: Entity, effective_ms: int) -> Refused 
     return None
 
 
+def _check_credit(catalog: Catalog, entity: Entity, _: int) -> Refused | None:
+    """What the catalog can tell; the amount is held against the books by the reporter."""
+    if not isinstance(entity, Credit):
+        return None
+    if entity.event_id in catalog.credits:
+        return Refused("already_credited", "event_id", "an event is credited once")
+    campaign = catalog.campaigns.get(entity.campaign_id)
+    if campaign is None:
+        detail = f"campaign {entity.campaign_id} is not in the catalog"
+        return Refused("missing_parent", "campaign_id", detail)
+    account_id = campaign.latest.account_id
+    if account_id != entity.account_id:
+        return Refused("parent_changed", "account_id", f"the campaign is of account {account_id}")
+    account = catalog.accounts.get(account_id)
+    if account is None or account.latest.currency != entity.currency:
+        return Refused("currency_mismatch", "currency", "is not the account's")
+    return None
+
+
 _CHECKS: tuple[_Check, ...] = (
     _check_currency,
     _check_time_zone,
@@ -339,6 +395,7 @@ _CHECKS: tuple[_Check, ...] = (
     _check_strategy,
     _check_dates,
     _check_bids,
+    _check_credit,
 )
 
 
@@ -346,6 +403,10 @@ def _changes(
     name: str, old: Entity | None, new: Entity, effective_ms: int, offset: int
 ) -> tuple[Change, ...]:
     """The fields that differ, as rows of `reporting.changes`."""
+    if isinstance(new, Credit):
+        # One row, not one for each of its fields: what it repeats of the event never changes.
+        amount, by = str(new.amount_nanos), new.changed_by or ""
+        return (Change(name, "credited_nanos", "", amount, by, effective_ms, offset),)
     before = {} if old is None else msgspec.structs.asdict(old)
     changes = []
     for field_name, value in msgspec.structs.asdict(new).items():

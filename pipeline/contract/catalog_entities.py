@@ -97,6 +97,32 @@ class DayClose(Entity, frozen=True, kw_only=True):
     day: IsoDate
 
 
+class Credit(Entity, frozen=True, kw_only=True):
+    """A correction: what one event was charged is to be given back. `changed_by`: who asked.
+
+    Everything but the reason is what the books say of the event. The reporter holds it against
+    them, and posts nothing where it differs.
+    """
+
+    event_id: Annotated[str, Meta(min_length=1, max_length=128)]
+    account_id: Id
+    campaign_id: Id
+    ad_group_id: Id
+    promoted_pin_id: Id
+    placement: str
+    country: str
+    device: str
+    basis: Literal["cpc", "cpe", "cpm"]
+    currency: Currency
+    billing_day: IsoDate
+    """The event's own day."""
+    charged_day: IsoDate
+    """The day that its charge was posted in."""
+    amount_nanos: Annotated[int, Meta(ge=1, le=2**63 - 1)]
+    """What it was charged, for an impression its exact share of a CPM block."""
+    reason: Annotated[str, Meta(min_length=1, max_length=500)]
+
+
 @dataclass(frozen=True, slots=True)
 class Refused:
     """Why a catalog record was refused; the last valid version stays in force."""
@@ -123,6 +149,7 @@ KINDS = (
     Kind("promoted_pin", "promoted_pin", "promoted_pin_id", PromotedPin),
     Kind("fx", "fx", "fx_day", FxRates),
     Kind("day_close", "close", "day", DayClose),
+    Kind("credit", "credit", "event_id", Credit),
 )
 _BY_PREFIX = {kind.prefix: kind for kind in KINDS}
 _DECODERS = {kind.name: msgspec.json.Decoder(kind.entity_type) for kind in KINDS}
@@ -159,6 +186,8 @@ def parse_entity(kind: Kind, entity_id: str, value: bytes) -> Entity | Refused:
         return Refused("malformed", kind.id_field, f"differs from the key's {entity_id!r}")
     if isinstance(entity, FxRates | DayClose):
         return _check_day(entity) or entity
+    if isinstance(entity, Credit):
+        return _check_credit_days(entity) or entity
     return _check_amounts(entity) or entity
 
 
@@ -180,6 +209,15 @@ def _check_day(entity: FxRates | DayClose) -> Refused | None:
         for currency, rate in entity.usd_per_unit.items():
             if not _is_rate(rate):
                 return Refused("malformed", "usd_per_unit", f"{currency}: {rate!r} is no rate")
+    return None
+
+
+def _check_credit_days(credit: Credit) -> Refused | None:
+    for name in ("billing_day", "charged_day"):
+        try:
+            date.fromisoformat(getattr(credit, name))
+        except ValueError as error:
+            return Refused("malformed", name, str(error))
     return None
 
 
@@ -239,4 +277,6 @@ def record_of_line(line: bytes) -> tuple[bytes, bytes | None]:
 
 
 def _specificity(kind: Kind) -> int:
-    return ("promoted_pin", "ad_group", "campaign", "account", "fx", "day_close").index(kind.name)
+    return ("credit", "promoted_pin", "ad_group", "campaign", "account", "fx", "day_close").index(
+        kind.name
+    )

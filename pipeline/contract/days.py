@@ -3,10 +3,18 @@
 A day is an int: days since 1970-01-01 of the local calendar date. A day begins at the first
 instant of its date, so days have 23 or 25 hours where clocks change. Times are ms since the
 epoch, UTC, and are clamped to the years that calendars have (1970 to 9998).
+
+An account that changes its time zone keeps one unbroken row of days. The day that the change falls
+in, D, ends where its own zone ends it; from D + 1 on a day ends where the new zone ends its date,
+and no earlier than D ended. So days never overlap and none is left out: moving west makes D + 1
+longer, moving east shorter, and a move over more than 24 hours (across the date line) can leave
+D + 1 without an instant, but not without a close. Every account day ends with a day of some zone
+(`mark`), which is why shards close days by zone and need not know of accounts that moved.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date, datetime, timedelta
 from functools import cache, lru_cache
 from zoneinfo import ZoneInfo, available_timezones
@@ -94,8 +102,71 @@ class Calendar:
         starts = np.array([self.start_ms(day) for day in days.tolist()], dtype=np.int64)
         return days[np.searchsorted(starts, clamped, side="right") - 1]
 
+    # -- closing ------------------------------------------------------------------------------
+
+    @property
+    def zone_names(self) -> tuple[str, ...]:
+        """The zones whose closes close these days."""
+        return (self.zone_name,)
+
+    def mark(self, day: int) -> tuple[str, int]:
+        """The zone and its day that this day ends with: closing that one closes this one."""
+        return self.zone_name, day
+
+    def closed_through(self, closed: Mapping[str, int]) -> int:
+        """The last closed day, where `closed` is zone -> its last closed day; -1 for none."""
+        return closed.get(self.zone_name, -1)
+
+
+class ChangedCalendar(Calendar):
+    """The billing days of an account that changed its time zone in the course of a day."""
+
+    def __init__(self, before: Calendar, changed_in: int, zone_name: str) -> None:
+        """`before` up to and including the day `changed_in`, the zone from the next day on."""
+        super().__init__(zone_name)
+        self._before = before
+        self._changed_in = changed_in
+        self._after = calendar(zone_name)
+        self._turn_ms = before.end_ms(changed_in)
+        self._last_with_it = changed_in
+        """The last day that ends where `changed_in` does; a later one than it is empty."""
+        while self._after.end_ms(self._last_with_it + 1) <= self._turn_ms:
+            self._last_with_it += 1
+
+    def start_ms(self, day: int) -> int:
+        if day <= self._changed_in + 1:
+            return self._before.start_ms(day)
+        return max(self._after.start_ms(day), self._turn_ms)
+
+    @property
+    def zone_names(self) -> tuple[str, ...]:
+        return (*self._before.zone_names, self.zone_name)
+
+    def mark(self, day: int) -> tuple[str, int]:
+        if day <= self._last_with_it:
+            return self._before.mark(min(day, self._changed_in))
+        return self.zone_name, day
+
+    def closed_through(self, closed: Mapping[str, int]) -> int:
+        before = self._before.closed_through(closed)
+        if before < self._changed_in:
+            return before
+        return max(self._last_with_it, closed.get(self.zone_name, -1))
+
 
 @cache
 def calendar(zone_name: str) -> Calendar:
     """The calendar of a time zone. Raises `ValueError` where there is no such zone."""
     return Calendar(zone_name)
+
+
+@cache
+def changed_calendar(zone_name: str, changes: tuple[tuple[int, str], ...]) -> Calendar:
+    """The calendar of an account that began in a zone and changed it: (day, zone to go on with).
+
+    `changes` ascend by day, one a day at most. The same arguments give the same object.
+    """
+    if not changes:
+        return calendar(zone_name)
+    day, last_zone = changes[-1]
+    return ChangedCalendar(changed_calendar(zone_name, changes[:-1]), day, last_zone)

@@ -43,4 +43,8 @@ class LogReader(Protocol):
     async def seek(self, positions: Mapping[int, int]) -> None:
         """Go on from these offsets."""
 
+    async def position(self, partition: int) -> int:
+        """The offset that the next fetch of a partition begins with."""
+        ...
+
     async def stop(self) -> None: ...

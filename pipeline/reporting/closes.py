@@ -40,8 +40,9 @@ DAILY_COUNTERS: Final = {
     "charged_engagements": "toInt64(countIf(disposition = 'charged' AND basis = 'cpe'))",
     "spend_nanos": "sum(amount_nanos)",
     "free_nanos": "sum(free_nanos)",
+    "credit_nanos": "sum(if(disposition = 'credited', amount_nanos, 0))",
 }
-"""Columns of reporting.daily, as sums over billing.events."""
+"""Columns of reporting.daily, as sums over billing.events and billing.credits."""
 
 _DAILY_KEY: Final = (
     "account_id, campaign_id, ad_group_id, promoted_pin_id, placement, country, device, currency"
@@ -50,9 +51,18 @@ _DAILY_KEY: Final = (
 _INSERT_DAILY: Final = f"""
 INSERT INTO reporting.daily (billing_day, {_DAILY_KEY}, {", ".join(DAILY_COUNTERS)})
 SELECT posting_day, {_DAILY_KEY}, {", ".join(DAILY_COUNTERS.values())}
-FROM billing.events
-WHERE posting_day = {{day:Date}} AND account_id IN {{accounts:Array(String)}}
-  AND disposition IN ({_OWN_DAY_LIST})
+FROM
+(
+    SELECT posting_day, {_DAILY_KEY}, kind, disposition, basis, amount_nanos, free_nanos
+    FROM billing.events
+    WHERE posting_day = {{day:Date}} AND account_id IN {{accounts:Array(String)}}
+      AND disposition IN ({_OWN_DAY_LIST})
+    UNION ALL
+    SELECT posting_day, {_DAILY_KEY}, '', 'credited', '', amount_nanos, 0
+    FROM billing.credits
+    WHERE posting_day = {{day:Date}} AND account_id IN {{accounts:Array(String)}}
+      AND refused = ''
+)
 GROUP BY posting_day, {_DAILY_KEY}
 ORDER BY {_DAILY_KEY}
 """
@@ -81,6 +91,7 @@ DAY_CLOSE_SCHEMA: Final[dict[str, pl.DataType]] = {
 class _Totals:
     events: int = 0
     accrued_nanos: int = 0
+    """Of events, credits taken off."""
     charges: int = 0
     posted_nanos: int = 0
 
@@ -117,7 +128,11 @@ def _write_daily(
     store: Store, day: date, accounts: Sequence[str], totals: Mapping[str, _Totals]
 ) -> None:
     done = _accounts_in(store, "reporting.daily", day, accounts)
-    active = [account for account in accounts if totals[account].events and account not in done]
+    active = [
+        account
+        for account in accounts
+        if (totals[account].events or totals[account].charges) and account not in done
+    ]
     for group in _by_events(active, totals):
         store.insert_select(
             _INSERT_DAILY,
@@ -180,7 +195,18 @@ def _totals(store: Store, day: date, accounts: Sequence[str]) -> dict[str, _Tota
         "GROUP BY account_id",
         parameters,
     )
+    given_back = dict(
+        store.rows(
+            "SELECT account_id, sum(amount_nanos) FROM billing.credits "
+            "WHERE posting_day = {day:Date} AND account_id IN {accounts:Array(String)} "
+            "GROUP BY account_id",
+            parameters,
+        )
+    )
     accrued = {account: (count, nanos) for account, count, nanos in events}
+    for account, nanos in given_back.items():
+        count, before = accrued.get(account, (0, 0))
+        accrued[account] = (count, before + nanos)
     posted = {account: (count, nanos) for account, count, nanos in charges}
     return {
         account: _Totals(*accrued.get(account, (0, 0)), *posted.get(account, (0, 0)))
@@ -193,7 +219,7 @@ def _unbalanced(day: date, totals: Mapping[str, _Totals]) -> dict[str, str]:
     for account, total in totals.items():
         if total.accrued_nanos != total.posted_nanos:
             wrong[account] = (
-                f"account {account!r} cannot close {day}: its events come to "
+                f"account {account!r} cannot close {day}: its events and credits come to "
                 f"{total.accrued_nanos} nanos, its charges to {total.posted_nanos}"
             )
             log.error(wrong[account])

@@ -1,19 +1,22 @@
 """Which account days are open and which are due to be closed.
 
-A shard closes the days of a time zone; an account's day is closed once every shard has closed it
-in the account's zone. The book is kept in two small tables (reporting.accounts and
-reporting.shard_closes), rows derived from the journal like all others, and in billing.day_closes.
+A shard closes the days of a time zone; an account's day is due once every shard has closed the
+zone day that it ends with (`pipeline.contract.days`; the states are `pipeline.billing.daylife`'s).
+The book is kept in two small tables (reporting.accounts and reporting.shard_closes), rows derived
+from the journal like all others, and in billing.day_closes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Final
 
 import polars as pl
 
+from pipeline.billing.daylife import ACCOUNT_DAY, DayEvent, DayState, account_state, step
+from pipeline.contract.days import Calendar, calendar
 from pipeline.reporting.clickhouse import Store
 from pipeline.reporting.rows import FIRST_DATE, CountedRecord, to_date
 
@@ -37,6 +40,9 @@ SHARD_CLOSE_SCHEMA: Final[dict[str, pl.DataType]] = {
 
 ONE_DAY: Final = timedelta(days=1)
 
+CalendarOf = Callable[[str], Calendar | None]
+"""An account's billing days by the catalog; None where that does not know it."""
+
 
 @dataclass(slots=True)
 class Account:
@@ -47,14 +53,25 @@ class Account:
     first_day: date
     closed_through: date | None = None
 
+    stated_through: date | None = None
+    """First day of the last month whose statement is written."""
+
     @property
     def first_open_day(self) -> date:
         return self.first_day if self.closed_through is None else self.closed_through + ONE_DAY
 
+    def close(self, day: date, what: str) -> None:
+        """Its next day is in billing.day_closes. Raises `IllegalTransitionError` for any other."""
+        state = DayState.CLOSING if day == self.first_open_day else DayState.OPEN
+        if self.closed_through is not None and day <= self.closed_through:
+            state = DayState.CLOSED
+        step(ACCOUNT_DAY, state, DayEvent.BALANCED, f"{what}: {day}")
+        self.closed_through = day
+
 
 @dataclass(frozen=True, slots=True)
 class DueClose:
-    """One day to be closed for some accounts, all of one zone."""
+    """One day to be closed for some accounts, for all of which it ends at one time."""
 
     day: date
     account_ids: list[str]
@@ -87,7 +104,13 @@ class DayBook:
         for account_id, closed_through in store.rows(
             "SELECT account_id, max(billing_day) FROM billing.day_closes GROUP BY account_id"
         ):
-            book.note_closed([account_id], closed_through)
+            if account_id in book.accounts:
+                book.accounts[account_id].closed_through = closed_through
+        for account_id, month in store.rows(
+            "SELECT account_id, max(month) FROM billing.statements GROUP BY account_id"
+        ):
+            if account_id in book.accounts:
+                book.accounts[account_id].stated_through = month
         oldest = min((a.first_open_day for a in book.accounts.values()), default=FIRST_DATE)
         for zone, shard, closed_through, at_ms in store.rows(
             "SELECT time_zone, journal_partition, closed_through, closed_at_ms "
@@ -122,27 +145,52 @@ class DayBook:
         """These accounts' day is in billing.day_closes."""
         for account_id in account_ids:
             if account_id in self.accounts:
-                self.accounts[account_id].closed_through = day
+                self.accounts[account_id].close(day, f"account {account_id}")
 
-    def due(self) -> list[DueClose]:
+    def state_of(self, account_id: str, day: date, calendar_of: CalendarOf) -> DayState:
+        """Where an account's day is in its life."""
+        account = self.accounts[account_id]
+        zone, number = self._days_of(account_id, calendar_of).mark(_number(day))
+        shards = sum(closes[-1][0] >= _day(number) for closes in self.closes.get(zone, {}).values())
+        through = account.closed_through
+        return account_state(shards, is_closed=through is not None and day <= through)
+
+    def due(self, calendar_of: CalendarOf = lambda account_id: None) -> list[DueClose]:
         """Account days that all shards have closed and billing.day_closes lacks, oldest first."""
         reached = {}
         for zone in self.closes:
             last = self._closed_by_all(zone)
-            if last is not None and last > self.settled.get(zone, FIRST_DATE):
+            if last is not None:
                 reached[zone] = last
-        if not reached:
+        if all(last <= self.settled.get(zone, FIRST_DATE) for zone, last in reached.items()):
             return []
-        by_day: dict[tuple[date, str], list[str]] = {}
+        closed = {zone: _number(last) for zone, last in reached.items()}
+        by_mark: dict[tuple[date, str, int], list[str]] = {}
         for account_id, account in self.accounts.items():
+            days = self._days_of(account_id, calendar_of)
+            last = _day(days.closed_through(closed))
             day = account.first_open_day
-            while day <= reached.get(account.time_zone, FIRST_DATE):
-                by_day.setdefault((day, account.time_zone), []).append(account_id)
+            while day <= last:
+                by_mark.setdefault((day, *days.mark(_number(day))), []).append(account_id)
                 day += ONE_DAY
         return [
-            DueClose(day, sorted(ids), self._closed_at_ms(zone, day))
-            for (day, zone), ids in sorted(by_day.items())
+            DueClose(day, sorted(ids), self._closed_at_ms(zone, _day(number)))
+            for (day, zone, number), ids in sorted(by_mark.items())
         ]
+
+    def _days_of(self, account_id: str, calendar_of: CalendarOf) -> Calendar:
+        return calendar_of(account_id) or calendar(self.accounts[account_id].time_zone)
+
+    def months_due(self) -> list[tuple[date, list[str]]]:
+        """(first day of a month, accounts sorted) closed to its end and not stated, in order."""
+        by_month: dict[date, list[str]] = {}
+        for account_id, account in self.accounts.items():
+            stated = account.stated_through
+            month = account.first_day.replace(day=1) if stated is None else next_month(stated)
+            while account.closed_through and next_month(month) <= account.closed_through + ONE_DAY:
+                by_month.setdefault(month, []).append(account_id)
+                month = next_month(month)
+        return [(month, sorted(account_ids)) for month, account_ids in sorted(by_month.items())]
 
     def settle(self) -> None:
         """Everything that was due is closed: forget what only that needed."""
@@ -208,3 +256,16 @@ class DayBook:
             next(at_ms for through, at_ms in closes if through >= day)
             for closes in self.closes[zone].values()
         )
+
+
+def next_month(month: date) -> date:
+    """The first day of the month after this day's."""
+    return (month.replace(day=1) + timedelta(days=32)).replace(day=1)
+
+
+def _number(day: date) -> int:
+    return (day - FIRST_DATE).days
+
+
+def _day(number: int) -> date:
+    return FIRST_DATE + timedelta(days=number)

@@ -56,6 +56,8 @@ class Intake:
         self.events = 0
         """Events taken in and not cut yet."""
         self.records = 0
+        self.catalog_end = 0
+        """The catalog was used up to, not including, this offset by what was taken in."""
         self.stopped: dict[int, str] = {}
         """Partition -> why it goes no further."""
 
@@ -122,6 +124,7 @@ class Intake:
         if counted is not None:
             self.events += header.events
             self.records += 1
+            self.catalog_end = max(self.catalog_end, header.catalog_end)
 
     def _start_behind_gap(self, record: LogRecord, header: Header) -> None:
         """Retention has deleted the record before this one: begin anew at it, if it allows."""

@@ -23,16 +23,25 @@ import polars as pl
 import pyarrow as pa
 
 from pipeline.contract.catalog import Accepted, Catalog, Change
+from pipeline.contract.days import Calendar
 from pipeline.contract.log import LogReader, LogRecord
-from pipeline.reporting import closes
+from pipeline.reporting import closes, statements
 from pipeline.reporting.clickhouse import Store, insistently
-from pipeline.reporting.daybook import DayBook
+from pipeline.reporting.credits import (
+    Books,
+    charged_in_batch,
+    charged_in_tables,
+    credit_charges,
+    credit_rows,
+)
+from pipeline.reporting.daybook import DayBook, DueClose
 from pipeline.reporting.intake import Cut, Intake, check_same_journal, not_after
 from pipeline.reporting.metrics import ReporterMetrics, Standing
 from pipeline.reporting.plans import Plan, PlanBook
 from pipeline.reporting.rows import (
     by_day,
     charge_rows,
+    charges_per_record,
     event_rows,
     first_posting_days,
     signal_rows,
@@ -98,6 +107,10 @@ class CatalogIntake:
         self._changes: list[Change] = []
         self.next_offset = 0
 
+    def calendar_of(self, account_id: str) -> Calendar | None:
+        """An account's billing days, as far as the catalog has been read."""
+        return self._catalog.calendar_of(account_id)
+
     def take(self, records: Sequence[LogRecord]) -> None:
         """Take catalog records in, from the first retained one on."""
         for record in records:
@@ -160,6 +173,9 @@ class Reporter:
         complete, planned = await self._insist(self._plans.last_two)
         self._book = await self._insist(lambda: DayBook.load(self._store, self._partitions))
         await self._catalog.start()
+        end = (await self._catalog.end_offsets())[0]
+        while await self._catalog.position(0) < end:
+            self._changes.take(await self._catalog.fetch(FETCH_WAIT_MS))
         await self._journal.start({p: at.next_offset for p, at in complete.journal.items()})
         check_same_journal(planned or complete, await self._journal.end_offsets())
         self._intake = Intake(complete)
@@ -167,6 +183,7 @@ class Reporter:
         if planned is not None:
             await self._finish(complete, planned)
         self._note_reached(self._last)
+        await self._insist(lambda: statements.state_months(self._store, self._book, self._confirm))
         self.progress.state = "running"
         while True:
             self.progress.last_pass_monotonic_s = time.monotonic()
@@ -223,11 +240,10 @@ class Reporter:
             self._intake.take(not_after(records, planned))
             if self._intake.stopped:
                 break
-        while self._changes.next_offset < planned.catalog_next:
-            self._changes.take(await self._catalog.fetch(FETCH_WAIT_MS))
+        await self._read_catalog_to(planned.catalog_next)
         cut = self._intake.cut(planned.batch, EVENTS_WAITING * 1_000, planned.catalog_next)
         changes = self._changes.cut(complete.catalog_next, planned.catalog_next)
-        inserts = await asyncio.to_thread(self._inserts_of, cut, changes)
+        inserts = await self._rows(cut, changes)
         await self._insert(planned, inserts, again=True)
         self._last = planned
         await self._insist(self._close_days)
@@ -241,7 +257,14 @@ class Reporter:
         if waiting < EVENTS_WAITING:
             self._intake.take(await self._journal.fetch(wait_ms))
         self._changes.take(await self._catalog.fetch(0))
+        # A close must not be read without the changes of time zone that the shards knew of.
+        await self._read_catalog_to(self._intake.catalog_end)
         self.progress.stopped = dict(self._intake.stopped)
+
+    async def _read_catalog_to(self, offset: int) -> None:
+        """Take in the catalog up to this offset, which is known to be there."""
+        while self._changes.next_offset < offset:
+            self._changes.take(await self._catalog.fetch(FETCH_WAIT_MS))
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -253,7 +276,7 @@ class Reporter:
         if cut.plan.same_ends(self._last):
             return
         changes = self._changes.cut(self._last.catalog_next, cut.plan.catalog_next)
-        inserts = await asyncio.to_thread(self._inserts_of, cut, changes)
+        inserts = await self._rows(cut, changes)
         await self._insist(lambda: self._plans.write(cut.plan))
         self._claimed = cut.plan.batch
         await self._insert(cut.plan, inserts)
@@ -264,13 +287,28 @@ class Reporter:
         self._note_reached(cut.plan)
         self.progress.last_batch_monotonic_s = time.monotonic()
 
-    def _inserts_of(self, cut: Cut, changes: pl.DataFrame) -> list[_Insert]:
+    async def _rows(self, cut: Cut, changes: pl.DataFrame) -> list[_Insert]:
+        books = await self._insist(partial(charged_in_tables, self._store, cut.records))
+        return await asyncio.to_thread(self._inserts_of, cut, changes, books)
+
+    def _inserts_of(self, cut: Cut, changes: pl.DataFrame, books: Books) -> list[_Insert]:
         """A batch's rows; notes its accounts and closes in the day book."""
         events = event_rows(cut.records)
+        charges = charge_rows(cut.records, events)
+        credits = credit_rows(
+            cut.records,
+            charges_per_record(charges),
+            {**books, **charged_in_batch(events, cut.records)},
+        )
+        for row in credits.filter(pl.col("refused") != "").iter_rows(named=True):
+            log.error("the credit of event %s is refused: %s", row["event_id"], row["refused"])
         accounts, shard_closes = self._book.note(cut.records, first_posting_days(events))
         return [
             *_daily_inserts("billing.events", events, "posting_day"),
-            *_daily_inserts("billing.charges", charge_rows(cut.records, events), "posting_day"),
+            *_daily_inserts(
+                "billing.charges", pl.concat([charges, credit_charges(credits)]), "posting_day"
+            ),
+            *_daily_inserts("billing.credits", credits, "posting_day"),
             *_daily_inserts("reporting.signals", signal_rows(cut.records), "billing_day"),
             *_whole_insert("reporting.changes", changes, "catalog_offset"),
             *_whole_insert("reporting.accounts", accounts, "journal_offset"),
@@ -292,9 +330,12 @@ class Reporter:
 
     def _close_days(self) -> None:
         """Close what all shards have closed; an account that is refused keeps its day open."""
-        due = self._book.due()
-        if not due:
-            return
+        due = self._book.due(self._changes.calendar_of)
+        if due:
+            self._close(due)
+            statements.state_months(self._store, self._book, self._confirm)
+
+    def _close(self, due: list[DueClose]) -> None:
         currencies = {name: account.currency for name, account in self._book.accounts.items()}
         refused: dict[str, str] = {}
         for one in due:

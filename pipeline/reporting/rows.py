@@ -15,7 +15,14 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from pipeline.billing.journal import CODE_NAMES, Header, JournalError
+from pipeline.billing.journal import (
+    CODE_NAMES,
+    Header,
+    JournalError,
+    decode_events,
+    decode_header,
+)
+from pipeline.contract.log import LogRecord
 from pipeline.contract.vocabulary import BASES, CHARGED, CPC, CPE, DISPOSITIONS, NOT_SERVING
 
 FIRST_DATE: Final = date(1970, 1, 1)
@@ -107,6 +114,12 @@ class CountedRecord:
     events: pl.DataFrame
     """With the columns of the journal's EVENT_SCHEMA."""
 
+    @classmethod
+    def decoded(cls, record: LogRecord) -> CountedRecord:
+        """A record that is known to count. Raises `JournalError`."""
+        header, body = decode_header(record.value or b"")
+        return cls(record.partition, record.offset, header, decode_events(header, body))
+
     def check(self) -> None:
         """Raises `JournalError` where rows cannot be made of the record."""
         for ad in self.header.ads:
@@ -150,11 +163,12 @@ def event_rows(records: Sequence[CountedRecord]) -> pl.DataFrame:
 def charge_rows(records: Sequence[CountedRecord], events: pl.DataFrame) -> pl.DataFrame:
     """The rows of billing.charges that the records post; `events` are their `event_rows`.
 
-    One charge for each event charged by click or engagement, then one for each CPM block. The
-    n-th charge of a record is `journal_partition-journal_offset-n`, for ever.
+    One charge for each event charged by click or engagement, then one for each CPM block; then
+    come credits (`pipeline.reporting.credits`). The n-th charge of a record is
+    `journal_partition-journal_offset-n`, for ever.
     """
     posted = _event_charges(events) if events.height else pl.DataFrame(schema=CHARGE_SCHEMA)
-    blocks = _block_charges(records, _charges_per_record(posted))
+    blocks = _block_charges(records, charges_per_record(posted))
     return pl.concat([posted, blocks])
 
 
@@ -273,7 +287,8 @@ def _event_charges(events: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _charges_per_record(charges: pl.DataFrame) -> dict[tuple[int, int], int]:
+def charges_per_record(charges: pl.DataFrame) -> dict[tuple[int, int], int]:
+    """(journal partition, offset) -> how many of these charges the record posts."""
     counts = charges.group_by("journal_partition", "journal_offset").len()
     return {(partition, offset): count for partition, offset, count in counts.iter_rows()}
 

@@ -17,6 +17,7 @@ import polars as pl
 from pipeline.billing import fold, posting
 from pipeline.billing.batch import Batch
 from pipeline.billing.books import Balances, Shard
+from pipeline.billing.credits import CreditDesk
 from pipeline.billing.decide import Outcome, Policy, decide
 from pipeline.billing.journal import AccountTerms, Header
 from pipeline.billing.posting import Draft, ShardEvents
@@ -76,6 +77,7 @@ class Engine:
         self.shards: dict[int, Shard] = {}
         self._pacing: PacingPolicy = pacing or PlainLimits()
         self._stopped = _Stopped()
+        self._credits = CreditDesk(settings.partitions)
         self._next_close_ms: dict[int, int] = {}
 
     # -- ownership ----------------------------------------------------------------------------
@@ -95,6 +97,7 @@ class Engine:
             groups, campaigns = self.terms.rows_of_shard(shard)
             self._stopped.forget("ad_group", groups.tolist())
             self._stopped.forget("campaign", campaigns.tolist())
+        self._credits.look_again(shard)
         self._next_close_ms.pop(shard, None)
 
     def fold(self, shard: int, header: Header, events: pl.DataFrame) -> None:
@@ -115,6 +118,8 @@ class Engine:
         result = self.catalog.apply(record)
         if isinstance(result, Accepted):
             self.terms.update(result.entity_kind, result.entity_id, now_ms)
+            if result.entity_kind == "credit":
+                self._credits.order(self.catalog.credits[result.entity_id])
             if result.entity_kind in ("account", "day_close"):
                 self._next_close_ms.clear()
         return result
@@ -149,14 +154,15 @@ class Engine:
             self.shards, self.balances, batch, self.terms, now_ms, self.settings.judging
         )
         drafts = posting.post(self.shards, self.balances, self.terms, outcome)
-        for number in self.shards:
+        for number, shard in self.shards.items():
+            drafts[number].credits = self._credits.post(shard, self.terms, now_ms)
             self._close_days(drafts[number], now_ms, read_through_ms.get(number, 0))
         self._review_serving(outcome, drafts, now_ms)
         return Turn(outcome, drafts)
 
     def is_due(self, now_ms: int, read_through_ms: Mapping[int, int]) -> bool:
         """Whether a turn without events would do anything."""
-        if self.terms.limits_changed:
+        if self.terms.limits_changed or self._credits.is_due(self.shards):
             return True
         effective_ms = self.terms.next_effective_ms()
         if effective_ms is not None and effective_ms <= now_ms:

@@ -257,12 +257,17 @@ class Worker:
         await self.app.start()
 
     async def stop(self) -> None:
-        """Leave the group, let what flies land, leave snapshots behind."""
+        """Let what flies land, leave snapshots behind, then leave the group.
+
+        In this order: an append that lands after the next owner has read the journal would make
+        the shard look contested, and cost that owner its process.
+        """
         self.progress.state = "stopping"
-        await self.app.stop()
+        self._intake.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
+        await self.app.stop()
 
     async def _guarded(self, run: Callable[[], Awaitable[None]], name: str) -> None:
         """A crash ends the process, so that its shards move on: a Faust worker whose parts have
@@ -335,6 +340,8 @@ class Worker:
         try:
             await self._ready.wait()
             async with self._turning:
+                if self.progress.state == "stopping":
+                    return {}
                 return await self._own(assigned)
         except asyncio.CancelledError:
             raise
@@ -387,7 +394,8 @@ class Worker:
         for tp, offset in positions.items():
             if tp.partition in self.owned:
                 self.owned[tp.partition].taken[tp.topic] = offset
-        self._intake.open(epoch)
+        if self.progress.state != "stopping":
+            self._intake.open(epoch)
 
     def journaled(self) -> dict[TP, int]:
         """How far the journal has each owned source; for lag monitors."""
@@ -435,7 +443,9 @@ class Worker:
     async def _wait_for_work(self) -> None:
         wake = self._intake.wake
         try:
-            await asyncio.wait_for(wake.wait(), _IDLE_WAIT_S)
+            # Not wait_for: before Python 3.12 it swallows a cancellation that comes with the wake.
+            async with asyncio.timeout(_IDLE_WAIT_S):
+                await wake.wait()
             await asyncio.sleep(self._rest_s())
         except TimeoutError:
             pass

@@ -63,8 +63,9 @@ def _entry(
     engine: Engine, outcome: Outcome, draft: Draft, events: ShardEvents, refusals: list[Reject]
 ) -> Entry:
     accounts = dict(events.accounts)
-    for block in draft.blocks:
-        accounts.setdefault(block.account_id, engine.account_terms(block.account_id))
+    posted = [block.account_id for block in draft.blocks]
+    for account_id in posted + [credit.account_id for credit in draft.credits]:
+        accounts.setdefault(account_id, engine.account_terms(account_id))
     header = _header(
         engine,
         draft.shard,
@@ -76,6 +77,7 @@ def _entry(
         signals=draft.signals,
         blocks=draft.blocks,
         closed=draft.closed,
+        credits=draft.credits or msgspec.UNSET,
     )
     originals = originals_of(outcome, draft.rows)
     return Entry(draft.shard, header, encode_events(events.columns), originals, refusals)

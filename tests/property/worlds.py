@@ -46,6 +46,18 @@ _small = st.integers(0, 3)
 
 
 @st.composite
+def zone_changes(draw: st.DrawFn) -> tuple[str, Any, int]:
+    """An account that moves: west, east, and over the date line."""
+    account = draw(st.sampled_from(accounts()))
+    zones = ["America/Los_Angeles", "Asia/Tokyo", "Pacific/Kiritimati", "Pacific/Pago_Pago"]
+    moved = account | {
+        "time_zone": draw(st.sampled_from(zones)),
+        "effective_ms": START_MS + draw(st.integers(0, 120)) * HOUR_MS,
+    }
+    return f"account:{account['account_id']}", moved, START_MS
+
+
+@st.composite
 def campaigns(draw: st.DrawFn, number: int) -> dict[str, Any]:
     campaign: dict[str, Any] = {
         "campaign_id": f"c{number}",
@@ -124,6 +136,7 @@ def catalogs(draw: st.DrawFn) -> list[tuple[str, dict[str, Any] | None, int]]:
                 records.append((f"promoted_pin:{pin_id}", pin | {"review": review}, START_MS))
     if draw(st.integers(0, 5)) == 0:
         later.append((records[-1][0], None, START_MS))
+    later += draw(st.lists(zone_changes(), max_size=2))
     return records + later
 
 

@@ -957,12 +957,16 @@ def test_a_billing_day_is_the_calendar_day_in_the_accounts_zone(
     assert shard.judge("e1", event_time_ms=ms(time)).billing_day == day
 
 
-def test_the_zone_is_the_one_in_force_when_the_event_is_judged() -> None:
-    """Noon UTC of 4 March is 01:00 of 5 March in Auckland."""
+def test_a_change_of_zone_takes_effect_at_the_accounts_next_day() -> None:
+    """Noon UTC of 4 March is 01:00 of 5 March in Auckland, midnight UTC of the 5th 13:00."""
     shard = world()
-    shard.account(time_zone="Pacific/Auckland", effective_ms=NOON + 1)
-    assert shard.judge("e1", now_ms=NOON).billing_day == TODAY
-    assert shard.judge("e2", now_ms=NOON + 1, impression_id="i2").billing_day == date(2024, 3, 5)
+    shard.account(time_zone="Pacific/Auckland", effective_ms=NOON)
+    hour_ms = 3_600_000
+    days = [
+        shard.judge(f"e{hours}", event_time_ms=NOON + hours * hour_ms, impression_id=f"i{hours}")
+        for hours in (0, 11, 12, 22, 23)
+    ]
+    assert [verdict.billing_day.day for verdict in days] == [4, 4, 5, 5, 6]
 
 
 # --- CPM blocks ----------------------------------------------------------------------------------

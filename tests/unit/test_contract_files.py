@@ -157,6 +157,24 @@ def test_what_is_no_object_does_not_fit(value: bytes) -> None:
 # -- the catalog ------------------------------------------------------------------------------
 
 
+CREDIT = {
+    "event_id": "e1",
+    "account_id": "a",
+    "campaign_id": "c",
+    "ad_group_id": "g",
+    "promoted_pin_id": "p",
+    "placement": "browse",
+    "country": "US",
+    "device": "",
+    "basis": "cpc",
+    "currency": "USD",
+    "billing_day": "2026-03-02",
+    "charged_day": "2026-03-03",
+    "amount_nanos": 500_000_000,
+    "reason": "invalid traffic",
+}
+
+
 def _entities() -> list[tuple[str, dict[str, Any]]]:
     """Key and value of one entity of each kind, as they are published."""
     world = build_world(seed=1, campaigns=3, day_start_ms=DAY * MS_PER_DAY, impressions=100)
@@ -166,6 +184,7 @@ def _entities() -> list[tuple[str, dict[str, Any]]]:
         *by_prefix.values(),
         ("fx:2026-03-02", rates),
         ("close:2026-03-02", {"day": "2026-03-02"}),
+        ("credit:e1", CREDIT),
     ]
 
 
