@@ -22,6 +22,7 @@ from rich.text import Text
 
 from pipeline.cli import wiring
 from pipeline.cli.admin import DataOption, JsonOption, out
+from pipeline.contract.vocabulary import EVENT_TOPICS
 from pipeline.embedded.errors import EmbeddedError
 from pipeline.embedded.kafka import bundled_java
 from pipeline.reporting import schema
@@ -69,16 +70,18 @@ def _settings(settings: Settings) -> Iterator[Finding]:
         yield Finding("settings", "warn", says, f"did you mean {', '.join(misspelt.values())}?")
     else:
         yield Finding("settings", "ok", "every PIPELINE_ variable is a setting or far from one")
-    embedded = (
-        settings.clickhouse_dsn.startswith("chdb:") or "127.0.0.1" in settings.kafka_bootstrap
-    )
     if not settings.has_development_user_hash_key:
         yield Finding("user hash key", "ok", "one of your own")
-    elif embedded:
+    elif _is_embedded(settings):
         yield Finding("user hash key", "ok", "the public one, for development")
     else:
         fix = "set PIPELINE_USER_HASH_KEY_FILE before the first event; it can never change after"
         yield Finding("user hash key", "fail", "the public one: hashes hide nobody", fix)
+
+
+def _is_embedded(settings: Settings) -> bool:
+    """Whether this is `pipeline up`, or something like it, on this machine."""
+    return settings.clickhouse_dsn.startswith("chdb:") or "127.0.0.1" in settings.kafka_bootstrap
 
 
 def _java() -> Finding:
@@ -164,6 +167,14 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
         yield Finding("topics", "fail", "; ".join(wrong), fix)
     if not missing and not wrong:
         yield Finding("topics", "ok", f"{len(specs)} topics, as the contract needs them")
+    stamped = [
+        topic
+        for topic in EVENT_TOPICS
+        if topic in found and found[topic].config.get("message.timestamp.type") != "LogAppendTime"
+    ]
+    if stamped and settings.clock == "wall" and not _is_embedded(settings):
+        fix = "set message.timestamp.type=LogAppendTime: an event's age is then the broker's word"
+        yield Finding("time stamps", "warn", f"{', '.join(stamped)}: producers date records", fix)
     wanted = settings.kafka_replication_factor
     thin = [name for name, topic in found.items() if topic.replicas < wanted]
     if thin:

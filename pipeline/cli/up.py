@@ -105,7 +105,9 @@ class Up:
 
     def _environment(self) -> dict[str, str]:
         settings = self._settings
-        return dict(os.environ) | {
+        inherited = dict(os.environ)
+        inherited.pop("PIPELINE_CLICKHOUSE_DSN_FILE", None)  # told below, and not twice
+        return inherited | {
             "PIPELINE_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
             "PIPELINE_KAFKA_SECURITY_PROTOCOL": "PLAINTEXT",
             "PIPELINE_CLICKHOUSE_DSN": f"chdb://{settings.data_dir.absolute()}/clickhouse",
