@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from pipeline.reporting.clickhouse import Store
+from pipeline.reporting.clickhouse import Store, StoreError
 
 READONLY: Final = 164
 """ClickHouse's code for what a reader may not do."""
@@ -59,6 +59,10 @@ _FORBIDDEN_FUNCTIONS: Final = re.compile(
     r"currentprofiles|enabledprofiles|defaultprofiles|hostname|fullhostname|tcpport|"
     r"serveruuid|buildid|zookeepersession\w*|executable\w*|url"
 )
+_BEGINS_A_READ: Final = re.compile(
+    r"[\s(]*(SELECT|WITH|SHOW|DESC|DESCRIBE|EXISTS|EXPLAIN)\b", re.IGNORECASE
+)
+_ONLY_READS: Final = "only reads are allowed: SELECT, WITH, SHOW, DESCRIBE, EXISTS, EXPLAIN"
 _IN: Final = re.compile(r"(global)?(not)?(null)?in(ignoreset)?")
 
 
@@ -153,12 +157,15 @@ class ReadGuard:
         if not self._table_functions:
             rows = self._store.rows("SELECT lower(name) FROM system.table_functions")
             self._table_functions = frozenset(str(name) for [name] in rows)
-        text = self._store.raw(f"EXPLAIN AST {sql}", "TabSeparatedRaw", bound).decode()
+        try:
+            text = self._store.raw(f"EXPLAIN AST {sql}", "TabSeparatedRaw", bound).decode()
+        except StoreError as error:
+            if not _BEGINS_A_READ.match(sql):  # SYSTEM, KILL and others have no syntax tree
+                raise RefusedQuery(_ONLY_READS) from error
+            raise
         [statement] = _tree(text).children
         if statement.kind not in _STATEMENTS:
-            raise RefusedQuery(
-                "only reads are allowed: SELECT, WITH, SHOW, DESCRIBE, EXISTS, EXPLAIN"
-            )
+            raise RefusedQuery(_ONLY_READS)
         if not statement.kind.startswith(("Select", "Explain", "Describe")):
             _check_names(statement)
         for node in statement.walk():

@@ -119,7 +119,7 @@ def test_what_is_not_a_read_is_refused(product: Product, sql: str, tmp_path: Pat
     leak = tmp_path / "leak.tsv"
     before = product.query("SELECT count() AS n FROM billing.events")
     refused = is_refused(product, sql.replace("{leak}", str(leak)))
-    assert refused.status == 403
+    assert refused.status in (400, 403)  # 400: what the engine cannot even parse as a read
     assert not leak.exists()
     assert product.query("SELECT count() AS n FROM billing.events") == before
 
@@ -263,4 +263,4 @@ def test_the_health_pages_say_that_all_is_well(product: Product) -> None:
     assert health["worker"]["shards"] == [0, 1]
     assert health["reporter"]["stopped"] == {}
     with urllib.request.urlopen(product.web, timeout=30) as answer:
-        assert product.clickhouse in answer.read().decode()
+        assert "<h1>Figures" in answer.read().decode()
