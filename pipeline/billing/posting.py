@@ -19,6 +19,7 @@ from pipeline.billing.decide import Outcome
 from pipeline.billing.journal import EVENT_SCHEMA, AccountTerms, Ad, Block
 from pipeline.billing.terms import Terms
 from pipeline.contract.days import iso
+from pipeline.contract.pacing_notes import PacingNote
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import CHARGED, CPM, NOT_SERVING, UNKNOWN
 
@@ -39,9 +40,10 @@ class Draft:
     signals: list[Signal] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
     closed: dict[str, str] = field(default_factory=dict)
+    notes: list[PacingNote] = field(default_factory=list)
 
     def is_empty(self) -> bool:
-        return not (self.sources or self.signals or self.blocks or self.closed)
+        return not (self.sources or self.signals or self.blocks or self.closed or self.notes)
 
 
 def post(

@@ -89,7 +89,8 @@ class Fleet:
         group = demand.group[rows]
         campaign = self.market.campaign[group]
         probability = self.groups[server, group] * self.campaigns[server, campaign]
-        return rows.start + np.flatnonzero(demand.serve_draw[rows] < probability)
+        chosen = np.flatnonzero(demand.serve_draw[rows] < probability)
+        return np.asarray(rows.start + chosen, dtype=np.int64)
 
     def serving(self) -> npt.NDArray[np.float64]:
         """The mean serve probability of each ad group."""

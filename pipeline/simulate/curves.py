@@ -75,7 +75,7 @@ def _quantiles() -> Floats:
 
 
 def _mean_one(values: Floats, axes: tuple[int, ...]) -> Floats:
-    return values / values.mean(axis=axes, keepdims=True)
+    return np.asarray(values / values.mean(axis=axes, keepdims=True))
 
 
 def _traffic(path: Path) -> Floats:
@@ -110,4 +110,4 @@ def _ratios(path: Path) -> Floats:
             bids.append(float(columns[_BIDDING_PRICE_COLUMN]))
             paid.append(float(columns[_PAYING_PRICE_COLUMN]))
     ratio = np.array(paid) / np.array(bids)
-    return np.quantile(np.clip(ratio, 0.01, 1.0), _quantiles())
+    return np.asarray(np.quantile(np.clip(ratio, 0.01, 1.0), _quantiles()))

@@ -15,9 +15,6 @@ import numpy.typing as npt
 from pipeline.billing.decide import Outcome
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import (
-    AD_GROUP_DAILY,
-    AD_GROUP_LIFETIME,
-    CAMPAIGN_DAILY,
     IMPRESSION,
     MS_PER_DAY,
     OVER_BUDGET,
@@ -159,17 +156,7 @@ class Recorder:
 
     def room_nanos(self, now_ms: int) -> Floats:
         """What is left of the tightest limit of each ad group; nothing left counts as far."""
-        balances, terms = self.engine.balances, self.engine.terms
-        groups, campaigns = self._engine_rows, self._campaign_rows
-        room = terms.group.lifetime_nanos[groups] - balances.get(AD_GROUP_LIFETIME, 0).of(groups)
-        room = room.astype(np.float64)
-        today = (now_ms + self.market.utc_offset_ms) // MS_PER_DAY
-        for day in np.unique(today).tolist():
-            here = np.flatnonzero(today == day)
-            spent = balances.get(AD_GROUP_DAILY, day).of(groups[here])
-            room[here] = np.minimum(room[here], terms.group.daily_nanos[groups[here]] - spent)
-            spent = balances.get(CAMPAIGN_DAILY, day).of(campaigns[here])
-            room[here] = np.minimum(room[here], terms.campaign.daily_nanos[campaigns[here]] - spent)
+        room = self.engine.room_nanos(self._engine_rows, now_ms).astype(np.float64)
         return np.where(room > 0, room, _UNBOUNDED)
 
     def _day(self, group: Int64s, time_ms: Int64s) -> Int64s:
@@ -183,7 +170,7 @@ class Recorder:
         return np.where((day >= 0) & (day < self.days), day, self.days)
 
     def _note_forecasts(self, now_ms: int) -> None:
-        predicted = self.engine.predicted_exhaustion_ms(self._engine_rows, now_ms)
+        predicted = self.engine.predicted_exhaustion_ms(self._engine_rows, now_ms)[0]
         days = self._day(np.arange(len(predicted)), np.full(len(predicted), now_ms))
         for row in np.flatnonzero(predicted > now_ms).tolist():
             made = self.forecasts.setdefault((row, int(days[row])), [])

@@ -54,6 +54,7 @@ def prepare(engine: Engine, outcome: Outcome, draft: Draft, refusals: list[Rejec
         signals=draft.signals,
         blocks=draft.blocks,
         closed=draft.closed,
+        pacing=draft.notes or msgspec.UNSET,
     )
     originals = originals_of(outcome, draft.rows)
     return Entry(draft.shard, header, encode_events(events), originals, refusals)
