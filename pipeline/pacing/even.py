@@ -27,7 +27,12 @@ FIRST_PROBABILITY: Final = 0.2
 LOWEST_PROBABILITY: Final = 0.005
 LONGEST_STEP: Final = 2.0
 """A signal changes the probability by at most this factor."""
-_DEAD_BAND: Final = 0.08
+_DEAD_BAND: Final = 0.1
+_DEAD_BAND_OF_BUDGET: Final = 0.04
+_WIDEST_BAND: Final = 0.5
+END_EARLY_SHARE: Final = 0.01
+"""Of a day's traffic: a budget is paced to be used up so long before its end, so that what comes
+late and what goes wrong at the end still finds demand."""
 _MEMORY_SHARE: Final = 0.12
 """Of a day's traffic: how much potential is averaged over."""
 _FEWEST_EVENTS: Final = 4.0
@@ -69,20 +74,14 @@ class PotentialModel:
         potential = groups.value_nanos[rows] / np.maximum(groups.share[rows], 1e-12)
         return np.where(known, potential, 0.0)
 
-    def events(self, rows: Rows) -> Floats:
-        """How many events stand behind each potential."""
-        self.groups.reserve(rows)
-        return np.asarray(self.groups.events[rows])
-
     def nanos_per_day(self, row: int) -> float:
         """The potential; 0 where too little is known."""
         return float(self.per_day(np.array([row]))[0])
 
-    def relative_error(self, row: int) -> float:
-        """The potential's standard error over itself, by the number of events behind it."""
-        if row >= len(self.groups):
-            return 1.0
-        return float(1.0 / np.sqrt(max(1.0, float(self.groups.events[row]))))
+    def relative_error(self, rows: Rows) -> Floats:
+        """Each potential's standard error over itself, by the number of events behind it."""
+        self.groups.reserve(rows)
+        return np.asarray(1.0 / np.sqrt(np.maximum(1.0, self.groups.events[rows])))
 
     def forget(self, rows: Rows) -> None:
         """The ad groups are another worker's now."""
@@ -93,18 +92,22 @@ def wanted_probability(budget: Budget, nanos_per_day: float) -> float:
     """The probability that uses the budget up exactly at its end."""
     if nanos_per_day <= 0:
         return FIRST_PROBABILITY
-    could = nanos_per_day * budget.share_to_come
+    could = nanos_per_day * (budget.share_to_come - END_EARLY_SHARE)
     if could <= 0:
         return 1.0
     return float(np.clip(budget.left_nanos / could, LOWEST_PROBABILITY, 1.0))
 
 
-def next_probability(current: float, wanted: float, relative_error: float) -> float | None:
+def next_probability(
+    current: float, wanted: float, relative_error: float, left_share: float
+) -> float | None:
     """What to signal now, or None where the current probability is near enough.
 
-    The dead band is wider where the potential is poorly known: noise must not cost signals.
+    The dead band is wider where the potential is poorly known (noise must not cost signals) and
+    where little of the budget is left (`left_share`): the same error then moves less money.
     """
-    band = max(_DEAD_BAND, min(0.5, 0.5 * relative_error))
+    band = max(_DEAD_BAND, 0.5 * relative_error, _DEAD_BAND_OF_BUDGET / max(left_share, 1e-6))
+    band = min(_WIDEST_BAND, band)
     if current > 0 and abs(wanted / current - 1.0) <= band:
         return None
     if current >= 1.0 and wanted >= 1.0:

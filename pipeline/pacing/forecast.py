@@ -58,16 +58,23 @@ class Forecasts:
 
     # -- learning -----------------------------------------------------------------------------
 
-    def observe(self, seen: Seen, facts: Facts, today: Today, probability: Floats) -> None:
-        """Learn from a turn; `probability` is what `seen.group` was served with."""
+    def observe(
+        self, seen: Seen, facts: Facts, today: Today, probability: Floats, unit_nanos: Floats
+    ) -> None:
+        """Learn from a turn; `probability` is what `seen.group` was served with, `unit_nanos` what
+        an impression of each brings on average.
+
+        Potentials are counted in impressions times that, not in what was billed: there are many
+        more of them, so they tell sooner and with less noise.
+        """
         self._today = today
         rows, groups = seen.group, self._groups
         if len(rows):
             groups.reserve(rows)
             groups.zone[rows] = facts.zone
             self._observe_traffic(seen, facts, today, probability)
-            groups.value_nanos[rows] += seen.value_nanos
-            groups.events[rows] += seen.billable
+            groups.value_nanos[rows] += seen.impressions * unit_nanos
+            groups.events[rows] += seen.impressions
             groups.seen_ms[rows] = seen.now_ms
         if seen.now_ms // HOUR_MS != self._hour:
             self._hour = seen.now_ms // HOUR_MS
@@ -99,11 +106,17 @@ class Forecasts:
         self._feed(rows, probability[rows], now_ms)
 
     def catch_up(self, row: int, now_ms: int, probability: float) -> None:
-        """The same for one ad group, before its probability changes or is decided."""
+        """The same for one ad group, before its probability is decided."""
         rows = np.array([row])
         self._groups.reserve(rows)
         if self._groups.zone[row] >= 0:
             self._feed(rows, np.array([probability]), now_ms)
+
+    def note_change(self, row: int, now_ms: int, probability: float) -> None:
+        """The ad group is served with another probability from now on; this was the last one."""
+        self.catch_up(row, now_ms, probability)
+        # Exposure under the new probability begins now, however long ago the last event was.
+        self._groups.seen_ms[row] = now_ms
 
     def _feed(self, rows: Rows, probability: Floats, now_ms: int) -> None:
         groups = self._groups
@@ -151,10 +164,17 @@ class Forecasts:
         return max(0.0, 1.0 - float(_share_at(self._curves(rows), hours)[0]))
 
     def exhaustion(
-        self, rows: Rows, room_nanos: Int64s, price: Floats, probability: Floats, now_ms: int
+        self,
+        rows: Rows,
+        room_nanos: Int64s,
+        price: Floats,
+        probability: Floats,
+        now_ms: int,
+        unit_error: Floats,
     ) -> Int64s:
         """Shape (3, n): likeliest, earliest and latest time in ms at which so much more will have
-        been spent (an interval of 80 %); 0 where not within the ad group's day."""
+        been spent (an interval of 80 %); 0 where not within the ad group's day. `unit_error` is
+        the relative error of what an impression brings."""
         self._groups.reserve(rows)
         found = np.zeros((3, len(rows)), dtype=np.int64)
         zones = self._groups.zone[rows].astype(np.int64)
@@ -166,8 +186,9 @@ class Forecasts:
         start_ms = self._today.start_ms[zones[able]]
         passed = _share_at(curve, (now_ms - start_ms) / HOUR_MS)
         need = room_nanos[able] / rate[able]
-        events = self.potential.events(rows[able])
-        error = np.sqrt(1 / np.maximum(1.0, events) + price[able] / room_nanos[able])
+        known = self.potential.relative_error(rows[able])
+        still = price[able] / room_nanos[able]
+        error = np.sqrt(known**2 + unit_error[able] ** 2 + still)
         spread = np.minimum(0.95, _QUANTILE_90 * error)
         for at, share in enumerate((need, need * (1 - spread), need * (1 + spread))):
             hours = _hour_of(curve, passed + share)

@@ -231,6 +231,16 @@ class InflightModel:
         mean = np.where(known, count * price, 0.0)
         return Inflight(mean, mean * price, np.where(known, price, 0.0))
 
+    def unit_nanos(self, rows: Rows, basis: Rows, campaign: Rows) -> Floats:
+        """What an impression of each ad group brings on average; 0 before anything was billed."""
+        response = np.where(basis == CPM, 1.0, self._response(rows, basis, campaign))
+        return np.asarray(response * self.price_nanos(rows))
+
+    def unit_error(self, rows: Rows) -> Floats:
+        """The relative standard error of that, by the billable events behind it."""
+        self.groups.reserve(rows)
+        return np.asarray(1.0 / np.sqrt(np.maximum(1.0, self.groups.billable[rows])))
+
     def _recent(self, rows: Rows, now_ms: int) -> Floats:
         self.groups.reserve(rows)
         passed_s = np.maximum(0.0, now_ms - self.groups.at_ms[rows]) / 1_000.0

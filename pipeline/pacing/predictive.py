@@ -67,8 +67,10 @@ class Tuning:
     resume_after_ms: int = 60_000
     """... and no sooner than this after the pause."""
     resumes_an_hour: int = 3
-    look_ms: int = 10_000
-    """How often stopped ad groups are looked at again, and evenly paced ones."""
+    look_ms: int = 30_000
+    """How often ad groups stopped by inflight are looked at again."""
+    even_look_ms: int = 240_000
+    """How often evenly paced ones are: signals are further apart anyway."""
     even_apart_ms: int = 600_000
     """Least time between two throttles of an ad group, unless the need is plain."""
     again_first_ms: int = 20_000
@@ -133,7 +135,8 @@ class Predictive:
             groups.served_at_ms[rows] = served
             self.model.observe(seen, facts.basis, facts.campaign)
             self._look_at(seen, facts)
-        self.forecasts.observe(seen, facts, today, self._probabilities(rows))
+        unit = self.model.unit_nanos(rows, facts.basis, facts.campaign)
+        self.forecasts.observe(seen, facts, today, self._probabilities(rows), unit)
         if self.forecasts.feed_is_due(seen.now_ms):
             everyone = np.arange(len(groups), dtype=np.int64)
             self.forecasts.feed(self._probabilities(everyone), seen.now_ms)
@@ -231,7 +234,8 @@ class Predictive:
     def exhaustion(self, rows: Rows, room_nanos: Int64s, now_ms: int) -> Int64s:
         self._groups.reserve(rows)
         price = self.model.price_nanos(rows)
-        return self.forecasts.exhaustion(rows, room_nanos, price, self._probabilities(rows), now_ms)
+        probability, error = self._probabilities(rows), self.model.unit_error(rows)
+        return self.forecasts.exhaustion(rows, room_nanos, price, probability, now_ms, error)
 
     # -- what is due --------------------------------------------------------------------------
 
@@ -256,8 +260,10 @@ class Predictive:
             stopped = (signal or standing.last) is not None and (
                 signal or standing.last
             ).action == "pause"  # type: ignore[union-attr]
-            if self._groups.even[standing.row] or (stopped and self._may_resume(standing)):
+            if stopped and self._may_resume(standing):
                 self._look_later(standing.row, now_ms + self.tuning.look_ms)
+            elif self._groups.even[standing.row]:
+                self._look_later(standing.row, now_ms + self.tuning.even_look_ms)
         if signal is not None:
             self._note_signal(standing, signal, now_ms)
         return signal
@@ -334,7 +340,7 @@ class Predictive:
                     self.model.note_pause(member, now_ms)
             return
         groups = self._groups
-        self.forecasts.catch_up(row, now_ms, float(groups.probability[row]))
+        self.forecasts.note_change(row, now_ms, float(groups.probability[row]))
         groups.probability[row] = signal.serve_probability
         if signal.action != "pause":
             groups.again_ms[row] = 0.0
@@ -372,12 +378,15 @@ class Predictive:
     def _pace(self, standing: Standing, now_ms: int) -> Signal | None:
         row = standing.row
         current = 1.0 if standing.last is None else standing.last.serve_probability
-        wanted = self._wanted(standing, now_ms)
-        error = self.forecasts.potential.relative_error(row)
         since_ms = now_ms - float(self._groups.throttled_at_ms[row])
+        wanted = self._wanted(standing, now_ms)
+        at = np.array([row])
+        known = self.forecasts.potential.relative_error(at)[0]
+        error = float(np.hypot(known, self.model.unit_error(at)[0]))
         if since_ms < self.tuning.even_apart_ms and 0.5 < wanted / max(current, 1e-9) < 2.0:
             return None
-        probability = even.next_probability(current, wanted, error)
+        left = min(1 - use.spend_nanos / max(1, use.limit_nanos) for use in standing.uses)
+        probability = even.next_probability(current, wanted, error, left)
         if probability is None:
             return None
         return serving(standing, now_ms, EVEN_PACING, probability)

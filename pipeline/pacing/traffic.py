@@ -25,7 +25,7 @@ Floats = npt.NDArray[np.float64]
 HOURS: Final = 24
 HOUR_MS: Final = 3_600_000
 _KEPT_OF_EARLIER_DAYS: Final = 0.5
-_OWN_PRIOR: Final = 200.0
+_OWN_PRIOR: Final = 30.0
 """Impressions that the common curve weighs against an ad group's own hour."""
 _WEEKDAY_PRIOR: Final = 2_000.0
 _FIT_ROUNDS: Final = 4

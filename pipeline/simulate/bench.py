@@ -2,7 +2,7 @@
 
 No Kafka and no clock: events reach the engine an ingest delay after they happened, its signals
 reach the ad servers a reaction time after they were decided, and simulated time moves in ticks of
-a second while an ad group is near a limit or a signal is on its way, of fifteen seconds elsewhere
+a second while an ad group is near a limit or a pause is on its way, of fifteen seconds elsewhere
 (and of thirty in the warm-up).
 The same options give the same figures.
 """
@@ -45,7 +45,7 @@ WARMUP_MS: Final = 30_000
 NEAR_MS: Final = 90_000
 """A limit is near where it could be reached within this time at twice the expected rate."""
 SETTLE_MS: Final = 10_000
-"""How long after a signal time moves in small steps."""
+"""How long after a pause time moves in small steps."""
 GRACE_MS: Final = 2 * 3_600_000
 LATEST_MIDNIGHT_MS: Final = 5 * 3_600_000
 """After midnight UTC the last account's day ends so much later."""
@@ -216,7 +216,7 @@ class Bench:
         for signal in signals:
             self.fleet.hear(signal, now_ms)
             self.recorder.note_signal(signal)
-        if signals:
+        if any(signal.action == "pause" for signal in signals):
             self._fine_until_ms = now_ms + SETTLE_MS
 
     def _follow(self, outcome: Outcome, now_ms: int) -> None:

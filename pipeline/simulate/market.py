@@ -227,7 +227,7 @@ def _draw_campaign(
         demand = impressions * per_impression * bid * 0.6
         lifetime = bool(rng.random() < 0.1)
         share = float(rng.choice(_BUDGET_SHARES)) * (3 if lifetime else 1)
-        budget = max(10 * bid, int(demand * share))
+        budget = max(int(10 * bid / (1_000 if per_impression == 0.001 else 1)), int(demand * share))
         total += budget // (3 if lifetime else 1)
         group = _group(group_id, campaign_id, budget, bid, start_ms, even)
         if lifetime:

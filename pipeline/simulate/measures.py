@@ -78,7 +78,10 @@ class Recorder:
     demand_nanos: Floats = field(init=False)
     signals: Int64s = field(init=False)
     first_stop_ms: Int64s = field(init=False)
+    stop_ms: Int64s = field(init=False)
+    """The last pause of the day that ended serving; one that only repeats it does not count."""
     last_served_ms: Int64s = field(init=False)
+    _last_action: dict[int, str] = field(default_factory=dict)
     forecasts: dict[tuple[int, int], list[tuple[int, int]]] = field(default_factory=dict)
     """(group, day) -> (made at, predicted exhaustion), ms."""
     _row_of: Int64s = field(init=False)
@@ -96,6 +99,7 @@ class Recorder:
         self.free_nanos = np.zeros(shape)
         self.signals = np.zeros(shape, dtype=np.int64)
         self.first_stop_ms = np.zeros(shape, dtype=np.int64)
+        self.stop_ms = np.zeros(shape, dtype=np.int64)
         self.last_served_ms = np.zeros(shape, dtype=np.int64)
         terms = self.engine.terms
         self._engine_rows = np.array(
@@ -151,6 +155,9 @@ class Recorder:
         if not 0 <= day <= self.days:
             return
         self.signals[row, day] += 1
+        before, self._last_action[row] = self._last_action.get(row, ""), signal.action
+        if signal.action == "pause" and before != "pause":
+            self.stop_ms[row, day] = signal.decided_at_ms
         if signal.action == "pause" and self.first_stop_ms[row, day] == 0:
             self.first_stop_ms[row, day] = signal.decided_at_ms
 
@@ -184,14 +191,14 @@ class Recorder:
         limits = self._limits(whole)
         demand, free = self.demand_nanos[:, whole], self.free_nanos[:, whole]
         spend = self.curve_nanos[:, whole].sum(axis=2)
-        could = np.minimum(limits, demand)
+        could = self._within_campaigns(np.minimum(limits, demand))
         uneven, used = self._evenness(whole)
         stops = self._stop_seconds(whole)
         ran_out, hits = self._forecast_hits(whole)
         signals = self.signals[:, whole]
         return Figures(
-            overdelivery=float(free.sum() / limits.sum()),
-            utilisation=float(self._capped(spend, limits).sum() / could.sum()),
+            overdelivery=float(free.sum() / self._within_campaigns(limits)),
+            utilisation=float(spend.sum() / could),
             unevenness=uneven,
             used_where_demand=used,
             signals_median=float(np.median(signals)),
@@ -204,27 +211,24 @@ class Recorder:
             days=int(signals.size),
         )
 
-    def _capped(self, spend: Floats, limits: Floats) -> Floats:
-        """Spend of a day counts up to its limit: a lifetime budget's day has no firm one."""
-        return np.minimum(spend, limits)
-
     def _limits(self, whole: Int64s) -> Floats:
-        """What each ad group may spend on each day: its budget, its share of its campaign's limit;
-        of a lifetime budget what earlier days left of it."""
+        """The budget of each ad group and day; of a lifetime budget what earlier days left."""
         budget = self.market.budget_micros * 1_000.0
         limits = np.repeat(budget[:, None], len(whole), axis=1)
         lifetime = np.flatnonzero(self.market.is_lifetime)
         spend = self.curve_nanos.sum(axis=2)
         for at, day in enumerate(whole.tolist()):
             limits[lifetime, at] -= spend[lifetime, :day].sum(axis=1)
-        rows = self._campaign_rows
-        bounds = self.engine.terms.campaign.daily_nanos[rows].astype(np.float64)
-        for campaign in np.unique(rows[bounds < _UNBOUNDED]).tolist():
-            here = np.flatnonzero(rows == campaign)
-            could = np.minimum(limits[here], self.demand_nanos[np.ix_(here, whole)])
-            scale = np.minimum(1.0, bounds[here[0]] / np.maximum(1.0, could.sum(axis=0)))
-            limits[here] = could * scale
         return np.maximum(limits, 0.0)
+
+    def _within_campaigns(self, nanos: Floats) -> float:
+        """The sum of these nanos by ad group and day, cut off at each campaign's daily limit."""
+        by_campaign = np.zeros((len(self.market.campaign_ids), nanos.shape[1]))
+        np.add.at(by_campaign, self.market.campaign, nanos)
+        terms = self.engine.terms
+        rows = [terms.campaign_row(name) for name in self.market.campaign_ids]
+        bounds = terms.campaign.daily_nanos[rows].astype(np.float64)
+        return float(np.minimum(by_campaign, bounds[:, None]).sum())
 
     def _evenness(self, whole: Int64s) -> tuple[float, float]:
         budget = self.market.budget_micros * 1_000.0
@@ -251,7 +255,7 @@ class Recorder:
         return np.asarray(np.cumsum(shares) / shares.sum())
 
     def _stop_seconds(self, whole: Int64s) -> Floats:
-        stopped = self.first_stop_ms[:, whole]
+        stopped = self.stop_ms[:, whole]
         last = self.last_served_ms[:, whole]
         return ((last - stopped)[stopped > 0] / 1_000.0).astype(np.float64)
 
