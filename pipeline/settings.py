@@ -82,6 +82,11 @@ class Settings(BaseSettings):
     clock: Literal["wall", "stream"] = "wall"
     """What now is. `stream`: the largest record timestamp read, for backfills and tests."""
 
+    pacing_policy: Literal["plain", "inflight"] = "plain"
+    """When ads are told to stop. `plain`: at a reached limit, nothing else. `inflight`: before it,
+    by what has been served and is not billed yet; even pacing and forecasts too. See
+    docs/pacing.md."""
+
     worker_web_port: int = Field(default=6066, ge=1, le=65_535)
     """The worker's health and metrics page."""
 

@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
-from pipeline.cli import admin, processes, reports, simulation, up
+from pipeline.cli import admin, pacing, processes, reports, simulation, up
 from pipeline.embedded.errors import EmbeddedError
 from pipeline.reporting.clickhouse import StoreError
 from pipeline.settings import SettingsError
@@ -28,6 +28,7 @@ processes.register(app)
 admin.register(app)
 reports.register(app)
 simulation.register(app)
+pacing.register(app)
 
 
 def main() -> None:

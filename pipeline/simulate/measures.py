@@ -230,21 +230,41 @@ class Recorder:
         bounds = terms.campaign.daily_nanos[rows].astype(np.float64)
         return float(np.minimum(by_campaign, bounds[:, None]).sum())
 
-    def _evenness(self, whole: Int64s) -> tuple[float, float]:
+    def _could_run_out(self, whole: Int64s) -> list[tuple[int, int]]:
+        """(ad group, day) with a daily budget, no other limit, and demand to use it up."""
         budget = self.market.budget_micros * 1_000.0
         bounded = self.engine.terms.campaign.daily_nanos[self._campaign_rows] < _UNBOUNDED
-        deviations, spent, budgets = [], 0.0, 0.0
-        for row in np.flatnonzero(~self.market.is_lifetime & ~bounded).tolist():
-            for day in whole.tolist():
-                if self.demand_nanos[row, day] < budget[row] * 1.05:
-                    continue
-                curve = np.cumsum(self.curve_nanos[row, day]) / budget[row]
-                deviations.append(float(np.abs(curve - self.target(row, day)).mean()))
-                spent += curve[-1] * budget[row]
-                budgets += budget[row]
-        if not deviations:
+        return [
+            (row, day)
+            for row in np.flatnonzero(~self.market.is_lifetime & ~bounded).tolist()
+            for day in whole.tolist()
+            if self.demand_nanos[row, day] >= budget[row] * 1.05
+        ]
+
+    def _curve(self, row: int, day: int) -> Floats:
+        """Cumulative spend over budget at the end of each bin."""
+        budget = float(self.market.budget_micros[row]) * 1_000.0
+        return np.asarray(np.cumsum(self.curve_nanos[row, day]) / budget)
+
+    def _evenness(self, whole: Int64s) -> tuple[float, float]:
+        measured = self._could_run_out(whole)
+        if not measured:
             return 0.0, 1.0
-        return float(np.mean(deviations)), spent / budgets
+        budgets = np.array([float(self.market.budget_micros[row]) for row, _ in measured])
+        ends = np.array([float(self._curve(row, day)[-1]) for row, day in measured])
+        deviations = [
+            np.abs(self._curve(row, day) - self.target(row, day)).mean() for row, day in measured
+        ]
+        return float(np.mean(deviations)), float((ends * budgets).sum() / budgets.sum())
+
+    def mean_curves(self, warmup_days: int) -> tuple[Floats, Floats]:
+        """Mean spend curve and mean target, of the ad groups that evenness is measured of."""
+        measured = self._could_run_out(np.arange(warmup_days, self.days))
+        if not measured:
+            return np.zeros(BINS), np.zeros(BINS)
+        curves = [self._curve(row, day) for row, day in measured]
+        targets = [self.target(row, day) for row, day in measured]
+        return np.asarray(np.mean(curves, axis=0)), np.asarray(np.mean(targets, axis=0))
 
     def target(self, row: int, day: int) -> Floats:
         """The true cumulative traffic curve of an ad group's local day, at the end of each bin."""

@@ -28,6 +28,8 @@ from pipeline.billing.decide import Outcome
 from pipeline.billing.posting import Draft
 from pipeline.contract.rejects import Reject
 from pipeline.contract.vocabulary import EVENT_TOPICS
+from pipeline.pacing.serving import PlainLimits
+from pipeline.pacing.serving import Policy as PacingPolicy
 from pipeline.streams import outbox, transport
 from pipeline.streams.catalog_feed import CatalogFeed
 from pipeline.streams.clock import Clock
@@ -66,6 +68,8 @@ class WorkerSettings:
     checkpoint_every_records: int = 5_000
     snapshot_every_records: int = 1_000
     session_timeout_s: float = 10.0
+    pacing: Callable[[], PacingPolicy] = PlainLimits
+    """Makes the policy by which serving is stopped."""
 
 
 @dataclass(slots=True)
@@ -139,7 +143,7 @@ class Worker:
     def __init__(self, settings: WorkerSettings, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
-        self.engine = Engine(settings.engine)
+        self.engine = Engine(settings.engine, settings.pacing())
         self.progress = Progress()
         self.owned: dict[int, Owned] = {}
         self._assembler = Assembler()
