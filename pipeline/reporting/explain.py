@@ -81,15 +81,36 @@ def explain_ad_group(store: Store, ad_group_id: str) -> dict[str, Any]:
         for signal in (next((s for s in last if s["entity"] == e), None) for e in entities)
         if signal is not None and signal["action"] == "pause"
     ]
+    throttled = any(signal["action"] == "throttle" for signal in last[:1])
     return {
         "entity": entities[0],
         "campaign_id": campaign_id,
         "account_id": figures[0]["account"] if figures else "",
-        "state": "stopped" if stopped else "serving",
+        "state": "stopped" if stopped else "throttled" if throttled else "serving",
         "stopped_by": stopped,
         "figures": [{name: _plain(value) for name, value in row.items()} for row in figures],
         "last_signals": last,
+        "forecast": _forecast(store, ad_group_id),
+        "predictions": _predictions(store, entities[0]),
     }
+
+
+def _forecast(store: Store, ad_group_id: str) -> dict[str, Any] | None:
+    """When the ad group's budget was last predicted to have run out, and the bounds of that."""
+    rows = store.dicts(
+        "SELECT * FROM reporting.exhaustion WHERE ad_group_id = {id:String} "
+        "ORDER BY billing_day DESC LIMIT 1",
+        {"id": ad_group_id},
+    )
+    return {name: _plain(value) for name, value in rows[0].items()} if rows else None
+
+
+def _predictions(store: Store, entity: str) -> list[dict[str, Any]]:
+    """How right the predictions about an entity were, by kind."""
+    return store.dicts(
+        "SELECT * FROM reporting.pacing_quality WHERE entity = {entity:String} ORDER BY kind",
+        {"entity": entity},
+    )
 
 
 def _last_signals(store: Store, entity: str) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ from pipeline.reporting.rows import (
     charge_rows,
     event_rows,
     first_posting_days,
+    pacing_rows,
     signal_rows,
     to_arrow,
 )
@@ -231,6 +232,7 @@ class Reporter:
             *_daily_inserts("billing.events", events, "posting_day"),
             *_daily_inserts("billing.charges", charge_rows(cut.records, events), "posting_day"),
             *_daily_inserts("reporting.signals", signal_rows(cut.records), "billing_day"),
+            *_daily_inserts("reporting.pacing", pacing_rows(cut.records), "billing_day"),
             *_whole_insert("reporting.changes", changes, "catalog_offset"),
             *_whole_insert("reporting.accounts", accounts, "journal_offset"),
             *_whole_insert("reporting.shard_closes", shard_closes, "journal_offset"),

@@ -1,0 +1,132 @@
+-- What pacing predicted and how right it was; and the predicted exhaustion in reporting.live.
+-- Placeholders and common choices: see 0001_ledger.sql.
+
+-- One row for each prediction of the journal. Of kind `inflight` (nanos still to come after a
+-- pause) there is one row, written when it has come; of kind `exhaustion` (when a budget will have
+-- run out, ms) one whenever the prediction moves, and one more, with realised_at_ms, when it has.
+CREATE TABLE IF NOT EXISTS reporting.pacing ${on_cluster}
+(
+    entity String,
+    kind LowCardinality(String) COMMENT 'inflight, exhaustion, bid',
+    billing_day Date,
+    made_at_ms Int64,
+    predicted Int64 COMMENT 'inflight: nanos; exhaustion: ms, 0 for not on this day',
+    `low` Int64 COMMENT 'Lower bound of what was thought 80 % likely',
+    `high` Int64,
+    realised Int64,
+    realised_at_ms Int64 COMMENT '0: not yet',
+    journal_partition UInt16,
+    journal_offset Int64,
+    INDEX journal_index journal_offset TYPE minmax GRANULARITY 8
+)
+ENGINE = ${merge_tree}
+PARTITION BY toYYYYMM(billing_day)
+ORDER BY (entity, kind, made_at_ms, journal_partition, journal_offset)
+SETTINGS ${exactly_once};
+
+-- The record of accuracy: quantiles of realised less predicted, and how often the interval held.
+CREATE OR REPLACE VIEW reporting.pacing_quality ${on_cluster} AS
+SELECT
+    entity,
+    kind,
+    count() AS predictions,
+    sum(predicted) AS predicted,
+    sum(realised) AS realised,
+    quantileExact(0.1)(realised - predicted) AS error_q10,
+    quantileExact(0.5)(realised - predicted) AS error_q50,
+    quantileExact(0.9)(realised - predicted) AS error_q90,
+    countIf(realised >= `low` AND realised <= `high`) AS within_interval
+FROM
+(
+    SELECT entity, kind, predicted, `low`, `high`, realised
+    FROM reporting.pacing
+    WHERE realised_at_ms > 0
+)
+GROUP BY entity, kind;
+
+-- The last word on each ad group and day. predicted 0: its budget lasts.
+CREATE OR REPLACE VIEW reporting.exhaustion ${on_cluster} AS
+SELECT
+    substring(entity, length('ad_group:') + 1) AS ad_group_id,
+    billing_day,
+    max(made_at_ms) AS predicted_at_ms,
+    argMax(predicted, made_at_ms) AS runs_out_ms,
+    argMax(`low`, made_at_ms) AS runs_out_low_ms,
+    argMax(`high`, made_at_ms) AS runs_out_high_ms
+FROM reporting.pacing
+WHERE kind = 'exhaustion' AND realised_at_ms = 0
+GROUP BY entity, billing_day;
+
+-- As before (0003_views.sql), with when the ad group's budget is predicted to have run out; 0 where
+-- nothing says that it will on that day. ifNull: for clients that ask for join_use_nulls.
+CREATE OR REPLACE VIEW reporting.live ${on_cluster} AS
+SELECT
+    figures.*,
+    ifNull(exhaustion.runs_out_ms, 0) AS runs_out_ms,
+    ifNull(exhaustion.runs_out_low_ms, 0) AS runs_out_low_ms,
+    ifNull(exhaustion.runs_out_high_ms, 0) AS runs_out_high_ms
+FROM
+(
+    SELECT
+        max(decided_ms) OVER (PARTITION BY journal_partition) AS as_of_ms,
+        'provisional' AS status,
+        posting_day AS billing_day,
+        account_id,
+        campaign_id,
+        ad_group_id,
+        promoted_pin_id,
+        placement,
+        country,
+        device,
+        currency,
+        impressions,
+        clicks,
+        closeups,
+        saves,
+        installs,
+        charged_impressions,
+        charged_clicks,
+        charged_engagements,
+        spend_nanos,
+        free_nanos
+    FROM
+    (
+        SELECT
+            journal_partition,
+            posting_day,
+            account_id,
+            campaign_id,
+            ad_group_id,
+            promoted_pin_id,
+            placement,
+            country,
+            device,
+            currency,
+            max(decided_at_ms) AS decided_ms,
+            toInt64(countIf(kind = 'impression')) AS impressions,
+            toInt64(countIf(kind = 'click')) AS clicks,
+            toInt64(countIf(kind = 'closeup')) AS closeups,
+            toInt64(countIf(kind = 'save')) AS saves,
+            toInt64(countIf(kind = 'install')) AS installs,
+            toInt64(countIf(disposition = 'charged' AND basis = 'cpm')) AS charged_impressions,
+            toInt64(countIf(disposition = 'charged' AND basis = 'cpc')) AS charged_clicks,
+            toInt64(countIf(disposition = 'charged' AND basis = 'cpe')) AS charged_engagements,
+            sum(amount_nanos) AS spend_nanos,
+            sum(free_nanos) AS free_nanos
+        FROM billing.events
+        WHERE disposition IN ('charged', 'counted', 'over_budget', 'repeat', 'not_serving')
+            AND posting_day >= (SELECT min(first_open_day) FROM reporting.open_days)
+            AND (account_id, posting_day) NOT IN
+            (
+                SELECT account_id, billing_day
+                FROM billing.day_closes
+                WHERE billing_day >= (SELECT min(first_open_day) FROM reporting.open_days)
+            )
+        GROUP BY
+            journal_partition, posting_day, account_id, campaign_id, ad_group_id, promoted_pin_id,
+            placement, country, device, currency
+    )
+) AS figures
+LEFT JOIN reporting.exhaustion AS exhaustion
+    ON figures.ad_group_id = exhaustion.ad_group_id
+    AND figures.billing_day = exhaustion.billing_day;
