@@ -8,11 +8,13 @@ Three parts, each learned from what turns show:
 - where clicks or engagements are paid for: those to come from impressions served already.
 
 The last is a delay curve, a mixture of exponentials with fixed time constants: for each ad group
-and constant the number of impressions, decayed, says all about their ages that the curve needs.
-Which constants matter is learned for each basis by expectation-maximisation (an action that
-arrives is shared out among the constants in proportion to the rates that they predicted), so no
-action has to be joined to its impression. How many actions an impression brings is learned for
-each ad group and shrunken towards its campaign's figure, and that towards the basis'.
+and constant the number of impressions, decayed, says all about their ages that the curve needs,
+and what decays between two looks is what should have come. Which constants matter is learned for
+each basis by comparing that with what came (multiplicative updates of a Poisson likelihood), so
+no action has to be joined to its impression. Steady traffic says nothing of delays; so only the
+time after serving stopped or fell is learned from, when what comes is all late. How many actions
+an impression brings is learned for each ad group and shrunken towards its campaign's figure, and
+that towards the basis'.
 
 Figures here are predictions: they decide when signals go out, never what is charged, so they are
 floats.
@@ -42,8 +44,12 @@ _FULL_BILLABLE: Final = 400.0
 """Rates and prices forget by halving when so many billable events stand behind them."""
 _PRIOR_BILLABLE: Final = 8.0
 """What a prior weighs against an ad group's own events."""
-_PRIOR_CURVE: Final = 50.0
-_FULL_CURVE: Final = 50_000.0
+_PRIOR_CURVE: Final = np.array([0.1, 0.3, 0.4, 0.18, 0.02, 0.0001])
+"""Before anything is known: most actions follow within a minute."""
+_PRIOR_CURVE_ACTIONS: Final = 10.0
+_FULL_CURVE: Final = 5_000.0
+_FALLEN: Final = 0.2
+"""Serving has fallen where the newest rate is under this share of the smoothed one."""
 ENOUGH_BILLABLE: Final = 50.0
 """Billable events of an ad group before anything is predicted of it: at a few events a prediction
 would be a guess, and the plain limit is as good."""
@@ -89,8 +95,10 @@ class InflightModel:
         self.campaigns = Columns(impressions=(0, 0.0), actions=(0, 0.0))
         self._basis = np.full((4, 2), [1_000.0, 20.0])
         """Impressions and actions by basis: before anything is known, 2 % act."""
-        share = np.full(constants, 1.0 / constants)
-        self._curve = np.tile(share * _PRIOR_CURVE, (4, 1))
+        self._came = np.tile(_PRIOR_CURVE * _PRIOR_CURVE_ACTIONS, (4, 1))
+        self._expected = np.full((4, constants), _PRIOR_CURVE_ACTIONS)
+        """By basis and constant: actions that came, shared out, and actions that would have come
+        were all of them of this constant."""
         self._delay = np.array([1_000.0 * 20.0, 20.0])
         """Sum of ingest delays in ms, and their number."""
         self._stops = np.array([PRIOR_STOP_S * _PRIOR_STOPS, _PRIOR_STOPS])
@@ -104,13 +112,11 @@ class InflightModel:
         rows = seen.group
         self.groups.reserve(rows)
         self.campaigns.reserve(campaign)
-        self._decay(rows, seen.now_ms)
-        self._learn_curve(seen, basis)
+        faded = self._add_and_decay(seen)
+        self._learn_curve(seen, basis, campaign, faded)
         self._learn_rates(seen, basis, campaign)
         self._learn_delay(seen)
         self._follow_stops(seen)
-        ages_s = seen.mean_age_ms[:, None] / 1_000.0
-        self.groups.recent[rows] += seen.impressions[:, None] * np.exp(-ages_s / TIME_CONSTANTS_S)
 
     def note_pause(self, row: int, now_ms: int) -> None:
         """The ad group was just told to stop: measure how soon it does."""
@@ -128,24 +134,35 @@ class InflightModel:
         self.groups.clear(rows)
         self._measuring -= set(rows.tolist())
 
-    def _decay(self, rows: Rows, now_ms: int) -> None:
-        groups = self.groups
-        passed_s = np.maximum(0.0, now_ms - groups.at_ms[rows]) / 1_000.0
-        groups.recent[rows] *= np.exp(-passed_s[:, None] / TIME_CONSTANTS_S)
-        groups.at_ms[rows] = np.maximum(now_ms, groups.at_ms[rows])
+    def _add_and_decay(self, seen: Seen) -> Floats:
+        """Bring `recent` up to now; returns what of it has decayed since the last look."""
+        groups, rows = self.groups, seen.group
+        passed_s = np.maximum(0.0, seen.now_ms - groups.at_ms[rows]) / 1_000.0
+        before = groups.recent[rows]
+        ages_s = seen.mean_age_ms[:, None] / 1_000.0
+        fresh = seen.impressions[:, None] * np.exp(-ages_s / TIME_CONSTANTS_S)
+        after = before * np.exp(-passed_s[:, None] / TIME_CONSTANTS_S) + fresh
+        groups.recent[rows] = after
+        groups.at_ms[rows] = np.maximum(seen.now_ms, groups.at_ms[rows])
+        return np.asarray(np.maximum(0.0, before + seen.impressions[:, None] - after))
 
-    def _learn_curve(self, seen: Seen, basis: Rows) -> None:
-        """Share out the actions among the time constants that may have brought them."""
-        acted = np.flatnonzero((seen.billable > 0) & (basis != CPM))
-        if len(acted) == 0:
+    def _learn_curve(self, seen: Seen, basis: Rows, campaign: Rows, faded: Floats) -> None:
+        """Compare the actions that came with what each constant made expect."""
+        rates = self.groups.recent[seen.group] / TIME_CONSTANTS_S
+        fallen = rates[:, 0] < _FALLEN * rates[:, _RATE_CONSTANT]
+        enough = self.groups.known[seen.group] >= ENOUGH_BILLABLE
+        known = np.flatnonzero((basis != CPM) & fallen & enough)
+        if len(known) == 0:
             return
-        share = self._shares(basis[acted]) / TIME_CONSTANTS_S
-        expected = share * self.groups.recent[seen.group[acted]]
-        total = expected.sum(axis=1, keepdims=True)
-        weights = np.where(total > 0, expected / np.maximum(total, 1e-300), 0.0)
-        np.add.at(self._curve, basis[acted], weights * seen.billable[acted, None])
-        full = self._curve.sum(axis=1) > _FULL_CURVE
-        self._curve[full] *= 0.5
+        at = basis[known]
+        parts = self._shares(at) * faded[known]
+        total = np.maximum(parts.sum(axis=1, keepdims=True), 1e-300)
+        np.add.at(self._came, at, parts / total * seen.billable[known, None])
+        response = self._response(seen.group[known], at, campaign[known])
+        np.add.at(self._expected, at, response[:, None] * faded[known])
+        full = self._expected.max(axis=1) > _FULL_CURVE
+        self._came[full] *= 0.5
+        self._expected[full] *= 0.5
 
     def _learn_rates(self, seen: Seen, basis: Rows, campaign: Rows) -> None:
         groups, campaigns = self.groups, self.campaigns
@@ -248,7 +265,7 @@ class InflightModel:
         return np.asarray(recent)
 
     def _shares(self, basis: Rows) -> Floats:
-        curve = self._curve[basis]
+        curve = self._came[basis] / self._expected[basis]
         return np.asarray(curve / curve.sum(axis=1, keepdims=True))
 
     def _response(self, rows: Rows, basis: Rows, campaign: Rows) -> Floats:

@@ -39,7 +39,7 @@ class Figures:
     overdelivery: float
     """Free value over limits, all ad groups and days together."""
     utilisation: float
-    """Spend over min(limit, demand), together."""
+    """Spend over min(limit, demand), together; of ad groups with a daily budget."""
     unevenness: float
     """Mean absolute deviation of the cumulative spend from the target curve, share of budget;
     of ad groups with a daily budget that demand could use up."""
@@ -191,16 +191,19 @@ class Recorder:
         limits = self._limits(whole)
         demand, free = self.demand_nanos[:, whole], self.free_nanos[:, whole]
         spend = self.curve_nanos[:, whole].sum(axis=2)
-        could = self._within_campaigns(np.minimum(limits, demand))
-        uneven, used = self._evenness(whole)
+        # A lifetime budget has no limit of a day: how much of it a day should use is not defined.
+        daily = ~self.market.is_lifetime[:, None]
+        could = self._within_campaigns(np.where(daily, np.minimum(limits, demand), 0.0))
+        used = self._within_campaigns(np.where(daily, spend, 0.0))
+        uneven, used_where = self._evenness(whole)
         stops = self._stop_seconds(whole)
         ran_out, hits = self._forecast_hits(whole)
         signals = self.signals[:, whole]
         return Figures(
             overdelivery=float(free.sum() / self._within_campaigns(limits)),
-            utilisation=float(spend.sum() / could),
+            utilisation=used / could,
             unevenness=uneven,
-            used_where_demand=used,
+            used_where_demand=used_where,
             signals_median=float(np.median(signals)),
             signals_most=int(signals.max()),
             stop_s_median=float(np.median(stops)) if len(stops) else 0.0,

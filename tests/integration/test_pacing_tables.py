@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -17,9 +16,10 @@ from tests.unit.test_journal_pacing import header
 DAY = "2026-03-02"
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    found = Store(f"chdb://{tmp_path}/clickhouse")
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    # One engine for the module: a process can open one directory only.
+    found = Store(f"chdb://{tmp_path_factory.mktemp('pacing')}/clickhouse")
     schema.apply(found)
     yield found
     found.close()
@@ -47,7 +47,7 @@ def test_predictions_and_their_quality_can_be_read(store: Store) -> None:
 
 
 def test_live_shows_when_a_budget_runs_out_and_has_no_nulls(store: Store) -> None:
-    for group, shard_seq in (("g", 0), ("other", 1)):
+    for group, shard_seq in (("live", 0), ("other", 1)):
         store.command(
             "INSERT INTO billing.events (posting_day, billing_day, account_id, campaign_id, "
             "ad_group_id, kind, disposition, shard_seq, decided_at_ms) VALUES "
@@ -57,14 +57,14 @@ def test_live_shows_when_a_budget_runs_out_and_has_no_nulls(store: Store) -> Non
         "INSERT INTO reporting.accounts (account_id, currency, time_zone, first_day) "
         f"VALUES ('a', 'USD', 'UTC', '{DAY}')"
     )
-    note = PacingNote("ad_group:g", "exhaustion", DAY, 5_000, 70_000, 60_000, 80_000)
-    store.insert("reporting.pacing", to_arrow(pacing_rows(rows_of(note))), "1")
+    note = PacingNote("ad_group:live", "exhaustion", DAY, 5_000, 70_000, 60_000, 80_000)
+    store.insert("reporting.pacing", to_arrow(pacing_rows(rows_of(note))), "2")
     rows = store.rows(
         "SELECT ad_group_id, impressions, status, runs_out_ms, runs_out_low_ms "
         "FROM reporting.live ORDER BY ad_group_id SETTINGS join_use_nulls = 1"
     )
     assert [tuple(row) for row in rows] == [
-        ("g", 1, "provisional", 70_000, 60_000),
+        ("live", 1, "provisional", 70_000, 60_000),
         ("other", 1, "provisional", 0, 0),
     ]
     [[kind]] = store.rows("SELECT any(toTypeName(runs_out_ms)) FROM reporting.live")

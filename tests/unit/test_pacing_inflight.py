@@ -19,9 +19,11 @@ INGEST_MS = 1_000
 def cpc_traffic(
     seconds: int, per_s: float, response: float, mean_delay_s: float
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Times of impressions and of the clicks that follow, exponentially late."""
+    """Times of impressions, served every other 1,000 s, and of the clicks that follow them,
+    exponentially late."""
     rng = np.random.default_rng(1)
     shown = np.sort(rng.uniform(0, seconds * 1_000, rng.poisson(seconds * per_s)))
+    shown = shown[shown // 1_000_000 % 2 == 1]
     clicks = shown[rng.random(len(shown)) < response]
     clicks = np.sort(clicks + rng.exponential(mean_delay_s * 1_000, len(clicks)))
     return shown.astype(np.int64), clicks.astype(np.int64)
@@ -60,9 +62,9 @@ def learned(
 
 
 def test_clicks_still_to_come_are_predicted_by_the_learned_curve_and_rate() -> None:
-    shown, clicks = cpc_traffic(20_000, per_s=2.0, response=0.05, mean_delay_s=60.0)
-    model = learned(shown, clicks, 20_000_000)
-    predicted = model.predict(GROUP, np.array([CPC]), CAMPAIGN, 20_000_000)
+    shown, clicks = cpc_traffic(40_000, per_s=2.0, response=0.05, mean_delay_s=60.0)
+    model = learned(shown, clicks, 40_000_000)
+    predicted = model.predict(GROUP, np.array([CPC]), CAMPAIGN, 40_000_000)
     # Steady state: rate x response x (mean delay + ingest + pause-to-stop).
     expected = 2.0 * 0.05 * (60.0 + 1.0 + model.stop_s) * PRICE
     assert predicted.mean[0] == pytest.approx(expected, rel=0.25)
@@ -70,10 +72,10 @@ def test_clicks_still_to_come_are_predicted_by_the_learned_curve_and_rate() -> N
 
 
 def test_inflight_dies_down_once_nothing_is_served() -> None:
-    shown, clicks = cpc_traffic(5_000, per_s=2.0, response=0.05, mean_delay_s=20.0)
-    model = learned(shown, clicks, 5_000_000)
-    at_once = model.predict(GROUP, np.array([CPC]), CAMPAIGN, 5_000_000).mean[0]
-    later = model.predict(GROUP, np.array([CPC]), CAMPAIGN, 5_000_000 + 600_000).mean[0]
+    shown, clicks = cpc_traffic(6_000, per_s=2.0, response=0.05, mean_delay_s=20.0)
+    model = learned(shown, clicks, 6_000_000)
+    at_once = model.predict(GROUP, np.array([CPC]), CAMPAIGN, 6_000_000).mean[0]
+    later = model.predict(GROUP, np.array([CPC]), CAMPAIGN, 6_000_000 + 600_000).mean[0]
     assert later < 0.1 * at_once
 
 
