@@ -54,13 +54,13 @@ NEVER: Final = float(2**62)
 class Tuning:
     """The policy's constants; docs/pacing.md tells what each was chosen by."""
 
-    margin_deviations: float = 2.0
+    margin_deviations: float = 2.5
     """How many standard deviations of inflight the margin covers ..."""
-    margin_share: float = 0.003
+    margin_share: float = 0.005
     """... but no more than this share of the limit."""
-    last_piece: float = 0.75
+    last_piece: float = 0.9
     """Stop where less than this share of one billable event's price is left ..."""
-    last_piece_share: float = 0.015
+    last_piece_share: float = 0.02
     """... and that is no more than this share of the limit."""
     resume_room: float = 1.5
     """Resume where what is left is at least this many times the reserve ..."""

@@ -43,7 +43,7 @@ def test_predictions_and_their_quality_can_be_read(store: Store) -> None:
     assert (quality["error_q10"], quality["error_q90"]) == (-10, 100)
     found = explain_ad_group(store, "g")
     assert found["forecast"]["runs_out_ms"] == 75_000
-    assert found["predictions"][0]["realised"] == 290
+    assert found["predictions"][0]["realised_total"] == 290
 
 
 def test_live_shows_when_a_budget_runs_out_and_has_no_nulls(store: Store) -> None:
