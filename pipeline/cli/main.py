@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
-from pipeline.cli import admin, pacing, processes, reports, simulation, up
+from pipeline.cli import admin, pacing, processes, replay, reports, simulation, up
 from pipeline.embedded.errors import EmbeddedError
 from pipeline.reporting.clickhouse import StoreError
 from pipeline.settings import SettingsError
@@ -29,6 +29,7 @@ admin.register(app)
 reports.register(app)
 simulation.register(app)
 pacing.register(app)
+replay.register(app)
 
 
 def main() -> None:
