@@ -87,6 +87,10 @@ class Settings(BaseSettings):
     by what has been served and is not billed yet; even pacing and forecasts too. See
     docs/pacing.md."""
 
+    billing_lag_seconds: int = Field(default=0, ge=0, le=86_400)
+    """Ad servers are told to throttle while events are judged later than this after their record's
+    timestamp; 0: never. Only with the wall's clock."""
+
     worker_web_port: int = Field(default=6066, ge=1, le=65_535)
     """The worker's health and metrics page."""
 

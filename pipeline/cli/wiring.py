@@ -80,6 +80,7 @@ def engine_settings(settings: Settings) -> EngineSettings:
         ),
         grace_ms=settings.day_grace_minutes * 60_000,
         keep_at_most_ids=settings.dedupe_max_ids,
+        lag_bound_ms=settings.billing_lag_seconds * 1_000 if settings.clock == "wall" else 0,
     )
 
 

@@ -27,6 +27,7 @@ from pipeline.pacing import even
 from pipeline.pacing.columns import Columns
 from pipeline.pacing.forecast import Forecasts
 from pipeline.pacing.inflight import ENOUGH_BILLABLE, Inflight, InflightModel
+from pipeline.pacing.lag import BILLING_LAG
 from pipeline.pacing.observed import Facts, Seen, Today
 from pipeline.pacing.serving import (
     LIMIT_FREE,
@@ -283,7 +284,9 @@ class Predictive:
             return self._resume(standing, last, now_ms)
         if standing.is_ad_group and self._is_even(standing.row):
             return self._pace(standing, now_ms)
-        return None if last is None else serving(standing, now_ms, LIMIT_FREE, 1.0)
+        if last is None or last.reason == BILLING_LAG:
+            return None  # the lag's throttle ends with the lag
+        return serving(standing, now_ms, LIMIT_FREE, 1.0)
 
     def _is_even(self, row: int) -> bool:
         return row < len(self._groups) and bool(self._groups.even[row])

@@ -35,6 +35,7 @@ from pipeline.contract.days import iso
 from pipeline.contract.pacing_notes import PacingNote
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import LimitName
+from pipeline.pacing.lag import BILLING_LAG
 from pipeline.pacing.observed import Facts, Seen, Today
 
 Rows = npt.NDArray[np.int64]
@@ -190,7 +191,9 @@ def review_limits(standing: Standing, now_ms: int) -> Signal | None:
     """The plain rule: pause at a reached limit, resume when none is reached."""
     stopping = reached_limit(standing)
     if stopping is None:
-        return None if standing.last is None else resume(standing, now_ms, LIMIT_FREE)
+        if standing.last is None or standing.last.reason == BILLING_LAG:
+            return None  # the lag's throttle ends with the lag
+        return resume(standing, now_ms, LIMIT_FREE)
     if standing.last is not None and is_paused_for(standing, stopping, LIMIT_REACHED):
         return None
     return pause(standing, stopping, now_ms, LIMIT_REACHED)

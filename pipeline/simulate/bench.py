@@ -33,7 +33,7 @@ from pipeline.contract.vocabulary import (
 from pipeline.pacing.serving import Policy as PacingPolicy
 from pipeline.simulate.adservers import Fleet
 from pipeline.simulate.curves import Curves, recorded_curves, synthetic_curves
-from pipeline.simulate.market import BILLED_KINDS, Demand, Market, blocks, build_market
+from pipeline.simulate.market import Demand, Market, blocks, build_market
 from pipeline.simulate.measures import Figures, Recorder
 from pipeline.streams.engine import READ_TO_THE_END, Engine, EngineSettings
 
@@ -133,7 +133,7 @@ class Bench:
             options.restarts_a_day,
             policy.obeyed,
         )
-        self.engine = _engine(self.market, policy.make())
+        self.engine = bench_engine(self.market, policy.make())
         self.recorder = Recorder(self.market, self.engine, self.start_ms, days)
         self._rng = np.random.default_rng([options.seed, 3])
         self._assembler = Assembler()
@@ -141,7 +141,7 @@ class Bench:
         self._transit = _InTransit()
         self._impressions = 0
         self._fine_until_ms = 0
-        self._format = _Formats(self.market)
+        self._format = EventFormats(self.market)
         self._value_per_impression = self.market.nanos_per_impression()
 
     def run(self, on_progress: Callable[[float], None] = lambda share: None) -> Figures:
@@ -248,7 +248,7 @@ class Bench:
         return chunks
 
 
-class _Formats:
+class EventFormats:
     """Writes events as JSON, much faster than an encoder would: the ids need no escaping."""
 
     def __init__(self, market: Market) -> None:
@@ -282,7 +282,8 @@ def curves_of(options: BenchOptions) -> Curves:
     return synthetic_curves() if options.data_dir is None else recorded_curves(options.data_dir)
 
 
-def _engine(market: Market, pacing: PacingPolicy) -> Engine:
+def bench_engine(market: Market, pacing: PacingPolicy) -> Engine:
+    """An engine that owns one shard, all of the market, and knows its catalog."""
     judging = Policy(acceptance_horizon_days=1, user_hash_key=b"pacing bench key")
     engine = Engine(EngineSettings(1, judging, GRACE_MS), pacing)
     engine.new_shard(0)
@@ -294,8 +295,3 @@ def _engine(market: Market, pacing: PacingPolicy) -> Engine:
         result = engine.apply_catalog(record, created_ms)
         assert not hasattr(result, "reason"), result
     return engine
-
-
-def billed_kinds(market: Market) -> list[tuple[int, ...]]:
-    """The kinds that each ad group pays for."""
-    return [BILLED_KINDS[name] for name in market.objective]

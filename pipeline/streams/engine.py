@@ -33,6 +33,7 @@ from pipeline.contract.vocabulary import (
     LIMITS,
     OVER_BUDGET,
 )
+from pipeline.pacing.lag import lag_signals
 from pipeline.pacing.serving import LimitUse, PlainLimits, Standing
 from pipeline.pacing.serving import Policy as PacingPolicy
 from pipeline.streams.observing import facts_of, seen_of, today_of
@@ -56,6 +57,9 @@ class EngineSettings:
     judging: Policy
     grace_ms: int
     keep_at_most_ids: int = 20_000_000
+    lag_bound_ms: int = 0
+    """How old a shard's events may be when they are judged before its campaigns are throttled;
+    0: never. Makes no sense of the stream's clock, whose now is the events'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +162,8 @@ class Engine:
             seen, today = seen_of(outcome), today_of(self.terms, now_ms)
             self._pacing.observe(seen, facts_of(self.terms, seen.group), today)
         self._review_serving(outcome, drafts, now_ms)
+        if self.settings.lag_bound_ms:
+            self._review_lag(batch, drafts, now_ms)
         if self._pacing.predicts:
             self._note_predictions(drafts, now_ms)
         return Turn(outcome, drafts)
@@ -259,6 +265,27 @@ class Engine:
                 worth = sorted({*worth, *looked_at})
             for row in worth:
                 self._review(level, row, drafts, now_ms)
+
+    def _review_lag(self, batch: Batch, drafts: dict[int, Draft], now_ms: int) -> None:
+        """Throttle the campaigns of shards whose events are judged too late; and end it."""
+        for number, shard in self.shards.items():
+            here = batch.order_ms[batch.shard == number]
+            lag_ms = max(0, now_ms - int(here[0])) if len(here) else 0
+            _, rows = self.terms.rows_of_shard(number)
+            serving = rows[self.terms.campaign.alive[rows] & self.terms.campaign.active[rows]]
+            names = (f"campaign:{self.terms.campaign_ids.text(row)}" for row in serving.tolist())
+            for signal in lag_signals(
+                names,
+                shard.standing,
+                shard.versions,
+                lag_ms,
+                self.settings.lag_bound_ms,
+                now_ms,
+            ):
+                shard.note_signal(signal)
+                row = self.terms.campaign_row(signal.entity.partition(":")[2])
+                self._pacing.note_standing("campaign", row, signal)
+                drafts[number].signals.append(signal)
 
     def _worth_review(self, level: str, rows: Rows, now_ms: int) -> list[int]:
         """Of these rows, those that are stopped or have a limit reached: no other can change."""
