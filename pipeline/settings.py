@@ -97,6 +97,15 @@ class Settings(BaseSettings):
     clock: Literal["wall", "stream"] = "wall"
     """What now is. `stream`: the largest record timestamp read, for backfills and tests."""
 
+    pacing_policy: Literal["plain", "inflight"] = "plain"
+    """When ads are told to stop. `plain`: at a reached limit, nothing else. `inflight`: before it,
+    by what has been served and is not billed yet; even pacing and forecasts too. See
+    docs/pacing.md."""
+
+    billing_lag_seconds: int = Field(default=0, ge=0, le=86_400)
+    """Ad servers are told to throttle while events are judged later than this after their record's
+    timestamp; 0: never. Only with the wall's clock."""
+
     web_host: str = "127.0.0.1"
     """Where the health and metrics pages, and `pipeline dashboard`, listen. Not loopback: whoever
     reaches the port may read them; the dashboard then asks for its token."""

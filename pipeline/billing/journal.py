@@ -20,6 +20,7 @@ import msgspec
 import polars as pl
 from msgspec import UNSET, UnsetType
 
+from pipeline.contract.pacing_notes import PacingNote
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import (
     BASES,
@@ -159,6 +160,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     """Time zone -> ISO date: in this zone the shard closes all days up to and including it."""
     outbox_through: int
     """Every record up to this journal offset has had its signals, rejects and strays sent."""
+    pacing: list[PacingNote] | UnsetType = UNSET
+    """Predictions of pacing and how right they were. Left out where there are none, so that a
+    record of a version without them encodes to the same bytes, and its digest holds."""
     checkpoint: bytes = b""
     """State carried over retention (a checkpoint record has no events), else empty."""
     credits: list[CreditPosting] | UnsetType = UNSET

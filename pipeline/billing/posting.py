@@ -20,6 +20,7 @@ from pipeline.billing.decide import Outcome
 from pipeline.billing.journal import EVENT_SCHEMA, AccountTerms, Ad, Block, CreditPosting
 from pipeline.billing.terms import AD_COLUMNS, Terms
 from pipeline.contract.days import Calendar, iso
+from pipeline.contract.pacing_notes import PacingNote
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import CHARGED, CPM, NOT_SERVING, UNKNOWN
 
@@ -41,9 +42,11 @@ class Draft:
     blocks: list[Block] = field(default_factory=list)
     closed: dict[str, str] = field(default_factory=dict)
     credits: list[CreditPosting] = field(default_factory=list)
+    notes: list[PacingNote] = field(default_factory=list)
 
     def is_empty(self) -> bool:
-        return not (self.sources or self.signals or self.blocks or self.closed or self.credits)
+        posted = self.blocks or self.closed or self.credits
+        return not (self.sources or self.signals or posted or self.notes)
 
 
 def post(

@@ -53,6 +53,7 @@ _COLUMNS: dict[str, dict[str, tuple[type, int]]] = {
         "campaign": (np.int32, -1),
         "daily_nanos": (np.int64, UNLIMITED),
         "lifetime_nanos": (np.int64, UNLIMITED),
+        "even": (np.bool_, 0),
     },
     "campaign": {
         "alive": (np.bool_, 0),
@@ -256,6 +257,7 @@ class Terms:
         daily = latest.budget_type == "daily"
         columns.daily_nanos[row] = budget_nanos if daily else UNLIMITED
         columns.lifetime_nanos[row] = UNLIMITED if daily else budget_nanos
+        columns.even[row] = latest.pacing == "even"
         self.limits_changed.add(("ad_group", row))
         self._await_changes(history, "ad_group", ad_group_id, now_ms)
 

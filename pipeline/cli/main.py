@@ -13,7 +13,9 @@ from pipeline.cli import (
     catalog_edit,
     doctor,
     finance,
+    pacing,
     processes,
+    replay,
     reports,
     simulation,
     up,
@@ -53,6 +55,8 @@ catalog_edit.register(admin.catalog_app)
 reports.register(app)
 finance.register(app)
 simulation.register(app)
+pacing.register(app)
+replay.register(app)
 doctor.register(app)
 
 

@@ -176,6 +176,21 @@ def _show_ad_group(found: dict[str, Any]) -> None:
     for entity, nanos in found["inflight_nanos"].items():
         if nanos:
             out.print(f"  {entity}: {_money(nanos)} served and not billed, at its last signal")
+    forecast = found["forecast"]
+    if forecast is not None and forecast["runs_out_ms"]:
+        out.print(
+            f"  predicted to run out at {forecast['runs_out_ms']} ms, with 80 % likelihood between "
+            f"{forecast['runs_out_low_ms']} and {forecast['runs_out_high_ms']} "
+            f"(said at {forecast['predicted_at_ms']} for {forecast['billing_day']})",
+            markup=False,
+        )
+    for quality in found["predictions"]:
+        out.print(
+            f"  {quality['kind']} predictions: {quality['predictions']}, of them "
+            f"{quality['within_interval']} within their interval; errors (10, 50, 90 %): "
+            f"{quality['error_q10']:,}, {quality['error_q50']:,}, {quality['error_q90']:,}",
+            markup=False,
+        )
     table = Table("day", "disposition", "limit", "events", "amount", "free")
     for row in found["figures"]:
         table.add_row(

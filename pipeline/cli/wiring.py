@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.billing.decide import Policy
+from pipeline.pacing.predictive import Predictive
+from pipeline.pacing.serving import PlainLimits
+from pipeline.pacing.serving import Policy as PacingPolicy
 from pipeline.reporting.schema import Layout
 from pipeline.settings import PREFIX, Settings, load_settings
 from pipeline.streams.clock import make_clock
@@ -16,6 +19,11 @@ from pipeline.streams.engine import EngineSettings
 from pipeline.streams.log_reader import KafkaLogReader
 from pipeline.streams.topics import TopicSpec, topic_specs
 from pipeline.streams.worker import Worker, WorkerSettings
+
+PACING_POLICIES: Mapping[str, Callable[[], PacingPolicy]] = {
+    "plain": PlainLimits,
+    "inflight": Predictive,
+}
 
 ENDPOINTS_FILE = "endpoints.json"
 """In the data directory of a running `pipeline up`: where its parts listen."""
@@ -72,6 +80,7 @@ def engine_settings(settings: Settings) -> EngineSettings:
         ),
         grace_ms=settings.day_grace_minutes * 60_000,
         keep_at_most_ids=settings.dedupe_max_ids,
+        lag_bound_ms=settings.billing_lag_seconds * 1_000 if settings.clock == "wall" else 0,
     )
 
 
@@ -89,6 +98,7 @@ def make_worker(settings: Settings) -> Worker:
             max_turn_events=settings.chunk_max_events,
             checkpoint_every_records=settings.checkpoint_every_records,
             snapshot_every_records=settings.snapshot_every_records,
+            pacing=PACING_POLICIES[settings.pacing_policy],
         ),
         make_clock(settings.clock),
     )

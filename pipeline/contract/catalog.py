@@ -111,6 +111,8 @@ class Accepted:
     entity_kind: str
     entity_id: str
     changes: tuple[Change, ...]
+    adopted: tuple[tuple[str, str], ...] = ()
+    """(kind, id) of records before it that had waited for this parent, and are taken over now."""
 
 
 class Catalog:
@@ -128,6 +130,9 @@ class Catalog:
         """Days up to this one may close without their grace."""
         self.end_offset = 0
         self.revision = 0
+        self._records = 0
+        self._orphans: dict[tuple[str, str], list[LogRecord]] = {}
+        """(kind, id) of a missing parent -> records that wait for it, in their order."""
         self._read_ms = 0
         """Largest timestamp of the records read: a change of zone takes no effect before it."""
         self._zones: dict[str, tuple[str, tuple[tuple[int, str], ...]]] = {}
@@ -141,8 +146,17 @@ class Catalog:
         }
 
     def apply(self, record: LogRecord) -> Accepted | Refused:
-        """Take over one record, or refuse it and stay as it was."""
+        """Take over one record, or refuse it and stay as it was.
+
+        A record whose parent is missing is refused. Where compaction has taken records from before
+        it, its parent may have been among them, and comes again later in the log: then it is taken
+        over as well, as it was when the log was whole. (Offsets without gaps: nothing was taken.)
+        """
         self.end_offset = max(self.end_offset, record.offset + 1)
+        self._records += 1
+        return self._take(record)
+
+    def _take(self, record: LogRecord) -> Accepted | Refused:
         self._read_ms = max(self._read_ms, record.timestamp_ms)
         parsed = parse_key(record.key)
         if isinstance(parsed, Refused):
@@ -159,13 +173,22 @@ class Catalog:
         for check in _CHECKS:
             refused = check(self, entity, effective_ms)
             if refused is not None:
+                if refused.reason == "missing_parent" and self.end_offset > self._records:
+                    self._orphans.setdefault(_needs(entity), []).append(record)
                 return refused
         self.revision += 1
         old = self._store(kind.name, entity_id, entity, effective_ms, record.offset)
-        name = f"{kind.prefix}:{entity_id}"
-        return Accepted(
-            kind.name, entity_id, _changes(name, old, entity, effective_ms, record.offset)
-        )
+        changes = _changes(f"{kind.prefix}:{entity_id}", old, entity, effective_ms, record.offset)
+        return Accepted(kind.name, entity_id, changes, self._adopt(kind.name, entity_id))
+
+    def _adopt(self, kind: str, entity_id: str) -> tuple[tuple[str, str], ...]:
+        """Take over what waited for this parent; the (kind, id) of each, parents first."""
+        adopted: list[tuple[str, str]] = []
+        for orphan in self._orphans.pop((kind, entity_id), []):
+            result = self._take(orphan)
+            if isinstance(result, Accepted):
+                adopted += [(result.entity_kind, result.entity_id), *result.adopted]
+        return tuple(adopted)
 
     def prune(self, before_ms: int) -> None:
         """Drop history that no event from this time on can need."""
@@ -202,6 +225,8 @@ class Catalog:
 
     def _delete(self, kind: str, entity_id: str, record: LogRecord) -> Accepted | Refused:
         """A deletion takes an entity out of the catalog at once."""
+        for waiting in self._orphans.values():
+            waiting[:] = [orphan for orphan in waiting if orphan.key != record.key]
         if kind == "fx":
             self.fx.pop(entity_id, None)
         elif kind in self._histories:
@@ -295,6 +320,15 @@ def _parent_of(entity: Entity) -> tuple[str, str, str] | None:
     if isinstance(entity, PromotedPin):
         return "ad_group", entity.ad_group_id, "ad_group_id"
     return None
+
+
+def _needs(entity: Entity) -> tuple[str, str]:
+    """Kind and id of what an entity cannot be without."""
+    parent = _parent_of(entity)
+    if parent is not None:
+        return parent[0], parent[1]
+    assert isinstance(entity, Credit)
+    return "campaign", entity.campaign_id
 
 
 def _check_parent(catalog: Catalog, entity: Entity, _: int) -> Refused | None:

@@ -432,11 +432,17 @@ def explain_ad_group(sources: Sources, ad_group_id: str) -> Row | None:
     last = {entity: _last_signals(sources.store, entity) for entity in entities}
     standing = [signals[0] for signals in last.values() if signals]
     stopped = [_stop(signal) for signal in standing if signal["action"] == "pause"]
+    own = last[entities[0]]
+    throttled = bool(own) and own[0]["action"] == "throttle"
     return _plain_row(
         {
             "entity": entities[0],
             "campaign_id": campaign_id,
-            "state": "stopped" if stopped else _own_state(sources, ad_group_id, group),
+            "state": "stopped"
+            if stopped
+            else "throttled"
+            if throttled
+            else _own_state(sources, ad_group_id, group),
             "stopped_by": stopped,
             "limits": _limits_now(sources, ad_group_id, campaign_id),
             "inflight_nanos": {s["entity"]: s["inflight_nanos"] for s in standing},
@@ -445,6 +451,8 @@ def explain_ad_group(sources: Sources, ad_group_id: str) -> Row | None:
                 for row in figures
             ],
             "last_signals": [signal for signals in last.values() for signal in signals],
+            "forecast": _forecast(sources.store, ad_group_id),
+            "predictions": _predictions(sources.store, entities[0]),
         }
     )
 
@@ -503,6 +511,24 @@ def _limits_now(sources: Sources, ad_group_id: str, campaign_id: str) -> list[Ro
         for (name, bound), spend in zip(bounds.items(), spent, strict=True)
         if bound is not None
     ]
+
+
+def _forecast(store: Store, ad_group_id: str) -> Row | None:
+    """When the ad group's budget was last predicted to have run out, and the bounds of that."""
+    rows = store.dicts(
+        "SELECT * FROM reporting.exhaustion WHERE ad_group_id = {id:String} "
+        "ORDER BY billing_day DESC LIMIT 1",
+        {"id": ad_group_id},
+    )
+    return rows[0] if rows else None
+
+
+def _predictions(store: Store, entity: str) -> list[Row]:
+    """How right the predictions about an entity were, by kind."""
+    return store.dicts(
+        "SELECT * FROM reporting.pacing_quality WHERE entity = {entity:String} ORDER BY kind",
+        {"entity": entity},
+    )
 
 
 def _last_signals(store: Store, entity: str) -> list[Row]:

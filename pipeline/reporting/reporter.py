@@ -44,6 +44,7 @@ from pipeline.reporting.rows import (
     charges_per_record,
     event_rows,
     first_posting_days,
+    pacing_rows,
     signal_rows,
     to_arrow,
 )
@@ -310,6 +311,7 @@ class Reporter:
             ),
             *_daily_inserts("billing.credits", credits, "posting_day"),
             *_daily_inserts("reporting.signals", signal_rows(cut.records), "billing_day"),
+            *_daily_inserts("reporting.pacing", pacing_rows(cut.records), "billing_day"),
             *_whole_insert("reporting.changes", changes, "catalog_offset"),
             *_whole_insert("reporting.accounts", accounts, "journal_offset"),
             *_whole_insert("reporting.shard_closes", shard_closes, "journal_offset"),

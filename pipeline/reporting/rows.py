@@ -103,6 +103,20 @@ SIGNAL_SCHEMA: Final[dict[str, pl.DataType]] = {
     "journal_offset": pl.Int64(),
 }
 
+PACING_SCHEMA: Final[dict[str, pl.DataType]] = {
+    "entity": pl.String(),
+    "kind": pl.String(),
+    "billing_day": pl.Date(),
+    "made_at_ms": pl.Int64(),
+    "predicted": pl.Int64(),
+    "low": pl.Int64(),
+    "high": pl.Int64(),
+    "realised": pl.Int64(),
+    "realised_at_ms": pl.Int64(),
+    "journal_partition": pl.UInt16(),
+    "journal_offset": pl.Int64(),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class CountedRecord:
@@ -196,6 +210,28 @@ def signal_rows(records: Sequence[CountedRecord]) -> pl.DataFrame:
         for signal in record.header.signals
     ]
     return pl.DataFrame(rows, schema=SIGNAL_SCHEMA, orient="row")
+
+
+def pacing_rows(records: Sequence[CountedRecord]) -> pl.DataFrame:
+    """The rows of reporting.pacing: what the records predicted, and what came of it."""
+    rows = [
+        (
+            note.entity,
+            note.kind,
+            to_date(note.billing_day),
+            note.made_at_ms,
+            note.predicted,
+            note.low,
+            note.high,
+            note.realised,
+            note.realised_at_ms,
+            record.partition,
+            record.offset,
+        )
+        for record in records
+        for note in record.header.pacing or ()
+    ]
+    return pl.DataFrame(rows, schema=PACING_SCHEMA, orient="row")
 
 
 def first_posting_days(events: pl.DataFrame) -> dict[str, date]:

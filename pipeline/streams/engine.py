@@ -34,8 +34,10 @@ from pipeline.contract.vocabulary import (
     LIMITS,
     OVER_BUDGET,
 )
+from pipeline.pacing.lag import lag_signals
 from pipeline.pacing.serving import LimitUse, PlainLimits, Standing
 from pipeline.pacing.serving import Policy as PacingPolicy
+from pipeline.streams.observing import facts_of, seen_of, today_of
 
 READ_TO_THE_END = 2**62
 
@@ -56,6 +58,9 @@ class EngineSettings:
     judging: Policy
     grace_ms: int
     keep_at_most_ids: int = 20_000_000
+    lag_bound_ms: int = 0
+    """How old a shard's events may be when they are judged before its campaigns are throttled;
+    0: never. Makes no sense of the stream's clock, whose now is the events'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,7 @@ class Engine:
         self.balances = Balances(settings.judging.acceptance_horizon_days + 3)
         self.shards: dict[int, Shard] = {}
         self._pacing: PacingPolicy = pacing or PlainLimits()
-        self._stopped = _Stopped()
+        self._stopped = _Stopped(self._pacing.predicts)
         self._credits = CreditDesk(settings.partitions)
         self._next_close_ms: dict[int, int] = {}
 
@@ -97,6 +102,7 @@ class Engine:
             groups, campaigns = self.terms.rows_of_shard(shard)
             self._stopped.forget("ad_group", groups.tolist())
             self._stopped.forget("campaign", campaigns.tolist())
+            self._pacing.forget(groups, campaigns)
         self._credits.look_again(shard)
         self._next_close_ms.pop(shard, None)
 
@@ -110,6 +116,7 @@ class Engine:
             level, _, name = entity.partition(":")
             known = self.terms.group_row if level == "ad_group" else self.terms.campaign_row
             self._stopped.note(level, known(name), signal)
+            self._pacing.note_standing(level, known(name), signal)
 
     # -- the catalog --------------------------------------------------------------------------
 
@@ -117,11 +124,12 @@ class Engine:
         """Take over one record of the catalog, in the order of its topic."""
         result = self.catalog.apply(record)
         if isinstance(result, Accepted):
-            self.terms.update(result.entity_kind, result.entity_id, now_ms)
-            if result.entity_kind == "credit":
-                self._credits.order(self.catalog.credits[result.entity_id])
-            if result.entity_kind in ("account", "day_close"):
-                self._next_close_ms.clear()
+            for kind, entity_id in ((result.entity_kind, result.entity_id), *result.adopted):
+                self.terms.update(kind, entity_id, now_ms)
+                if kind == "credit":
+                    self._credits.order(self.catalog.credits[entity_id])
+                if kind in ("account", "day_close"):
+                    self._next_close_ms.clear()
         return result
 
     # -- a turn -------------------------------------------------------------------------------
@@ -157,7 +165,14 @@ class Engine:
         for number, shard in self.shards.items():
             drafts[number].credits = self._credits.post(shard, self.terms, now_ms)
             self._close_days(drafts[number], now_ms, read_through_ms.get(number, 0))
+        if self._pacing.predicts:
+            seen, today = seen_of(outcome), today_of(self.terms, now_ms)
+            self._pacing.observe(seen, facts_of(self.terms, seen.group), today)
         self._review_serving(outcome, drafts, now_ms)
+        if self.settings.lag_bound_ms:
+            self._review_lag(batch, drafts, now_ms)
+        if self._pacing.predicts:
+            self._note_predictions(drafts, now_ms)
         return Turn(outcome, drafts)
 
     def is_due(self, now_ms: int, read_through_ms: Mapping[int, int]) -> bool:
@@ -170,7 +185,7 @@ class Engine:
         for number in self.shards:
             if self.close_is_due(number, min(now_ms, read_through_ms.get(number, 0))):
                 return True
-        return self._stopped.is_due(now_ms)
+        return self._stopped.is_due(now_ms) or self._pacing.is_due(now_ms)
 
     def shard_events(self, turn: Turn, drafts: Mapping[int, Draft]) -> list[ShardEvents]:
         """The events of these drafts of a turn as the journal holds them, in their order."""
@@ -179,6 +194,33 @@ class Engine:
     def account_terms(self, account_id: str) -> AccountTerms:
         """What the tables need to know of an account."""
         return posting.account_terms(self.terms, account_id)
+
+    # -- predictions --------------------------------------------------------------------------
+
+    def predicted_exhaustion_ms(self, groups: Rows, now_ms: int) -> Rows:
+        """When the tightest limit of each ad group will have been reached, as far as pacing can
+        tell: shape (3, n), the likeliest time and an interval of 80 %; 0 where not in its day."""
+        return self._pacing.exhaustion(groups, self.room_nanos(groups, now_ms), now_ms)
+
+    def room_nanos(self, groups: Rows, now_ms: int) -> Rows:
+        """What is left of the tightest limit of each ad group, its campaign's included."""
+        campaigns = self.terms.group.campaign[groups].astype(np.int64)
+        room = np.full(len(groups), UNLIMITED, dtype=np.int64)
+        for level, rows in (("ad_group", groups), ("campaign", campaigns)):
+            for bounds, spend in self._limits_of(level, rows, now_ms):
+                room = np.minimum(room, bounds - spend)
+        return room
+
+    def _note_predictions(self, drafts: dict[int, Draft], now_ms: int) -> None:
+        """Put what pacing predicted, and what then came, into the records of the shards."""
+        rows = self._pacing.forecasts_due(now_ms)
+        if len(rows):
+            names = [f"ad_group:{self.terms.group_ids.text(row)}" for row in rows.tolist()]
+            self._pacing.record(rows, names, self.predicted_exhaustion_ms(rows, now_ms), now_ms)
+        for row, note in self._pacing.take_notes():
+            draft = drafts.get(int(self.terms.campaign.shard[self.terms.group.campaign[row]]))
+            if draft is not None:
+                draft.notes.append(note)
 
     # -- days ---------------------------------------------------------------------------------
 
@@ -217,30 +259,64 @@ class Engine:
         }
         changed, self.terms.limits_changed = self.terms.limits_changed, set()
         due = self._stopped.resume_due(now_ms)
+        looked_at = self._pacing.due(now_ms).tolist()
         for level, touched in rows.items():
             more = [row for where, row in changed | due if where == level]
             concerned = np.union1d(touched, np.array(more, dtype=np.int64))
-            for row in self._worth_review(level, concerned, now_ms):
+            worth = self._worth_review(level, concerned, now_ms)
+            if level == "ad_group":
+                worth = sorted({*worth, *looked_at})
+            for row in worth:
                 self._review(level, row, drafts, now_ms)
+
+    def _review_lag(self, batch: Batch, drafts: dict[int, Draft], now_ms: int) -> None:
+        """Throttle the campaigns of shards whose events are judged too late; and end it."""
+        for number, shard in self.shards.items():
+            here = batch.order_ms[batch.shard == number]
+            lag_ms = max(0, now_ms - int(here[0])) if len(here) else 0
+            _, rows = self.terms.rows_of_shard(number)
+            serving = rows[self.terms.campaign.alive[rows] & self.terms.campaign.active[rows]]
+            names = (f"campaign:{self.terms.campaign_ids.text(row)}" for row in serving.tolist())
+            for signal in lag_signals(
+                names,
+                shard.standing,
+                shard.versions,
+                lag_ms,
+                self.settings.lag_bound_ms,
+                now_ms,
+            ):
+                shard.note_signal(signal)
+                row = self.terms.campaign_row(signal.entity.partition(":")[2])
+                self._pacing.note_standing("campaign", row, signal)
+                drafts[number].signals.append(signal)
 
     def _worth_review(self, level: str, rows: Rows, now_ms: int) -> list[int]:
         """Of these rows, those that are stopped or have a limit reached: no other can change."""
         if len(rows) == 0:
             return []
         reached = np.zeros(len(rows), dtype=np.bool_)
+        for bounds, spend in self._limits_of(level, rows, now_ms):
+            reserve = self._pacing.reserve(level, rows, now_ms, bounds)
+            reached |= (spend >= bounds) | ((reserve > 0) & (spend >= bounds - reserve))
+        found: list[int] = rows[reached].tolist()
+        stopped = [row for row in rows[~reached].tolist() if (level, row) in self._stopped]
+        return sorted(found + stopped)
+
+    def _limits_of(self, level: str, rows: Rows, now_ms: int) -> list[tuple[Rows, Rows]]:
+        """The bounds of the lifetime and of the daily limit, each with what is spent of it."""
         lifetime, daily = _LIMITS_OF[level]
         columns = self._columns_of(level)
-        reached = self.balances.get(lifetime, 0).of(rows) >= columns.lifetime_nanos[rows]
+        spent_today = np.zeros(len(rows), dtype=np.int64)
         zones = self._zones_of(level, rows)
         for zone in np.unique(zones).tolist():
             if zone >= 0:
                 here = zones == zone
                 today = self.terms.zones[zone].day_of(now_ms)
-                spend = self.balances.get(daily, today).of(rows[here])
-                reached[here] |= spend >= columns.daily_nanos[rows[here]]
-        found: list[int] = rows[reached].tolist()
-        stopped = [row for row in rows[~reached].tolist() if (level, row) in self._stopped]
-        return sorted(found + stopped)
+                spent_today[here] = self.balances.get(daily, today).of(rows[here])
+        return [
+            (columns.lifetime_nanos[rows], self.balances.get(lifetime, 0).of(rows)),
+            (np.where(zones >= 0, columns.daily_nanos[rows], UNLIMITED), spent_today),
+        ]
 
     def _columns_of(self, level: str) -> Columns:
         return self.terms.group if level == "ad_group" else self.terms.campaign
@@ -263,11 +339,13 @@ class Engine:
         today = terms.zones[zone].day_of(now_ms)
         standing = Standing(
             entity=entity,
-            uses=self._uses(level, row, today),
+            uses=self._uses(level, row, today, now_ms),
             billing_day=today,
             day_end_ms=terms.zones[zone].end_ms(today),
             last=shard.standing.get(entity),
             last_version=shard.versions.get(entity, 0),
+            row=row,
+            ends_ms=int(terms.group.end_ms[row]) if level == "ad_group" else 0,
         )
         signal = self._pacing.review(standing, now_ms)
         if signal is not None:
@@ -275,23 +353,29 @@ class Engine:
             self._stopped.note(level, row, signal)
             drafts[shard.shard].signals.append(signal)
 
-    def _uses(self, level: str, row: int, today: int) -> tuple[LimitUse, ...]:
+    def _uses(self, level: str, row: int, today: int, now_ms: int) -> tuple[LimitUse, ...]:
         """What is used of an entity's limits today, the longer lasting limit first."""
         at = np.array([row])
         lifetime, daily = _LIMITS_OF[level]
         columns = self._columns_of(level)
+        inflight = int(self._pacing.inflight(level, at, now_ms)[0])
         uses = []
         for limit, bounds in ((lifetime, columns.lifetime_nanos), (daily, columns.daily_nanos)):
             if int(bounds[row]) != UNLIMITED:
                 spend = int(self.balances.get(limit, today).of(at)[0])
-                uses.append(LimitUse(LIMITS[limit], int(bounds[row]), spend))
+                reserve = int(self._pacing.reserve(level, at, now_ms, bounds[at])[0])
+                uses.append(LimitUse(LIMITS[limit], int(bounds[row]), spend, inflight, reserve))
         return tuple(uses)
 
 
 class _Stopped:
-    """Which entities are not plainly serving, by row, and when a daily limit frees them."""
+    """Which entities are not plainly serving, by row, and when a daily limit frees them.
 
-    def __init__(self) -> None:
+    Throttled ones are left out where the pacing policy looks after them by itself.
+    """
+
+    def __init__(self, without_throttles: bool) -> None:
+        self._without_throttles = without_throttles
         self._resume_at_ms: dict[tuple[str, int], int] = {}
         self._next_ms = READ_TO_THE_END
 
@@ -300,7 +384,8 @@ class _Stopped:
 
     def note(self, level: str, row: int, signal: Signal) -> None:
         """Take over an entity's last signal."""
-        if signal.action == "resume":
+        throttled = signal.action == "throttle" and self._without_throttles
+        if signal.action == "resume" or throttled:
             self._resume_at_ms.pop((level, row), None)
             return
         never = READ_TO_THE_END

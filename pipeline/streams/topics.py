@@ -21,6 +21,7 @@ from pipeline.contract.vocabulary import (
 
 JOURNAL_MAX_BYTES = 64 * 1024 * 1024
 _RETENTION_MARGIN_DAYS = 2
+_FOR_EVER_MS = 2**63 - 1
 
 
 class TopicsError(Exception):
@@ -46,7 +47,9 @@ def topic_specs(partitions: int, horizon_days: int, *, keep_all: bool) -> list[T
     retention = {"cleanup.policy": "delete", "retention.ms": str(-1 if keep_all else kept_ms)}
     journal = retention | {"max.message.bytes": str(JOURNAL_MAX_BYTES)}
     # History that late events are judged by must outlive its replacement by the horizon.
-    catalog = {"cleanup.policy": "compact", "min.compaction.lag.ms": str(kept_ms)}
+    # (The lag goes by record timestamps, which in a backfill are old on arrival.)
+    lag_ms = _FOR_EVER_MS if keep_all else kept_ms
+    catalog = {"cleanup.policy": "compact", "min.compaction.lag.ms": str(lag_ms)}
     signals = {"cleanup.policy": "compact", "min.compaction.lag.ms": str(MS_PER_DAY)}
     return [
         *(TopicSpec(topic, partitions, retention) for topic in EVENT_TOPICS),

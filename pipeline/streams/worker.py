@@ -27,6 +27,8 @@ from pipeline.billing import fold
 from pipeline.billing.batch import Assembler, Batch, Chunk, split
 from pipeline.contract.rejects import Reject
 from pipeline.contract.vocabulary import EVENT_TOPICS
+from pipeline.pacing.serving import PlainLimits
+from pipeline.pacing.serving import Policy as PacingPolicy
 from pipeline.streams import outbox, transport
 from pipeline.streams.catalog_feed import CatalogFeed
 from pipeline.streams.clock import Clock
@@ -72,6 +74,8 @@ class WorkerSettings:
     checkpoint_every_records: int = 5_000
     snapshot_every_records: int = 1_000
     session_timeout_s: float = 10.0
+    pacing: Callable[[], PacingPolicy] = PlainLimits
+    """Makes the policy by which serving is stopped."""
 
 
 @dataclass(slots=True)
@@ -162,7 +166,7 @@ class Worker:
         self._settings = settings
         self._clock = clock
         self._metrics = metrics or WorkerMetrics()
-        self.engine = Engine(settings.engine)
+        self.engine = Engine(settings.engine, settings.pacing())
         self.progress = Progress()
         self.owned: dict[int, Owned] = {}
         self._assembler = Assembler()

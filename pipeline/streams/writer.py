@@ -78,6 +78,7 @@ def _entry(
         blocks=draft.blocks,
         closed=draft.closed,
         credits=draft.credits or msgspec.UNSET,
+        pacing=draft.notes or msgspec.UNSET,
     )
     originals = originals_of(outcome, draft.rows)
     return Entry(draft.shard, header, encode_events(events.columns), originals, refusals)

@@ -123,7 +123,7 @@ GROUP BY
 -- Provisional figures of the days that are still open. An ad belongs to one shard, whose journal is
 -- written here in order: a row holds everything that its shard had decided at as_of_ms. As the view
 -- of 0003, with the credits posted in open days taken off spend_nanos, as reporting.daily has it.
-CREATE OR REPLACE VIEW reporting.live ${on_cluster} AS
+CREATE OR REPLACE VIEW reporting.live_figures ${on_cluster} AS
 SELECT
     max(decided_ms) OVER (PARTITION BY journal_partition) AS as_of_ms,
     'provisional' AS status,
@@ -196,3 +196,6 @@ FROM
         journal_partition, posting_day, account_id, campaign_id, ad_group_id, promoted_pin_id,
         placement, country, device, currency
 );
+
+CREATE OR REPLACE VIEW reporting.live ${on_cluster} AS
+SELECT * FROM reporting.live_figures;

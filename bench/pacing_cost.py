@@ -1,0 +1,77 @@
+"""What pacing costs: the engine's rate over the same batches, without and with prediction.
+
+`python -m bench.pacing_cost`: best of three passes each, alternating, one core, no Kafka. The
+engine alone (decide, post, review) is less than the whole job (decode, journal record, append), so
+the share printed is an upper bound of pacing's share of the whole.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import numpy as np
+
+from pipeline.billing.batch import Assembler, Batch, Chunk
+from pipeline.contract.vocabulary import IMPRESSION
+from pipeline.pacing.predictive import Predictive
+from pipeline.pacing.serving import PlainLimits
+from pipeline.pacing.serving import Policy as PacingPolicy
+from pipeline.simulate.bench import EventFormats, bench_engine
+from pipeline.simulate.curves import synthetic_curves
+from pipeline.simulate.market import Market, blocks, build_market
+from pipeline.streams.engine import READ_TO_THE_END
+
+EVENTS: Final = 10_000
+TURNS: Final = 10
+NOON_MS: Final = 1_772_366_400_000
+"""2026-03-01T12:00Z: events of one minute of a busy day."""
+
+
+def _market() -> Market:
+    return build_market(1, 100, 200_000_000, synthetic_curves(), NOON_MS, even=False)
+
+
+def _batches() -> list[tuple[Batch, int]]:
+    market = _market()
+    formats, assembler = EventFormats(market), Assembler()
+    found, offset = [], 0
+    [(_, demand)] = list(blocks(market, NOON_MS, NOON_MS + 60_000))
+    for turn in range(TURNS):
+        rows = slice(turn * EVENTS, (turn + 1) * EVENTS)
+        size = len(demand.time_ms[rows])
+        numbers = offset + np.arange(size)
+        kind = np.full(size, IMPRESSION)
+        columns = [demand.time_ms[rows], demand.time_ms[rows], demand.group[rows], kind]
+        values = formats.values(0, [*columns, demand.price_micros[rows], numbers])
+        times = (demand.time_ms[rows] + 300).tolist()
+        span = range(offset, offset + size)
+        chunk = Chunk(0, 0, offset, offset + size, span, times, values, [None] * size)
+        found.append((assembler.assemble([chunk]), times[-1]))
+        offset += size
+    return found
+
+
+def _seconds(batches: list[tuple[Batch, int]], pacing: PacingPolicy) -> float:
+    engine = bench_engine(_market(), pacing)
+    started_s = time.perf_counter()
+    for batch, now_ms in batches:
+        engine.turn(batch, now_ms, {0: READ_TO_THE_END})
+    return time.perf_counter() - started_s
+
+
+def main() -> None:
+    batches = _batches()
+    best = {"plain": 1e9, "inflight": 1e9}
+    for _ in range(3):
+        best["plain"] = min(best["plain"], _seconds(batches, PlainLimits()))
+        best["inflight"] = min(best["inflight"], _seconds(batches, Predictive()))
+    events = sum(len(batch) for batch, _ in batches)
+    for name, seconds in best.items():
+        print(f"{name}: {events / seconds:,.0f} events/s, {seconds / events * 1e9:.0f} ns an event")
+    more = best["inflight"] / best["plain"] - 1
+    print(f"prediction adds {more:.1%} to the engine's time")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Growing columns by row: what the learners of this package keep of each ad group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Rows = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+class Columns:
+    """Named numpy columns that grow together; a new row holds each column's fill value."""
+
+    def __init__(self, **spec: tuple[int, float]) -> None:
+        """Per column: how many values a row has (0: one, as a flat array) and the fill value."""
+        self._spec = spec
+        self._capacity = 0
+        for name, (width, _) in spec.items():
+            setattr(self, name, np.empty((0, width) if width else 0))
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
+    def reserve(self, rows: Rows) -> None:
+        """Make room for these rows."""
+        needed = int(rows.max()) + 1 if len(rows) else 0
+        if needed <= self._capacity:
+            return
+        grown = max(needed, 2 * self._capacity, 16)
+        for name, (width, fill) in self._spec.items():
+            column = np.full((grown, width) if width else grown, fill)
+            column[: self._capacity] = getattr(self, name)
+            setattr(self, name, column)
+        self._capacity = grown
+
+    def clear(self, rows: Rows) -> None:
+        """Put rows back to the fill values: their shard is another worker's now."""
+        known = rows[rows < self._capacity]
+        for name, (_, fill) in self._spec.items():
+            getattr(self, name)[known] = fill
+
+    def __len__(self) -> int:
+        return self._capacity

@@ -1,0 +1,280 @@
+"""When a budget will have run out: traffic curve, potential, and the record of how right it was.
+
+An ad group spends its potential (value per day's traffic at probability 1) along its traffic
+curve. What is left of its limits therefore lasts for a share of the day's traffic, and the curve
+says until when. The interval is that of two Poisson counts: the events behind the potential, and
+those still to come.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.contract.days import iso
+from pipeline.contract.pacing_notes import PacingNote
+from pipeline.pacing.columns import Columns
+from pipeline.pacing.even import PotentialModel
+from pipeline.pacing.observed import Facts, Seen, Today
+from pipeline.pacing.traffic import HOUR_MS, HOURS, TrafficModel
+
+Rows = npt.NDArray[np.int64]
+Int64s = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+FEED_MS: Final = 30_000
+NOTE_EVERY_MS: Final = 600_000
+WORTH_A_NOTE_MS: Final = 300_000
+"""A forecast is recorded again once it has moved by so much."""
+_QUANTILE_90: Final = 1.2816
+_ACTIVE_MS: Final = 1_800_000
+
+
+class Forecasts:
+    """Learns curves and potentials, and predicts exhaustion; by row of the ad group."""
+
+    def __init__(self) -> None:
+        self.traffic = TrafficModel()
+        self.potential = PotentialModel()
+        self._groups = Columns(
+            zone=(0, -1.0),
+            seen_ms=(0, 0.0),
+            fed_ms=(0, 0.0),
+            value_nanos=(0, 0.0),
+            events=(0, 0.0),
+            curve=(HOURS + 1, 0.0),
+            curve_key=(0, -1.0),
+        )
+        """`curve`: cumulative share of the day's traffic at each full hour, for `curve_key`."""
+        self._today = Today(*(np.empty(0, dtype=np.int64) for _ in range(3)))
+        self._hour = -1
+        self._next_feed_ms = 0
+        self._next_note_ms = 0
+        self._made: dict[int, deque[PacingNote]] = {}
+        self._notes: list[tuple[int, PacingNote]] = []
+
+    # -- learning -----------------------------------------------------------------------------
+
+    def observe(
+        self, seen: Seen, facts: Facts, today: Today, probability: Floats, unit_nanos: Floats
+    ) -> None:
+        """Learn from a turn; `probability` is what `seen.group` was served with, `unit_nanos` what
+        an impression of each brings on average.
+
+        Potentials are counted in impressions times that, not in what was billed: there are many
+        more of them, so they tell sooner and with less noise.
+        """
+        self._today = today
+        rows, groups = seen.group, self._groups
+        if len(rows):
+            groups.reserve(rows)
+            groups.zone[rows] = facts.zone
+            self._observe_traffic(seen, facts, today, probability)
+            groups.value_nanos[rows] += seen.impressions * unit_nanos
+            groups.events[rows] += seen.impressions
+            groups.seen_ms[rows] = seen.now_ms
+        if seen.now_ms // HOUR_MS != self._hour:
+            self._hour = seen.now_ms // HOUR_MS
+            self.traffic.fit()
+
+    def _observe_traffic(self, seen: Seen, facts: Facts, today: Today, probability: Floats) -> None:
+        start_ms, day = today.start_ms[facts.zone], today.day[facts.zone]
+        hour = np.clip((seen.now_ms - start_ms) // HOUR_MS, 0, HOURS - 1)
+        before_ms = self._groups.seen_ms[seen.group]
+        since_ms = np.maximum(before_ms, start_ms + hour * HOUR_MS)
+        exposure_s = np.maximum(0.0, seen.now_ms - since_ms) / 1_000.0 * probability
+        known = np.flatnonzero((before_ms > 0) & (probability > 0))
+        self.traffic.observe(
+            seen.group[known],
+            (day * HOURS + hour)[known],
+            ((day + 3) % 7)[known],
+            seen.impressions[known],
+            exposure_s[known],
+        )
+
+    def feed_is_due(self, now_ms: int) -> bool:
+        """Whether potentials are to be brought up to date."""
+        return now_ms >= self._next_feed_ms
+
+    def feed(self, probability: Floats, now_ms: int) -> None:
+        """Bring all potentials up to date; `probability` is by row."""
+        self._next_feed_ms = now_ms + FEED_MS
+        rows = np.flatnonzero(self._groups.events > 0)
+        self._feed(rows, probability[rows], now_ms)
+
+    def catch_up(self, row: int, now_ms: int, probability: float) -> None:
+        """The same for one ad group, before its probability is decided."""
+        rows = np.array([row])
+        self._groups.reserve(rows)
+        if self._groups.zone[row] >= 0:
+            self._feed(rows, np.array([probability]), now_ms)
+
+    def note_change(self, row: int, now_ms: int, probability: float) -> None:
+        """The ad group is served with another probability from now on; this was the last one."""
+        self.catch_up(row, now_ms, probability)
+        # Exposure under the new probability begins now, however long ago the last event was.
+        self._groups.seen_ms[row] = now_ms
+
+    def _feed(self, rows: Rows, probability: Floats, now_ms: int) -> None:
+        groups = self._groups
+        curve = self._curves(rows)
+        start_ms = self._today.start_ms[groups.zone[rows].astype(np.int64)]
+        until = _share_at(curve, (now_ms - start_ms) / HOUR_MS)
+        since = _share_at(curve, (groups.fed_ms[rows] - start_ms) / HOUR_MS)
+        passed = np.where(groups.fed_ms[rows] > 0, np.maximum(0.0, until - since), 0.0)
+        counts = (probability > 0) & (groups.fed_ms[rows] > 0)
+        self.potential.observe(
+            rows[counts],
+            groups.value_nanos[rows][counts],
+            groups.events[rows][counts],
+            passed[counts],
+            probability[counts],
+        )
+        groups.value_nanos[rows] = 0.0
+        groups.events[rows] = 0.0
+        groups.fed_ms[rows] = now_ms
+
+    def _curves(self, rows: Rows) -> Floats:
+        """Shape (rows, 25): cumulative shares of today's traffic, fitted anew every hour."""
+        groups = self._groups
+        zones = groups.zone[rows].astype(np.int64)
+        days = self._today.day[zones]
+        keys = days * 100_000.0 + self._hour % 100_000
+        stale = groups.curve_key[rows] != keys
+        for day in np.unique(days[stale]).tolist():
+            here = rows[stale & (days == day)]
+            shape = self.traffic.shapes(here, (day + 3) % 7)
+            groups.curve[here, 1:] = np.cumsum(shape, axis=1) / HOURS
+        groups.curve_key[rows] = keys
+        return np.asarray(groups.curve[rows])
+
+    # -- predicting ---------------------------------------------------------------------------
+
+    def share_to_come(self, row: int, now_ms: int) -> float:
+        """The share of today's traffic that is still to come."""
+        rows = np.array([row])
+        self._groups.reserve(rows)
+        zone = int(self._groups.zone[row])
+        if zone < 0:
+            return 1.0
+        hours = np.array([(now_ms - int(self._today.start_ms[zone])) / HOUR_MS])
+        return max(0.0, 1.0 - float(_share_at(self._curves(rows), hours)[0]))
+
+    def exhaustion(
+        self,
+        rows: Rows,
+        room_nanos: Int64s,
+        price: Floats,
+        probability: Floats,
+        now_ms: int,
+        unit_error: Floats,
+    ) -> Int64s:
+        """Shape (3, n): likeliest, earliest and latest time in ms at which so much more will have
+        been spent (an interval of 80 %); 0 where not within the ad group's day. `unit_error` is
+        the relative error of what an impression brings."""
+        self._groups.reserve(rows)
+        found = np.zeros((3, len(rows)), dtype=np.int64)
+        zones = self._groups.zone[rows].astype(np.int64)
+        rate = self.potential.per_day(rows) * probability
+        able = np.flatnonzero((zones >= 0) & (rate > 0) & (room_nanos > 0))
+        if len(able) == 0:
+            return found
+        curve = self._curves(rows[able])
+        start_ms = self._today.start_ms[zones[able]]
+        passed = _share_at(curve, (now_ms - start_ms) / HOUR_MS)
+        need = room_nanos[able] / rate[able]
+        known = self.potential.relative_error(rows[able])
+        still = price[able] / room_nanos[able]
+        error = np.sqrt(known**2 + unit_error[able] ** 2 + still)
+        spread = np.minimum(0.95, _QUANTILE_90 * error)
+        for at, share in enumerate((need, need * (1 - spread), need * (1 + spread))):
+            hours = _hour_of(curve, passed + share)
+            within = np.isfinite(hours)
+            times = start_ms + np.where(within, hours, 0.0) * HOUR_MS
+            found[at, able] = np.where(within, times, 0).astype(np.int64)
+        end_ms = self._today.end_ms[zones[able]]
+        found[2, able] = np.where(
+            (found[0, able] > 0) & (found[2, able] == 0), end_ms, found[2, able]
+        )
+        return found
+
+    # -- the record ---------------------------------------------------------------------------
+
+    def notes_are_due(self, now_ms: int) -> bool:
+        """Whether forecasts are to be recorded."""
+        return now_ms >= self._next_note_ms
+
+    def active(self, now_ms: int) -> Rows:
+        """Ad groups that had events of late."""
+        return np.flatnonzero(self._groups.seen_ms > now_ms - _ACTIVE_MS)
+
+    def record(self, rows: Rows, names: list[str], predicted: Int64s, now_ms: int) -> None:
+        """Record forecasts that are new or have moved; shapes as of `exhaustion`."""
+        self._next_note_ms = now_ms + NOTE_EVERY_MS
+        for at, row in enumerate(rows.tolist()):
+            time_ms, low, high = predicted[:, at].tolist()
+            made = self._made.setdefault(row, deque(maxlen=160))
+            day = iso(int(self._today.day[int(self._groups.zone[row])]))
+            if made and made[-1].billing_day != day:
+                made.clear()
+            if time_ms == 0 and not (made and made[-1].predicted):
+                continue
+            note = PacingNote(names[at], "exhaustion", day, now_ms, time_ms, low, high)
+            moved = not made or abs(made[-1].predicted - time_ms) >= WORTH_A_NOTE_MS
+            if moved:
+                made.append(note)
+                self._notes.append((row, note))
+
+    def ran_out(self, row: int, now_ms: int) -> None:
+        """An ad group was stopped by a limit: compare with what was said an hour before."""
+        early = [note for note in self._made.get(row, ()) if note.made_at_ms <= now_ms - HOUR_MS]
+        if not early or not early[-1].predicted:
+            return
+        note = early[-1]
+        realised = PacingNote(
+            note.entity,
+            note.kind,
+            note.billing_day,
+            note.made_at_ms,
+            note.predicted,
+            note.low,
+            note.high,
+            now_ms,
+            now_ms,
+        )
+        self._made.pop(row)
+        self._notes.append((row, realised))
+
+    def take_notes(self) -> list[tuple[int, PacingNote]]:
+        """What is to be recorded; given out once."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def forget(self, rows: Rows) -> None:
+        """The ad groups are another worker's now."""
+        self._groups.clear(rows)
+        self.traffic.forget(rows)
+        self.potential.forget(rows)
+        for row in rows.tolist():
+            self._made.pop(row, None)
+
+
+def _share_at(curve: Floats, hours: Floats) -> Floats:
+    """The cumulative share at these times of the day, one a row of the curve."""
+    clipped = np.clip(hours, 0.0, HOURS)
+    whole = np.minimum(clipped.astype(np.int64), HOURS - 1)
+    at = np.arange(len(curve))
+    low, high = curve[at, whole], curve[at, whole + 1]
+    return np.asarray(low + (high - low) * (clipped - whole))
+
+
+def _hour_of(curve: Floats, share: Floats) -> Floats:
+    """When the cumulative share will be this, one a row of the curve; infinity where never."""
+    whole = np.clip((curve <= share[:, None]).sum(axis=1) - 1, 0, HOURS - 1)
+    at = np.arange(len(curve))
+    low, high = curve[at, whole], curve[at, whole + 1]
+    hours = whole + (share - low) / np.maximum(high - low, 1e-12)
+    return np.where(share > curve[:, -1], np.inf, hours)

@@ -1,0 +1,278 @@
+"""Inflight: the value that has been served, or will be before ad servers stop, and is not billed.
+
+Three parts, each learned from what turns show:
+
+- impressions on their way to the worker: rate x ingest delay;
+- impressions that will be served after a pause: rate x pause-to-stop, measured at each pause as
+  the impressions that came after it over the rate before it;
+- where clicks or engagements are paid for: those to come from impressions served already.
+
+The last is a delay curve, a mixture of exponentials with fixed time constants: for each ad group
+and constant the number of impressions, decayed, says all about their ages that the curve needs,
+and what decays between two looks is what should have come. Which constants matter is learned for
+each basis by comparing that with what came (multiplicative updates of a Poisson likelihood), so
+no action has to be joined to its impression. Steady traffic says nothing of delays; so only the
+time after serving stopped or fell is learned from, when what comes is all late. How many actions
+an impression brings is learned for each ad group and shrunken towards its campaign's figure, and
+that towards the basis'.
+
+Figures here are predictions: they decide when signals go out, never what is charged, so they are
+floats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.contract.vocabulary import CPM
+from pipeline.pacing.columns import Columns
+from pipeline.pacing.observed import Seen
+
+Rows = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+TIME_CONSTANTS_S: Final = np.array([2.0, 8.0, 30.0, 120.0, 600.0, 3_600.0])
+_RATE_CONSTANT: Final = 3
+"""Position of the constant over which an impression rate is smoothed (two minutes)."""
+_LONGEST_DELAY_MS: Final = 60_000.0
+"""Ingest delays count up to here: a longer one is an outage, and the billing lag's business."""
+_FULL_BILLABLE: Final = 400.0
+"""Rates and prices forget by halving when so many billable events stand behind them."""
+_PRIOR_BILLABLE: Final = 8.0
+"""What a prior weighs against an ad group's own events."""
+_PRIOR_CURVE: Final = np.array([0.1, 0.3, 0.4, 0.18, 0.02, 0.0001])
+"""Before anything is known: most actions follow within a minute."""
+_PRIOR_CURVE_ACTIONS: Final = 10.0
+_FULL_CURVE: Final = 5_000.0
+_FALLEN: Final = 0.2
+"""Serving has fallen where the newest rate is under this share of the smoothed one."""
+ENOUGH_BILLABLE: Final = 50.0
+"""Billable events of an ad group before anything is predicted of it: at a few events a prediction
+would be a guess, and the plain limit is as good."""
+PRIOR_STOP_S: Final = 3.0
+_PRIOR_STOPS: Final = 2.0
+STOP_WINDOW_MS: Final = 60_000
+_NOT_OBEYED: Final = 0.3
+"""A pause after whose first half window more than this share of the rate goes on is not obeyed
+(a backfill, a lost signal): it says nothing of reaction times."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inflight:
+    """Predictions for some ad groups; nanos, one entry each. All 0 where too little is known."""
+
+    mean: Floats
+    variance: Floats
+    price: Floats
+    """Of one billable event."""
+
+
+class InflightModel:
+    """What is learned, by row of the ad group; campaigns by their own row."""
+
+    def __init__(self) -> None:
+        constants = len(TIME_CONSTANTS_S)
+        self.groups = Columns(
+            at_ms=(0, 0.0),
+            recent=(constants, 0.0),
+            impressions=(0, 0.0),
+            actions=(0, 0.0),
+            billable=(0, 0.0),
+            value_nanos=(0, 0.0),
+            known=(0, 0.0),
+            stop_from_ms=(0, 0.0),
+            stop_rate=(0, 0.0),
+            stop_early=(0, 0.0),
+            stop_late=(0, 0.0),
+        )
+        """`recent`: impressions decayed by each constant, as of `at_ms`. `impressions` and
+        `actions`: for the response rate. `billable` and `value_nanos`: for the price. `known`:
+        billable events ever seen. `stop_*`: a pause whose stopping is being measured."""
+        self.campaigns = Columns(impressions=(0, 0.0), actions=(0, 0.0))
+        self._basis = np.full((4, 2), [1_000.0, 20.0])
+        """Impressions and actions by basis: before anything is known, 2 % act."""
+        self._came = np.tile(_PRIOR_CURVE * _PRIOR_CURVE_ACTIONS, (4, 1))
+        self._expected = np.full((4, constants), _PRIOR_CURVE_ACTIONS)
+        """By basis and constant: actions that came, shared out, and actions that would have come
+        were all of them of this constant."""
+        self._delay = np.array([1_000.0 * 20.0, 20.0])
+        """Sum of ingest delays in ms, and their number."""
+        self._stops = np.array([PRIOR_STOP_S * _PRIOR_STOPS, _PRIOR_STOPS])
+        """Impressions after pauses and the rates before them, weighted by the pauses."""
+        self._measuring: set[int] = set()
+
+    # -- learning -----------------------------------------------------------------------------
+
+    def observe(self, seen: Seen, basis: Rows, campaign: Rows) -> None:
+        """Learn from a turn; `basis` and `campaign` are those of `seen.group`."""
+        rows = seen.group
+        self.groups.reserve(rows)
+        self.campaigns.reserve(campaign)
+        faded = self._add_and_decay(seen)
+        self._learn_curve(seen, basis, campaign, faded)
+        self._learn_rates(seen, basis, campaign)
+        self._learn_delay(seen)
+        self._follow_stops(seen)
+
+    def note_pause(self, row: int, now_ms: int) -> None:
+        """The ad group was just told to stop: measure how soon it does."""
+        groups = self.groups
+        groups.reserve(np.array([row]))
+        rate = float(self.impressions_per_s(np.array([row]), now_ms)[0])
+        if rate <= 0 or row in self._measuring:
+            return
+        groups.stop_from_ms[row], groups.stop_rate[row] = now_ms, rate
+        groups.stop_early[row] = groups.stop_late[row] = 0.0
+        self._measuring.add(row)
+
+    def forget(self, rows: Rows) -> None:
+        """The ad groups are another worker's now."""
+        self.groups.clear(rows)
+        self._measuring -= set(rows.tolist())
+
+    def _add_and_decay(self, seen: Seen) -> Floats:
+        """Bring `recent` up to now; returns what of it has decayed since the last look."""
+        groups, rows = self.groups, seen.group
+        passed_s = np.maximum(0.0, seen.now_ms - groups.at_ms[rows]) / 1_000.0
+        before = groups.recent[rows]
+        ages_s = seen.mean_age_ms[:, None] / 1_000.0
+        fresh = seen.impressions[:, None] * np.exp(-ages_s / TIME_CONSTANTS_S)
+        after = before * np.exp(-passed_s[:, None] / TIME_CONSTANTS_S) + fresh
+        groups.recent[rows] = after
+        groups.at_ms[rows] = np.maximum(seen.now_ms, groups.at_ms[rows])
+        return np.asarray(np.maximum(0.0, before + seen.impressions[:, None] - after))
+
+    def _learn_curve(self, seen: Seen, basis: Rows, campaign: Rows, faded: Floats) -> None:
+        """Compare the actions that came with what each constant made expect."""
+        rates = self.groups.recent[seen.group] / TIME_CONSTANTS_S
+        fallen = rates[:, 0] < _FALLEN * rates[:, _RATE_CONSTANT]
+        enough = self.groups.known[seen.group] >= ENOUGH_BILLABLE
+        known = np.flatnonzero((basis != CPM) & fallen & enough)
+        if len(known) == 0:
+            return
+        at = basis[known]
+        parts = self._shares(at) * faded[known]
+        total = np.maximum(parts.sum(axis=1, keepdims=True), 1e-300)
+        np.add.at(self._came, at, parts / total * seen.billable[known, None])
+        response = self._response(seen.group[known], at, campaign[known])
+        np.add.at(self._expected, at, response[:, None] * faded[known])
+        full = self._expected.max(axis=1) > _FULL_CURVE
+        self._came[full] *= 0.5
+        self._expected[full] *= 0.5
+
+    def _learn_rates(self, seen: Seen, basis: Rows, campaign: Rows) -> None:
+        groups, campaigns = self.groups, self.campaigns
+        rows = seen.group
+        groups.impressions[rows] += seen.impressions
+        groups.actions[rows] += seen.billable
+        np.add.at(campaigns.impressions, campaign, seen.impressions)
+        np.add.at(campaigns.actions, campaign, seen.billable)
+        np.add.at(self._basis, basis, np.column_stack((seen.impressions, seen.billable)))
+        groups.billable[rows] += seen.billable
+        groups.value_nanos[rows] += seen.value_nanos
+        groups.known[rows] += seen.billable
+        full = rows[groups.billable[rows] > _FULL_BILLABLE]
+        groups.billable[full] *= 0.5
+        groups.value_nanos[full] *= 0.5
+        full = rows[groups.actions[rows] > _FULL_BILLABLE]
+        groups.actions[full] *= 0.5
+        groups.impressions[full] *= 0.5
+
+    def _learn_delay(self, seen: Seen) -> None:
+        delays = np.minimum(seen.mean_age_ms, _LONGEST_DELAY_MS)
+        self._delay += (float((delays * seen.impressions).sum()), float(seen.impressions.sum()))
+        if self._delay[1] > 10_000.0:
+            self._delay *= 0.5
+
+    def _follow_stops(self, seen: Seen) -> None:
+        """Count the impressions served after pauses; settle those whose window is over."""
+        if not self._measuring:
+            return
+        groups = self.groups
+        for at in np.flatnonzero(np.isin(seen.group, list(self._measuring))).tolist():
+            row = int(seen.group[at])
+            after_ms = seen.last_impression_ms[at] - groups.stop_from_ms[row]
+            if 0 < after_ms <= STOP_WINDOW_MS / 2:
+                groups.stop_early[row] += seen.impressions[at]
+            elif after_ms > STOP_WINDOW_MS / 2:
+                groups.stop_late[row] += seen.impressions[at]
+        for row in list(self._measuring):
+            if seen.now_ms - groups.stop_from_ms[row] < STOP_WINDOW_MS:
+                continue
+            self._measuring.discard(row)
+            rate = float(groups.stop_rate[row])
+            if groups.stop_late[row] <= _NOT_OBEYED * rate * STOP_WINDOW_MS / 2_000:
+                self._stops += (float(groups.stop_early[row]), rate)
+        if self._stops[1] > 1_000.0:
+            self._stops *= 0.5
+
+    # -- predicting ---------------------------------------------------------------------------
+
+    @property
+    def ingest_s(self) -> float:
+        """How long after it happened an event is judged, on average."""
+        return float(self._delay[0] / self._delay[1]) / 1_000.0
+
+    @property
+    def stop_s(self) -> float:
+        """How long serving goes on after a pause: impressions after it over the rate before."""
+        return float(self._stops[0] / self._stops[1])
+
+    def impressions_per_s(self, rows: Rows, now_ms: int) -> Floats:
+        """The smoothed rate of each ad group."""
+        recent = self._recent(rows, now_ms)
+        return np.asarray(recent[:, _RATE_CONSTANT] / TIME_CONSTANTS_S[_RATE_CONSTANT])
+
+    def price_nanos(self, rows: Rows) -> Floats:
+        """What a billable event of each ad group costs; 0 where none was seen."""
+        self.groups.reserve(rows)
+        count = self.groups.billable[rows]
+        return np.asarray(self.groups.value_nanos[rows] / np.maximum(count, 1e-9))
+
+    def predict(self, rows: Rows, basis: Rows, campaign: Rows, now_ms: int) -> Inflight:
+        """What would still come of each ad group if it were paused now."""
+        self.groups.reserve(rows)
+        self.campaigns.reserve(campaign)
+        price = self.price_nanos(rows)
+        recent = self._recent(rows, now_ms)
+        rate = recent[:, _RATE_CONSTANT] / TIME_CONSTANTS_S[_RATE_CONSTANT]
+        coming = rate * (self.ingest_s + self.stop_s)
+        pending = (self._shares(basis) * recent).sum(axis=1)
+        response = np.where(basis == CPM, 1.0, self._response(rows, basis, campaign))
+        count = np.where(basis == CPM, coming, response * (coming + pending))
+        known = self.groups.known[rows] >= ENOUGH_BILLABLE
+        mean = np.where(known, count * price, 0.0)
+        return Inflight(mean, mean * price, np.where(known, price, 0.0))
+
+    def unit_nanos(self, rows: Rows, basis: Rows, campaign: Rows) -> Floats:
+        """What an impression of each ad group brings on average; 0 before anything was billed."""
+        response = np.where(basis == CPM, 1.0, self._response(rows, basis, campaign))
+        return np.asarray(response * self.price_nanos(rows))
+
+    def unit_error(self, rows: Rows) -> Floats:
+        """The relative standard error of that, by the billable events behind it."""
+        self.groups.reserve(rows)
+        return np.asarray(1.0 / np.sqrt(np.maximum(1.0, self.groups.billable[rows])))
+
+    def _recent(self, rows: Rows, now_ms: int) -> Floats:
+        self.groups.reserve(rows)
+        passed_s = np.maximum(0.0, now_ms - self.groups.at_ms[rows]) / 1_000.0
+        recent = self.groups.recent[rows] * np.exp(-passed_s[:, None] / TIME_CONSTANTS_S)
+        return np.asarray(recent)
+
+    def _shares(self, basis: Rows) -> Floats:
+        curve = self._came[basis] / self._expected[basis]
+        return np.asarray(curve / curve.sum(axis=1, keepdims=True))
+
+    def _response(self, rows: Rows, basis: Rows, campaign: Rows) -> Floats:
+        """Billable actions an impression, shrunken."""
+        prior = self._basis[basis, 1] / self._basis[basis, 0]
+        for columns, at in ((self.campaigns, campaign), (self.groups, rows)):
+            prior = (columns.actions[at] + _PRIOR_BILLABLE) / (
+                columns.impressions[at] + _PRIOR_BILLABLE / prior
+            )
+        return np.asarray(prior)

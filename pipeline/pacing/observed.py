@@ -1,0 +1,85 @@
+"""What a turn showed of the ad groups: the one input of everything that pacing learns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Rows = npt.NDArray[np.int64]
+Int64s = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Events with a disposition of their own, in columns of one entry an event."""
+
+    now_ms: int
+    group: Rows
+    is_impression: npt.NDArray[np.bool_]
+    is_billable: npt.NDArray[np.bool_]
+    """Charged, or free for a limit's sake only."""
+    value_nanos: Int64s
+    """Of billable events: what they cost, or would have without limits; else 0."""
+    event_time_ms: Int64s
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The same by ad group; one entry for each ad group that has any event."""
+
+    now_ms: int
+    group: Rows
+    impressions: Floats
+    mean_age_ms: Floats
+    """How long ago the impressions were, on average, when the turn saw them; 0 without any."""
+    last_impression_ms: Int64s
+    billable: Floats
+    value_nanos: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the catalog says of some ad groups; one entry each."""
+
+    basis: Rows
+    campaign: Rows
+    """Row of the campaign."""
+    zone: Rows
+    """Position of the account's time zone in `Today`."""
+    is_even: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Today:
+    """The billing day that it is now, by time zone."""
+
+    day: Rows
+    start_ms: Int64s
+    end_ms: Int64s
+
+
+def by_group(events: Events) -> Seen:
+    """A few group-bys; ages are cut off at 0 (clocks of ad servers run ahead)."""
+    group, inverse = np.unique(events.group, return_inverse=True)
+    size = len(group)
+    impression = events.is_impression
+    impressions = np.bincount(inverse[impression], minlength=size).astype(np.float64)
+    at = inverse[impression]
+    times = events.event_time_ms[impression]
+    ages = np.bincount(at, np.maximum(0, events.now_ms - times), size)
+    last = np.zeros(size, dtype=np.int64)
+    np.maximum.at(last, at, times)
+    billable = events.is_billable
+    values = events.value_nanos[billable].astype(np.float64)
+    return Seen(
+        now_ms=events.now_ms,
+        group=group,
+        impressions=impressions,
+        mean_age_ms=ages / np.maximum(1.0, impressions),
+        last_impression_ms=last,
+        billable=np.bincount(inverse[billable], minlength=size).astype(np.float64),
+        value_nanos=np.bincount(inverse[billable], values, size).astype(np.float64),
+    )

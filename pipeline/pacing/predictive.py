@@ -1,0 +1,453 @@
+"""The predictive policy: stop before the limit by what is inflight, pace evenly where asked.
+
+States and transitions: `pipeline.pacing.serving`. Beside the limits of the plain rule it has
+- a reserve before each limit: mean inflight, plus a margin for its uncertainty that never costs
+  more than a small share of the limit. What is left when less than most of one billable event's
+  price remains is not worth another event: most of it would be free;
+- hysteresis: an `inflight` pause is taken back only after a while, where the reserve has become
+  clearly smaller than what is left, and no more than a few times an hour;
+- a repeated pause where events keep coming in spite of it, ever more seldom: some ad server has
+  lost it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.contract.days import iso
+from pipeline.contract.pacing_notes import PacingNote
+from pipeline.contract.signals import Signal
+from pipeline.contract.vocabulary import MS_PER_DAY
+from pipeline.pacing import even
+from pipeline.pacing.columns import Columns
+from pipeline.pacing.forecast import Forecasts
+from pipeline.pacing.inflight import ENOUGH_BILLABLE, Inflight, InflightModel
+from pipeline.pacing.lag import BILLING_LAG
+from pipeline.pacing.observed import Facts, Seen, Today
+from pipeline.pacing.serving import (
+    LIMIT_FREE,
+    LIMIT_REACHED,
+    LimitUse,
+    Standing,
+    is_paused_for,
+    pause,
+    reached_limit,
+    serving,
+)
+
+Rows = npt.NDArray[np.int64]
+Int64s = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+INFLIGHT: Final = "inflight"
+INFLIGHT_SMALLER: Final = "inflight_smaller"
+EVEN_PACING: Final = "even_pacing"
+
+NEVER: Final = float(2**62)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """The policy's constants; docs/pacing.md tells what each was chosen by."""
+
+    margin_deviations: float = 2.5
+    """How many standard deviations of inflight the margin covers ..."""
+    margin_share: float = 0.005
+    """... but no more than this share of the limit."""
+    last_piece: float = 0.9
+    """Stop where less than this share of one billable event's price is left ..."""
+    last_piece_share: float = 0.02
+    """... and that is no more than this share of the limit."""
+    resume_room: float = 1.5
+    """Resume where what is left is at least this many times the reserve ..."""
+    resume_after_ms: int = 60_000
+    """... and no sooner than this after the pause."""
+    resumes_an_hour: int = 3
+    look_ms: int = 30_000
+    """How often ad groups stopped by inflight are looked at again."""
+    even_look_ms: int = 240_000
+    """How often evenly paced ones are: signals are further apart anyway."""
+    even_apart_ms: int = 600_000
+    """Least time between two throttles of an ad group, unless the need is plain."""
+    again_first_ms: int = 20_000
+    """How long after a pause events must still be served for it to be sent again; doubled each
+    time."""
+    settle_ms: int = 900_000
+    """How long after a pause its inflight is compared with what came."""
+
+
+@dataclass(slots=True)
+class _Settling:
+    """A prediction at a pause, waiting for what really comes."""
+
+    row: int
+    entity: str
+    billing_day: str
+    made_at_ms: int
+    predicted: float
+    deviation: float
+    realised: float = 0.0
+
+
+class Predictive:
+    """Inflight, even pacing and forecasts over columns by ad group. See the module."""
+
+    predicts = True
+
+    def __init__(self, tuning: Tuning | None = None) -> None:
+        self.tuning = tuning or Tuning()
+        self.model = InflightModel()
+        self.forecasts = Forecasts()
+        self._groups = Columns(
+            basis=(0, 0.0),
+            campaign=(0, -1.0),
+            even=(0, 0.0),
+            probability=(0, 1.0),
+            next_look_ms=(0, NEVER),
+            throttled_at_ms=(0, 0.0),
+            paused_at_ms=(0, 0.0),
+            again_ms=(0, 0.0),
+            served_at_ms=(0, 0.0),
+        )
+        self._campaign_groups: dict[int, list[int]] = {}
+        self._campaign_probability: dict[int, float] = {}
+        self._next_look_ms = NEVER
+        self._resumes: dict[int, deque[int]] = {}
+        self._settling: list[_Settling] = []
+        self._settling_rows: set[int] = set()
+        self._notes: list[tuple[int, PacingNote]] = []
+
+    # -- learning -----------------------------------------------------------------------------
+
+    def observe(self, seen: Seen, facts: Facts, today: Today) -> None:
+        rows, groups = seen.group, self._groups
+        if len(rows):
+            groups.reserve(rows)
+            for at in np.flatnonzero(groups.campaign[rows] != facts.campaign).tolist():
+                self._campaign_groups.setdefault(int(facts.campaign[at]), []).append(int(rows[at]))
+            groups.basis[rows], groups.campaign[rows] = facts.basis, facts.campaign
+            groups.even[rows] = facts.is_even
+            served = np.maximum(groups.served_at_ms[rows], seen.last_impression_ms)
+            groups.served_at_ms[rows] = served
+            self.model.observe(seen, facts.basis, facts.campaign)
+            self._look_at(seen, facts)
+        unit = self.model.unit_nanos(rows, facts.basis, facts.campaign)
+        self.forecasts.observe(seen, facts, today, self._probabilities(rows), unit)
+        if self.forecasts.feed_is_due(seen.now_ms):
+            everyone = np.arange(len(groups), dtype=np.int64)
+            self.forecasts.feed(self._probabilities(everyone), seen.now_ms)
+        self._settle(seen)
+
+    def _probabilities(self, rows: Rows) -> Floats:
+        own = self._groups.probability[rows] if len(rows) else np.empty(0)
+        if not self._campaign_probability:
+            return np.asarray(own)
+        campaigns = self._groups.campaign[rows].astype(np.int64).tolist()
+        above = [self._campaign_probability.get(campaign, 1.0) for campaign in campaigns]
+        return np.asarray(own * np.array(above))
+
+    def _look_at(self, seen: Seen, facts: Facts) -> None:
+        """Evenly paced ad groups are looked after from their first event on; and a paused one
+        is looked at where it is still being served."""
+        groups, rows = self._groups, seen.group
+        fresh = facts.is_even & (groups.next_look_ms[rows] >= NEVER)
+        again = (groups.again_ms[rows] > 0) & (
+            groups.served_at_ms[rows] > groups.paused_at_ms[rows] + groups.again_ms[rows]
+        )
+        again &= self.model.groups.known[rows] >= ENOUGH_BILLABLE
+        for row in rows[fresh | again].tolist():
+            self._look_later(row, seen.now_ms)
+
+    def _look_later(self, row: int, at_ms: float) -> None:
+        self._groups.next_look_ms[row] = at_ms
+        self._next_look_ms = min(self._next_look_ms, at_ms)
+
+    def _settle(self, seen: Seen) -> None:
+        """Add what came to the predictions that wait for it, and note those that are over."""
+        if not self._settling:
+            return
+        came = dict(zip(seen.group.tolist(), seen.value_nanos.tolist(), strict=True))
+        for one in self._settling:
+            one.realised += came.get(one.row, 0.0)
+        while self._settling and seen.now_ms - self._settling[0].made_at_ms > self.tuning.settle_ms:
+            self._note_inflight(self._settling.pop(0), seen.now_ms)
+
+    def _note_inflight(self, one: _Settling, now_ms: int) -> None:
+        self._settling_rows.discard(one.row)
+        note = PacingNote(
+            entity=one.entity,
+            kind="inflight",
+            billing_day=one.billing_day,
+            made_at_ms=one.made_at_ms,
+            predicted=int(one.predicted),
+            low=max(0, int(one.predicted - 1.28 * one.deviation)),
+            high=int(one.predicted + 1.28 * one.deviation),
+            realised=int(one.realised),
+            realised_at_ms=now_ms,
+        )
+        self._notes.append((one.row, note))
+
+    # -- predictions --------------------------------------------------------------------------
+
+    def inflight(self, level: str, rows: Rows, now_ms: int) -> Int64s:
+        return self._predict(level, rows, now_ms).mean.astype(np.int64)
+
+    def reserve(self, level: str, rows: Rows, now_ms: int, limit_nanos: Int64s) -> Int64s:
+        return self._reserve(self._predict(level, rows, now_ms), limit_nanos).astype(np.int64)
+
+    def _reserve(self, inflight: Inflight, limit_nanos: Int64s) -> Floats:
+        tuning = self.tuning
+        # One more event may always be on its way: the margin is never that of nothing at all.
+        deviation = np.sqrt(inflight.variance + inflight.mean * inflight.price)
+        margin = np.minimum(tuning.margin_deviations * deviation, tuning.margin_share * limit_nanos)
+        piece = np.minimum(
+            tuning.last_piece * inflight.price, tuning.last_piece_share * limit_nanos
+        )
+        return np.asarray(np.maximum(inflight.mean + margin, piece))
+
+    def _predict(self, level: str, rows: Rows, now_ms: int) -> Inflight:
+        if level == "ad_group":
+            return self._of_groups(rows, now_ms)
+        members = [self._campaign_groups.get(row, []) for row in rows.tolist()]
+        sizes = [len(of_campaign) for of_campaign in members]
+        flat = np.array([row for of_campaign in members for row in of_campaign], dtype=np.int64)
+        each = self._of_groups(flat, now_ms)
+        at = np.repeat(np.arange(len(rows)), sizes)
+        price = np.zeros(len(rows))
+        np.maximum.at(price, at, each.price)
+        mean, variance = (
+            np.bincount(at, values, len(rows)).astype(np.float64)
+            for values in (each.mean, each.variance)
+        )
+        return Inflight(mean, variance, price)
+
+    def _of_groups(self, rows: Rows, now_ms: int) -> Inflight:
+        self._groups.reserve(rows)
+        basis = self._groups.basis[rows].astype(np.int64)
+        campaign = np.maximum(0, self._groups.campaign[rows].astype(np.int64))
+        return self.model.predict(rows, basis, campaign, now_ms)
+
+    def exhaustion(self, rows: Rows, room_nanos: Int64s, now_ms: int) -> Int64s:
+        self._groups.reserve(rows)
+        price = self.model.price_nanos(rows)
+        probability, error = self._probabilities(rows), self.model.unit_error(rows)
+        return self.forecasts.exhaustion(rows, room_nanos, price, probability, now_ms, error)
+
+    # -- what is due --------------------------------------------------------------------------
+
+    def is_due(self, now_ms: int) -> bool:
+        return self._next_look_ms <= now_ms
+
+    def due(self, now_ms: int) -> Rows:
+        if not self.is_due(now_ms):
+            return np.empty(0, dtype=np.int64)
+        looks = self._groups.next_look_ms
+        rows = np.flatnonzero(looks <= now_ms)
+        looks[rows] = NEVER
+        self._next_look_ms = float(looks.min())
+        return rows
+
+    # -- serving ------------------------------------------------------------------------------
+
+    def review(self, standing: Standing, now_ms: int) -> Signal | None:
+        signal = self._decide(standing, now_ms)
+        if standing.is_ad_group:
+            self._groups.reserve(np.array([standing.row]))
+            stopped = (signal or standing.last) is not None and (
+                signal or standing.last
+            ).action == "pause"  # type: ignore[union-attr]
+            if stopped and self._may_resume(standing):
+                self._look_later(standing.row, now_ms + self.tuning.look_ms)
+            elif self._groups.even[standing.row]:
+                self._look_later(standing.row, now_ms + self.tuning.even_look_ms)
+        if signal is not None:
+            self._note_signal(standing, signal, now_ms)
+        return signal
+
+    def _decide(self, standing: Standing, now_ms: int) -> Signal | None:
+        stopping = reached_limit(standing)
+        reason = LIMIT_REACHED
+        if stopping is None:
+            stopping = next((use for use in standing.uses if _is_near(use)), None)
+            reason = INFLIGHT
+        if stopping is not None:
+            if is_paused_for(standing, stopping, reason):
+                return self._again(standing, now_ms)
+            return pause(standing, stopping, now_ms, reason)
+        last = standing.last
+        if last is not None and last.action == "pause":
+            return self._resume(standing, last, now_ms)
+        if standing.is_ad_group and self._is_even(standing.row):
+            return self._pace(standing, now_ms)
+        if last is None or last.reason == BILLING_LAG:
+            return None  # the lag's throttle ends with the lag
+        return serving(standing, now_ms, LIMIT_FREE, 1.0)
+
+    def _is_even(self, row: int) -> bool:
+        return row < len(self._groups) and bool(self._groups.even[row])
+
+    def _may_resume(self, standing: Standing) -> bool:
+        """Whether time alone may free a stopped ad group: inflight that turns out smaller."""
+        return reached_limit(standing) is None
+
+    def _resume(self, standing: Standing, last: Signal, now_ms: int) -> Signal | None:
+        """Serve again: at once where a limit has moved, with hysteresis after an inflight pause."""
+        tuning = self.tuning
+        reason = LIMIT_FREE
+        same_day = last.billing_day == iso(standing.billing_day)
+        if last.reason == INFLIGHT and same_day and _same_limit(standing, last):
+            room = min(use.limit_nanos - use.spend_nanos for use in standing.uses)
+            reserve = max(use.reserve_nanos for use in standing.uses)
+            early = now_ms - last.decided_at_ms < tuning.resume_after_ms
+            if early or room < tuning.resume_room * reserve or not self._allowed(standing, now_ms):
+                return None
+            reason = INFLIGHT_SMALLER
+        probability = 1.0
+        if standing.is_ad_group and self._is_even(standing.row):
+            probability = self._wanted(standing, now_ms)
+        return serving(standing, now_ms, reason, probability)
+
+    def _allowed(self, standing: Standing, now_ms: int) -> bool:
+        """The bound on resumes an hour, so that serving never flaps."""
+        if not standing.is_ad_group:
+            return True
+        times = self._resumes.setdefault(standing.row, deque(maxlen=self.tuning.resumes_an_hour))
+        if len(times) == times.maxlen and now_ms - times[0] < MS_PER_DAY // 24:
+            return False
+        times.append(now_ms)
+        return True
+
+    def _again(self, standing: Standing, now_ms: int) -> Signal | None:
+        """The same pause once more, where ad servers have gone on long after it."""
+        if not standing.is_ad_group or standing.last is None:
+            return None
+        groups, row = self._groups, standing.row
+        if row >= len(groups) or groups.again_ms[row] <= 0:
+            return None
+        if groups.served_at_ms[row] <= groups.paused_at_ms[row] + groups.again_ms[row]:
+            return None
+        use = next(use for use in standing.uses if use.limit == standing.last.limit)
+        return pause(standing, use, now_ms, standing.last.reason)
+
+    def _note_signal(self, standing: Standing, signal: Signal, now_ms: int) -> None:
+        row = standing.row
+        if not standing.is_ad_group:
+            self._campaign_probability[row] = signal.serve_probability
+            if signal.action == "pause":
+                for member in self._campaign_groups.get(row, []):
+                    self.model.note_pause(member, now_ms)
+            return
+        groups = self._groups
+        self.forecasts.note_change(row, now_ms, float(groups.probability[row]))
+        groups.probability[row] = signal.serve_probability
+        if signal.action != "pause":
+            groups.again_ms[row] = 0.0
+            groups.throttled_at_ms[row] = now_ms
+            return
+        first = groups.again_ms[row] <= 0
+        groups.again_ms[row] = self.tuning.again_first_ms if first else groups.again_ms[row] * 2
+        if first:
+            groups.paused_at_ms[row] = now_ms
+            self.model.note_pause(row, now_ms)
+            self._expect(standing, signal, now_ms)
+            self.forecasts.ran_out(row, now_ms)
+
+    def _expect(self, standing: Standing, signal: Signal, now_ms: int) -> None:
+        """Wait for what comes after a pause, to compare it with what was predicted."""
+        row = standing.row
+        predicted = self._of_groups(np.array([row]), now_ms)
+        if row in self._settling_rows or predicted.price[0] <= 0:
+            return
+        self._settling_rows.add(row)
+        deviation = float(np.sqrt(predicted.variance[0]))
+        self._settling.append(
+            _Settling(
+                row,
+                standing.entity,
+                signal.billing_day,
+                now_ms,
+                float(predicted.mean[0]),
+                deviation,
+            )
+        )
+
+    # -- even pacing --------------------------------------------------------------------------
+
+    def _pace(self, standing: Standing, now_ms: int) -> Signal | None:
+        row = standing.row
+        current = 1.0 if standing.last is None else standing.last.serve_probability
+        since_ms = now_ms - float(self._groups.throttled_at_ms[row])
+        wanted = self._wanted(standing, now_ms)
+        at = np.array([row])
+        known = self.forecasts.potential.relative_error(at)[0]
+        error = float(np.hypot(known, self.model.unit_error(at)[0]))
+        if since_ms < self.tuning.even_apart_ms and 0.5 < wanted / max(current, 1e-9) < 2.0:
+            return None
+        left = min(1 - use.spend_nanos / max(1, use.limit_nanos) for use in standing.uses)
+        probability = even.next_probability(current, wanted, error, left)
+        if probability is None:
+            return None
+        return serving(standing, now_ms, EVEN_PACING, probability)
+
+    def _wanted(self, standing: Standing, now_ms: int) -> float:
+        uses = [use for use in standing.uses if use.limit.startswith("ad_group")]
+        if not uses:
+            return 1.0
+        use = min(uses, key=lambda use: use.limit_nanos - use.spend_nanos)
+        left = use.limit_nanos - use.spend_nanos - use.inflight_nanos
+        self.forecasts.catch_up(standing.row, now_ms, float(self._groups.probability[standing.row]))
+        to_come = self.forecasts.share_to_come(standing.row, now_ms)
+        ends_ms = standing.ends_ms
+        if use.limit == "ad_group_lifetime" and ends_ms > standing.day_end_ms:
+            to_come += (ends_ms - standing.day_end_ms) / MS_PER_DAY
+        budget = even.Budget(left, to_come)
+        return even.wanted_probability(budget, self.forecasts.potential.nanos_per_day(standing.row))
+
+    # -- ownership ----------------------------------------------------------------------------
+
+    def note_standing(self, level: str, row: int, signal: Signal) -> None:
+        if level != "ad_group":
+            self._campaign_probability[row] = signal.serve_probability
+            return
+        self._groups.reserve(np.array([row]))
+        self._groups.probability[row] = signal.serve_probability
+        self._look_later(row, 0.0)
+
+    def forecasts_due(self, now_ms: int) -> Rows:
+        if not self.forecasts.notes_are_due(now_ms):
+            return np.empty(0, dtype=np.int64)
+        return self.forecasts.active(now_ms)
+
+    def record(self, rows: Rows, names: list[str], predicted: Int64s, now_ms: int) -> None:
+        self.forecasts.record(rows, names, predicted, now_ms)
+
+    def take_notes(self) -> list[tuple[int, PacingNote]]:
+        notes, self._notes = self._notes, []
+        return notes + self.forecasts.take_notes()
+
+    def forget(self, groups: Rows, campaigns: Rows) -> None:
+        gone = set(groups.tolist())
+        self._groups.clear(groups)
+        self.model.forget(groups)
+        self.forecasts.forget(groups)
+        for campaign in campaigns.tolist():
+            self._campaign_groups.pop(campaign, None)
+            self._campaign_probability.pop(campaign, None)
+        self._settling = [one for one in self._settling if one.row not in gone]
+        self._settling_rows -= gone
+
+
+def _is_near(use: LimitUse) -> bool:
+    return use.reserve_nanos > 0 and use.spend_nanos + use.reserve_nanos >= use.limit_nanos
+
+
+def _same_limit(standing: Standing, last: Signal) -> bool:
+    """Whether the limit that stopped it still has the same bound."""
+    return any(
+        use.limit == last.limit and use.limit_nanos == last.limit_nanos for use in standing.uses
+    )

@@ -1,0 +1,53 @@
+"""What pacing is told of a turn: columns of the outcome and facts of the catalog, nothing more."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.billing.decide import Outcome
+from pipeline.billing.terms import Terms
+from pipeline.contract.vocabulary import CHARGED, IMPRESSION, NOT_SERVING, OVER_BUDGET
+from pipeline.pacing.observed import Events, Facts, Seen, Today, by_group
+
+Rows = npt.NDArray[np.int64]
+
+
+def seen_of(outcome: Outcome) -> Seen:
+    """The events that reached rule 6, by ad group. Only numeric columns are read."""
+    rows = np.flatnonzero(outcome.disposition >= NOT_SERVING)
+    disposition = outcome.disposition[rows]
+    value = outcome.amount_nanos[rows] + outcome.free_nanos[rows]
+    return by_group(
+        Events(
+            now_ms=outcome.now_ms,
+            group=outcome.group[rows],
+            is_impression=outcome.kind[rows] == IMPRESSION,
+            is_billable=(disposition == CHARGED) | (disposition == OVER_BUDGET),
+            value_nanos=value,
+            event_time_ms=outcome.event_time_ms[rows],
+        )
+    )
+
+
+def facts_of(terms: Terms, groups: Rows) -> Facts:
+    """What the catalog says of these ad groups."""
+    campaign = terms.group.campaign[groups].astype(np.int64)
+    return Facts(
+        basis=terms.campaign.basis[campaign].astype(np.int64),
+        campaign=campaign,
+        zone=terms.account.zone[terms.campaign.account[campaign]].astype(np.int64),
+        is_even=terms.group.even[groups],
+    )
+
+
+def today_of(terms: Terms, now_ms: int) -> Today:
+    """The billing day that it is, in every time zone in use."""
+    days = [zone.day_of(now_ms) for zone in terms.zones]
+    bounds = zip(terms.zones, days, strict=True)
+    both = [(zone.start_ms(day), zone.end_ms(day)) for zone, day in bounds]
+    return Today(
+        day=np.array(days, dtype=np.int64),
+        start_ms=np.array([start for start, _ in both], dtype=np.int64),
+        end_ms=np.array([end for _, end in both], dtype=np.int64),
+    )

@@ -1,0 +1,130 @@
+"""A replay of a recording under its own policy is the recording, to the nano."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.billing.journal import decode
+from pipeline.contract.log import LogRecord
+from pipeline.contract.partitioning import partition_of
+from pipeline.pacing.serving import PlainLimits
+from pipeline.pacing.serving import Policy as PacingPolicy
+from pipeline.streams.replay import Change, Replay, Tally
+from tests.auditor import SourceRecord
+from tests.property.test_fold import run
+from tests.property.worlds import (
+    DAY_MS,
+    HOUR_MS,
+    PARTITIONS,
+    START_MS,
+    World,
+    catalog_records,
+    make_engine,
+    worlds,
+)
+
+
+def replayed(
+    world: World,
+    journal: list[dict[int, bytes]],
+    pacing: PacingPolicy,
+    change: Change,
+    window_from: int = 0,
+) -> list[Replay]:
+    """All shards' replays; records before `window_from` are folded."""
+    replays = []
+    for shard in range(PARTITIONS):
+        replay = Replay(shard, make_engine().settings, pacing, change)
+        replay.apply_catalog(catalog_records(world), world.now_ms)
+        values = [turn[shard] for turn in journal if shard in turn]
+        for number, value in enumerate(values):
+            record = decode(value)
+            sources = [
+                LogRecord(r.topic, r.partition, r.offset, r.timestamp_ms, r.key, r.value)
+                for r in world.records
+                if r.partition == shard
+                and r.topic in record.header.sources
+                and record.header.sources[r.topic][0]
+                <= r.offset
+                < record.header.sources[r.topic][1]
+            ]
+            if number < window_from:
+                replay.fold(record.header, record.events)
+            else:
+                replay.judge(record.header, record.events, sources)
+        replays.append(replay)
+    return replays
+
+
+@settings(max_examples=60, deadline=None)
+@given(worlds(), st.integers(1, 30), st.integers(0, 3))
+def test_under_its_own_policy_a_replay_is_the_recording(
+    world: World, batch: int, window_from: int
+) -> None:
+    _, journal = run(world, batch)
+    for replay in replayed(world, journal, PlainLimits(), Change(), window_from):
+        for entity, tally in replay.tallies.items():
+            assert tally.differs == 0, entity
+            assert tally.replayed_nanos == tally.recorded_nanos
+            assert tally.replayed_free_nanos == tally.recorded_free_nanos
+            if window_from == 0:
+                assert tally.replayed_signals == tally.recorded_signals
+
+
+def limited_world() -> World:
+    """An awareness ad group whose budget is three impressions, and ten of them, 10 s apart."""
+    account = {"account_id": "a", "country": "US", "currency": "USD"}
+    campaign = {"campaign_id": "c", "account_id": "a", "objective": "awareness"}
+    group = {
+        "ad_group_id": "g",
+        "campaign_id": "c",
+        "budget_type": "daily",
+        "budget_micros": 6_000,
+        "bid_micros": 2_000_000,
+        "start_ms": START_MS - DAY_MS,
+    }
+    pin = {"promoted_pin_id": "p", "ad_group_id": "g", "review": "approved"}
+    entities = [("account:a", account), ("campaign:c", campaign), ("ad_group:g", group)]
+    catalog = [(key, entity, START_MS) for key, entity in [*entities, ("promoted_pin:p", pin)]]
+    partition = partition_of("c", PARTITIONS)
+    records = []
+    for number in range(10):
+        time_ms = START_MS + HOUR_MS + number * 10_000
+        event = {
+            "event_id": f"e{number}",
+            "event_time_ms": time_ms,
+            "campaign_id": "c",
+            "ad_group_id": "g",
+            "promoted_pin_id": "p",
+            "user_id": "u",
+            "impression_id": f"i{number}",
+            "price_micros": 2_000_000,
+            "placement": "browse",
+        }
+        value = json.dumps(event).encode()
+        records.append(SourceRecord("ads.impressions", partition, number, time_ms, b"c", value))
+    return World(catalog, records, START_MS + DAY_MS)
+
+
+def tally_of(change: Change) -> Tally:
+    world = limited_world()
+    _, journal = run(world, 1)
+    tallies = [r.tallies for r in replayed(world, journal, PlainLimits(), change)]
+    return next(found["ad_group:g"] for found in tallies if found)
+
+
+def test_ad_servers_that_obey_save_what_comes_after_their_reaction_time() -> None:
+    tally = tally_of(Change(withholds=True, reaction_ms=15_000))
+    assert (tally.recorded_nanos, tally.recorded_free_nanos) == (6_000_000, 14_000_000)
+    # The limit is reached at 20 s: the impression at 30 s still comes, those from 40 s on do not.
+    assert (tally.replayed_nanos, tally.replayed_free_nanos) == (6_000_000, 2_000_000)
+    assert (tally.withheld, tally.differs) == (6, 6)
+
+
+def test_another_limit_is_judged_by() -> None:
+    tally = tally_of(Change(catalog={"ad_group:g": {"budget_micros": 10_000}}))
+    assert (tally.recorded_nanos, tally.replayed_nanos) == (6_000_000, 10_000_000)
+    assert (tally.replayed_free_nanos, tally.withheld) == (10_000_000, 0)

@@ -1,0 +1,122 @@
+"""Inflight: what is learned is what the simulated Pinners do."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from pipeline.contract.vocabulary import CPC, CPM
+from pipeline.pacing.inflight import InflightModel
+from pipeline.pacing.observed import Events, Seen, by_group
+
+GROUP = np.array([0])
+CAMPAIGN = np.array([0])
+PRICE = 400_000_000
+INGEST_MS = 1_000
+
+
+def cpc_traffic(
+    seconds: int, per_s: float, response: float, mean_delay_s: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Times of impressions, served every other 1,000 s, and of the clicks that follow them,
+    exponentially late."""
+    rng = np.random.default_rng(1)
+    shown = np.sort(rng.uniform(0, seconds * 1_000, rng.poisson(seconds * per_s)))
+    shown = shown[shown // 1_000_000 % 2 == 1]
+    clicks = shown[rng.random(len(shown)) < response]
+    clicks = np.sort(clicks + rng.exponential(mean_delay_s * 1_000, len(clicks)))
+    return shown.astype(np.int64), clicks.astype(np.int64)
+
+
+def events(
+    now_ms: int, shown: npt.NDArray[np.int64], clicks: npt.NDArray[np.int64], price: int = PRICE
+) -> Seen:
+    times = np.concatenate((shown, clicks))
+    is_click = np.arange(len(times)) >= len(shown)
+    return by_group(
+        Events(
+            now_ms=now_ms,
+            group=np.zeros(len(times), dtype=np.int64),
+            is_impression=~is_click,
+            is_billable=is_click,
+            value_nanos=np.where(is_click, price, 0),
+            event_time_ms=times,
+        )
+    )
+
+
+def learned(
+    shown: npt.NDArray[np.int64], clicks: npt.NDArray[np.int64], until_ms: int
+) -> InflightModel:
+    """A model that has seen all that arrived by then, second by second."""
+    model = InflightModel()
+    for now_ms in range(1_000, until_ms + 1, 1_000):
+        window = (now_ms - 1_000 - INGEST_MS, now_ms - INGEST_MS)
+        here = shown[(shown > window[0]) & (shown <= window[1])]
+        acted = clicks[(clicks > window[0]) & (clicks <= window[1])]
+        seen = events(now_ms, here, acted)
+        if len(seen.group):
+            model.observe(seen, np.array([CPC]), CAMPAIGN)
+    return model
+
+
+def test_clicks_still_to_come_are_predicted_by_the_learned_curve_and_rate() -> None:
+    shown, clicks = cpc_traffic(40_000, per_s=2.0, response=0.05, mean_delay_s=60.0)
+    model = learned(shown, clicks, 40_000_000)
+    predicted = model.predict(GROUP, np.array([CPC]), CAMPAIGN, 40_000_000)
+    # Steady state: rate x response x (mean delay + ingest + pause-to-stop).
+    expected = 2.0 * 0.05 * (60.0 + 1.0 + model.stop_s) * PRICE
+    assert predicted.mean[0] == pytest.approx(expected, rel=0.25)
+    assert predicted.price[0] == pytest.approx(PRICE)
+
+
+def test_inflight_dies_down_once_nothing_is_served() -> None:
+    shown, clicks = cpc_traffic(6_000, per_s=2.0, response=0.05, mean_delay_s=20.0)
+    model = learned(shown, clicks, 6_000_000)
+    at_once = model.predict(GROUP, np.array([CPC]), CAMPAIGN, 6_000_000).mean[0]
+    later = model.predict(GROUP, np.array([CPC]), CAMPAIGN, 6_000_000 + 600_000).mean[0]
+    assert later < 0.1 * at_once
+
+
+def test_nothing_is_predicted_of_an_ad_group_with_a_few_events() -> None:
+    model = InflightModel()
+    model.observe(events(1_000, np.arange(900), np.arange(20)), np.array([CPC]), CAMPAIGN)
+    assert model.predict(GROUP, np.array([CPC]), CAMPAIGN, 1_000).mean[0] == 0
+
+
+def cpm_second(now_ms: int, count: int) -> Seen:
+    times = now_ms - INGEST_MS - np.arange(count) * 10
+    return by_group(
+        Events(
+            now_ms=now_ms,
+            group=np.zeros(count, dtype=np.int64),
+            is_impression=np.ones(count, dtype=np.bool_),
+            is_billable=np.ones(count, dtype=np.bool_),
+            value_nanos=np.full(count, 2_000_000),
+            event_time_ms=times,
+        )
+    )
+
+
+def paused_fleet(seconds_after: int) -> InflightModel:
+    """Ten impressions a second, a pause at 600 s, and so many seconds more of them after it."""
+    model = InflightModel()
+    for pause in range(20):
+        start_ms = pause * 1_000_000
+        for second in range(1, 600):
+            model.observe(cpm_second(start_ms + second * 1_000, 10), np.array([CPM]), CAMPAIGN)
+        pause_ms = start_ms + 600_000
+        model.note_pause(0, pause_ms)
+        for second in range(1, seconds_after + 2):
+            model.observe(cpm_second(pause_ms + second * 1_000, 10), np.array([CPM]), CAMPAIGN)
+        model.observe(cpm_second(pause_ms + 300_000, 1), np.array([CPM]), CAMPAIGN)
+    return model
+
+
+def test_pause_to_stop_is_measured_by_the_impressions_that_come_after_a_pause() -> None:
+    assert paused_fleet(6).stop_s == pytest.approx(6.0, rel=0.3)
+
+
+def test_a_pause_that_nobody_obeys_says_nothing_of_reaction_times() -> None:
+    assert paused_fleet(120).stop_s == pytest.approx(3.0)

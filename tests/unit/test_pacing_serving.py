@@ -1,0 +1,104 @@
+"""Serving states: the plain rule as it always was, and what prediction adds to it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.contract.days import from_iso
+from pipeline.contract.signals import Signal
+from pipeline.contract.vocabulary import LimitName
+from pipeline.pacing.predictive import INFLIGHT, INFLIGHT_SMALLER, Predictive, Tuning
+from pipeline.pacing.serving import LIMIT_FREE, LIMIT_REACHED, LimitUse, PlainLimits, Standing
+
+DAY = from_iso("2026-03-02")
+DAY_END_MS = (DAY + 1) * 86_400_000
+NOW_MS = DAY * 86_400_000 + 3_600_000
+
+
+def use(spend: int, reserve: int = 0, limit: LimitName = "ad_group_daily") -> LimitUse:
+    return LimitUse(limit, 1_000, spend, reserve, reserve)
+
+
+def standing(*uses: LimitUse, last: Signal | None = None, day: int = DAY) -> Standing:
+    return Standing(
+        entity="ad_group:g",
+        uses=uses,
+        billing_day=day,
+        day_end_ms=DAY_END_MS,
+        last=last,
+        last_version=0 if last is None else last.version,
+        row=0,
+    )
+
+
+def test_a_reached_limit_pauses_with_its_figures_under_either_policy() -> None:
+    for policy in (PlainLimits(), Predictive()):
+        signal = policy.review(standing(use(1_000)), NOW_MS)
+        assert signal is not None
+        assert (signal.action, signal.reason, signal.version) == ("pause", LIMIT_REACHED, 1)
+        assert (signal.limit, signal.limit_nanos, signal.spend_nanos) == (
+            "ad_group_daily",
+            1_000,
+            1_000,
+        )
+        assert signal.resume_at_ms == DAY_END_MS
+
+
+def test_the_next_day_resumes_under_either_policy() -> None:
+    for policy in (PlainLimits(), Predictive()):
+        paused = policy.review(standing(use(1_000)), NOW_MS)
+        assert policy.review(standing(use(1_000), last=paused), NOW_MS + 1) is None
+        signal = policy.review(standing(use(0), last=paused, day=DAY + 1), DAY_END_MS)
+        assert signal is not None
+        assert (signal.action, signal.reason, signal.version) == ("resume", LIMIT_FREE, 2)
+
+
+def test_inflight_pauses_before_the_limit_and_says_so() -> None:
+    signal = Predictive().review(standing(use(900, reserve=100)), NOW_MS)
+    assert signal is not None
+    assert (signal.action, signal.reason, signal.inflight_nanos) == ("pause", INFLIGHT, 100)
+
+
+def test_the_limit_is_announced_even_after_an_inflight_pause() -> None:
+    policy = Predictive()
+    early = policy.review(standing(use(900, reserve=100)), NOW_MS)
+    signal = policy.review(standing(use(1_000), last=early), NOW_MS + 5_000)
+    assert signal is not None
+    assert (signal.action, signal.reason, signal.version) == ("pause", LIMIT_REACHED, 2)
+
+
+def test_an_inflight_pause_is_taken_back_late_and_only_for_clear_room() -> None:
+    policy = Predictive()
+    paused = policy.review(standing(use(900, reserve=100)), NOW_MS)
+    later_ms = NOW_MS + Tuning().resume_after_ms
+    assert policy.review(standing(use(900, reserve=10), last=paused), later_ms - 1) is None
+    assert policy.review(standing(use(900, reserve=80), last=paused), later_ms) is None
+    signal = policy.review(standing(use(900, reserve=10), last=paused), later_ms)
+    assert signal is not None
+    assert (signal.action, signal.reason) == ("resume", INFLIGHT_SMALLER)
+
+
+def test_serving_never_flaps() -> None:
+    policy, last, signals = Predictive(), None, 0
+    for minute in range(60):
+        reserve = 100 if minute % 2 == 0 else 1
+        signal = policy.review(standing(use(900, reserve), last=last), NOW_MS + minute * 60_000)
+        if signal is not None:
+            signals += 1
+            last = signal
+    assert signals <= 2 * Tuning().resumes_an_hour + 1
+
+
+def test_a_raised_limit_resumes_at_once() -> None:
+    policy = Predictive()
+    paused = policy.review(standing(use(900, reserve=100)), NOW_MS)
+    raised = LimitUse("ad_group_daily", 5_000, 900, 100, 100)
+    signal = policy.review(standing(raised, last=paused), NOW_MS + 1)
+    assert signal is not None
+    assert (signal.action, signal.reason) == ("resume", LIMIT_FREE)
+
+
+def test_without_evidence_nothing_is_held_back_before_a_limit() -> None:
+    limits = np.array([1_000, 1_000])
+    assert Predictive().reserve("ad_group", np.array([0, 1]), NOW_MS, limits).tolist() == [0, 0]
+    assert Predictive().reserve("campaign", np.array([0, 1]), NOW_MS, limits).tolist() == [0, 0]
