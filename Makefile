@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-long check format schemas bench lock clean
+.PHONY: help setup demo test test-long check format schemas bench screenshots audit lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -52,12 +52,25 @@ schemas: setup  ## write docs/schemas, docs/asyncapi.yaml and docs/settings.md f
 bench: setup  ## the speed figures
 	@$(BIN)/python -m bench
 
+screenshots: setup  ## docs/screenshots, by the dashboard's tests (needs chromium)
+	@PIPELINE_TEST_SCREENSHOTS=$(CURDIR)/docs/screenshots $(BIN)/pytest -q \
+	  tests/integration/ops/test_dashboard_pages.py
+
+audit:  ## known vulnerabilities in what is installed (asks a vulnerability service)
+	@test -x .venv-lock/bin/pip-audit || { $(PYTHON) -m venv .venv-lock; \
+	  .venv-lock/bin/python -m pip install --quiet pip-audit==2.10.1; }
+	@.venv-lock/bin/pip-audit --require-hashes --disable-pip --requirement requirements.lock
+
 lock:  ## resolve pyproject.toml anew into requirements.lock
 	@test -x .venv-lock/bin/uv || $(PYTHON) -m venv .venv-lock
 	@.venv-lock/bin/python -m pip install --quiet uv==$(UV_VERSION)
 	@.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --custom-compile-command "make lock" \
 	  --extra local --extra dev pyproject.toml --output-file requirements.lock
+	@# What a production image installs: no extras, and the same versions.
+	@.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
+	  --generate-hashes --no-annotate --custom-compile-command "make lock" \
+	  --constraint requirements.lock pyproject.toml --output-file deploy/requirements.lock
 
 clean:  ## remove what make made (data/ is kept)
 	rm -rf .venv .venv-lock build dist *.egg-info .hypothesis .import_linter_cache \

@@ -9,6 +9,7 @@ the variable and what is allowed, before anything is started.
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import os
 import ssl
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from aiokafka.abc import AbstractTokenProvider
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -41,17 +43,26 @@ class Settings(BaseSettings):
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     """How clients speak to Kafka. The embedded one speaks PLAINTEXT, on loopback alone."""
 
-    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = (
+        "PLAIN"
+    )
     """Used with SASL_PLAINTEXT and SASL_SSL."""
 
     kafka_sasl_username: str = ""
-    """Needed with SASL_PLAINTEXT and SASL_SSL."""
+    """Needed with SASL_PLAINTEXT and SASL_SSL, but for OAUTHBEARER."""
 
     kafka_sasl_password: SecretStr = SecretStr("")
-    """Needed with SASL_PLAINTEXT and SASL_SSL. Never shown."""
+    """Needed with SASL_PLAINTEXT and SASL_SSL, but for OAUTHBEARER. Never shown."""
+
+    kafka_sasl_token_path: Path | None = None
+    """Needed for OAUTHBEARER: a file with the token, read anew at every authentication, so that
+    whoever writes it (a platform's agent) renews it there."""
 
     kafka_ssl_cafile: Path | None = None
     """PEM file of the certificate authorities to trust; unset: the system's."""
+
+    kafka_ssl_certfile: Path | None = None
+    """PEM file of this client's own certificate and key, where brokers ask for one."""
 
     kafka_replication_factor: int = Field(default=1, ge=1, le=7)
     """Of the topics that `pipeline topics` creates: 1 embedded, 3 in production."""
@@ -70,6 +81,10 @@ class Settings(BaseSettings):
     clickhouse_replicated: bool = False
     """Whether `pipeline schema` creates tables with Replicated engines."""
 
+    clickhouse_cluster: str = Field(default="", pattern=r"^[A-Za-z0-9_-]*$")
+    """The cluster (of ClickHouse's remote_servers) on all of whose servers `pipeline schema`
+    creates tables; unset: on the one that it is connected to."""
+
     partitions: int = Field(default=4, ge=1, le=1024)
     """Of each event topic and of the journal: the number of shards. Fixed once topics exist."""
 
@@ -82,8 +97,25 @@ class Settings(BaseSettings):
     clock: Literal["wall", "stream"] = "wall"
     """What now is. `stream`: the largest record timestamp read, for backfills and tests."""
 
+    web_host: str = "127.0.0.1"
+    """Where the health and metrics pages, and `pipeline dashboard`, listen. Not loopback: whoever
+    reaches the port may read them; the dashboard then asks for its token."""
+
     worker_web_port: int = Field(default=6066, ge=1, le=65_535)
-    """The worker's health and metrics page."""
+    """The worker's health and metrics pages."""
+
+    reporter_web_port: int | None = Field(default=None, ge=1, le=65_535)
+    """The reporter's health and metrics pages; unset: none of its own."""
+
+    dashboard_token: SecretStr = SecretStr("")
+    """What a browser must show to see the dashboard; needed where that is not on loopback."""
+
+    dashboard_metrics_urls: str = ""
+    """The /metrics pages of workers and reporter, separated by commas: the dashboard's operations
+    page shows what they say. `pipeline up` knows its own."""
+
+    log_format: Literal["text", "json"] = "text"
+    """How log lines look; `json`: an object a line, for log collectors."""
 
     user_hash_key: SecretStr = SecretStr(DEVELOPMENT_USER_HASH_KEY)
     """Key of the keyed hash by which Pinners are stored (`user_hash`), 16 to 64 bytes. Secret
@@ -143,9 +175,9 @@ class Settings(BaseSettings):
             raise ValueError(f"a key has 16 to 64 bytes, this one has {length_bytes}")
         return value
 
-    @field_validator("kafka_ssl_cafile")
+    @field_validator("kafka_ssl_cafile", "kafka_ssl_certfile", "kafka_sasl_token_path")
     @classmethod
-    def _check_cafile(cls, value: Path | None) -> Path | None:
+    def _check_file(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_file():
             raise ValueError(f"there is no file {value}")
         return value
@@ -153,10 +185,12 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check_credentials(self) -> Settings:
         if self.kafka_security_protocol.startswith("SASL_"):
-            given = {
+            given: dict[str, object] = {
                 "KAFKA_SASL_USERNAME": self.kafka_sasl_username,
                 "KAFKA_SASL_PASSWORD": self.kafka_sasl_password.get_secret_value(),
             }
+            if self.kafka_sasl_mechanism == "OAUTHBEARER":
+                given = {"KAFKA_SASL_TOKEN_PATH": self.kafka_sasl_token_path}
             missing = " and ".join(PREFIX + name for name, value in given.items() if not value)
             if missing:
                 raise ValueError(
@@ -177,14 +211,43 @@ class Settings(BaseSettings):
             "security_protocol": self.kafka_security_protocol,
         }
         if self.kafka_security_protocol.startswith("SASL_"):
-            options |= {
-                "sasl_mechanism": self.kafka_sasl_mechanism,
-                "sasl_plain_username": self.kafka_sasl_username,
-                "sasl_plain_password": self.kafka_sasl_password.get_secret_value(),
-            }
+            options |= {"sasl_mechanism": self.kafka_sasl_mechanism} | self._credentials()
         if self.kafka_security_protocol.endswith("SSL"):
-            options["ssl_context"] = ssl.create_default_context(cafile=self.kafka_ssl_cafile)
+            context = ssl.create_default_context(cafile=self.kafka_ssl_cafile)
+            if self.kafka_ssl_certfile is not None:
+                context.load_cert_chain(self.kafka_ssl_certfile)
+            options["ssl_context"] = context
         return options
+
+    def _credentials(self) -> dict[str, Any]:
+        if self.kafka_sasl_token_path is not None and self.kafka_sasl_mechanism == "OAUTHBEARER":
+            return {"sasl_oauth_token_provider": _TokenFile(self.kafka_sasl_token_path)}
+        return {
+            "sasl_plain_username": self.kafka_sasl_username,
+            "sasl_plain_password": self.kafka_sasl_password.get_secret_value(),
+        }
+
+
+class _TokenFile(AbstractTokenProvider):  # type: ignore[misc]
+    """Gives aiokafka the token that a file holds now."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def token(self) -> str:
+        text = await asyncio.to_thread(self._path.read_text, "utf-8")
+        return text.strip()
+
+
+SECRETS = (
+    "kafka_sasl_username",
+    "kafka_sasl_password",
+    "clickhouse_dsn",
+    "user_hash_key",
+    "dashboard_token",
+)
+"""Settings that may be read from a file instead, named by `PIPELINE_..._FILE`: where a platform
+mounts secrets as files, they are in no environment and in no process listing."""
 
 
 def load_settings(**given: Any) -> Settings:
@@ -193,10 +256,34 @@ def load_settings(**given: Any) -> Settings:
 
     Raises `SettingsError` naming every variable that is wrong.
     """
+    chosen = _read_secrets(os.environ)
+    chosen |= {name: value for name, value in given.items() if value is not None}
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        return Settings(**chosen)
     except ValidationError as error:
         raise SettingsError("\n".join(_texts(error))) from None
+
+
+def _read_secrets(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The secrets that `PIPELINE_..._FILE` variables name files of; a final line break is not
+    part of one."""
+    found: dict[str, Any] = {}
+    for name in SECRETS:
+        plain = PREFIX + name.upper()
+        variable = f"{plain}_FILE"
+        path = environ.get(variable)
+        if not path:
+            continue
+        if environ.get(plain):
+            raise SettingsError(f"{variable} and {plain} are both set; keep one")
+        try:
+            found[name] = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise SettingsError(
+                f"{variable} names {path}, which cannot be read: {reason}"
+            ) from None
+    return found
 
 
 def misspelt_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -205,6 +292,7 @@ def misspelt_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str
     Others with the prefix are left alone: it is a common one, and they may be somebody else's.
     """
     known = [PREFIX + name.upper() for name in Settings.model_fields]
+    known += [f"{PREFIX}{name.upper()}_FILE" for name in SECRETS]
     unknown = (name for name in environ if name.startswith(PREFIX) and name not in known)
     near = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.85) for name in unknown}
     return {name: matches[0] for name, matches in near.items() if matches}

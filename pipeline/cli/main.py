@@ -8,7 +8,16 @@ import typer
 from aiokafka.errors import KafkaConnectionError
 from rich.console import Console
 
-from pipeline.cli import admin, catalog_edit, finance, processes, reports, simulation, up
+from pipeline.cli import (
+    admin,
+    catalog_edit,
+    doctor,
+    finance,
+    processes,
+    reports,
+    simulation,
+    up,
+)
 from pipeline.embedded.errors import EmbeddedError
 from pipeline.reporting.clickhouse import StoreError
 from pipeline.reporting.corrections import TooManyError
@@ -44,6 +53,7 @@ catalog_edit.register(admin.catalog_app)
 reports.register(app)
 finance.register(app)
 simulation.register(app)
+doctor.register(app)
 
 
 def main() -> None:

@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import signal
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import typer
 
 from pipeline.cli import wiring
+from pipeline.cli.admin import DataOption
+from pipeline.cli.logs import configure_logging
 from pipeline.contract.vocabulary import CATALOG, JOURNAL
+from pipeline.dashboard.server import Dashboard, DashboardSettings, check_exposure, urls_of
 from pipeline.reporting.clickhouse import Store
-from pipeline.reporting.process import run_reporter
-from pipeline.settings import Settings, load_settings, misspelt_variables
-
-log = logging.getLogger(__name__)
-
-
-def configure_logging() -> None:
-    """One line an incident, on standard error."""
-    logging.basicConfig(
-        level=logging.INFO,
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    for noisy in ("aiokafka", "faust", "mode", "asyncio", "aiohttp.access"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    for name, meant in misspelt_variables().items():
-        log.warning("%s is not a setting; did you mean %s?", name, meant)
+from pipeline.reporting.process import Listeners, run_reporter, served
+from pipeline.settings import Settings, SettingsError, load_settings
 
 
 async def until_signalled(run: Callable[[asyncio.Event], Awaitable[None]]) -> None:
@@ -73,10 +59,24 @@ async def report(settings: Settings, http_port: int | None, stop: asyncio.Event)
         reader(JOURNAL),
         reader(CATALOG),
         settings.partitions,
-        "127.0.0.1",
-        http_port,
+        Listeners(http_port, settings.web_host, settings.reporter_web_port),
         stop,
     )
+
+
+async def serve_dashboard(settings: Settings, port: int, stop: asyncio.Event) -> None:
+    """The dashboard until told to stop."""
+    token = settings.dashboard_token.get_secret_value()
+    try:
+        check_exposure(settings.web_host, token)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    served_by = DashboardSettings(token, tuple(urls_of(settings.dashboard_metrics_urls)))
+    dashboard = Dashboard(lambda: Store(settings.clickhouse_dsn), served_by)
+    async with served(dashboard.application(), settings.web_host, port):
+        print(f"ready web=http://{settings.web_host}:{port}", flush=True)
+        await stop.wait()
+    await dashboard.close()
 
 
 def register(app: typer.Typer) -> None:
@@ -88,8 +88,8 @@ def register(app: typer.Typer) -> None:
 
         Example: `PIPELINE_KAFKA_BOOTSTRAP=kafka:9092 pipeline worker`
         """
-        configure_logging()
         settings = load_settings()
+        configure_logging(settings.log_format)
         asyncio.run(until_signalled(lambda stop: run_worker(settings, stop)))
 
     @app.command()
@@ -102,6 +102,20 @@ def register(app: typer.Typer) -> None:
 
         Example: `PIPELINE_CLICKHOUSE_DSN=http://user:pw@host:8123/ pipeline reporter`
         """
-        configure_logging()
         settings = load_settings()
+        configure_logging(settings.log_format)
         asyncio.run(until_signalled(lambda stop: report(settings, http_port, stop)))
+
+    @app.command("dashboard")
+    def dashboard_command(
+        port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
+        data: DataOption = None,
+    ) -> None:
+        """Serve the dashboard in the browser, read-only over ClickHouse.
+
+        On loopback unless PIPELINE_WEB_HOST says otherwise; then PIPELINE_DASHBOARD_TOKEN is
+        needed. Example: `pipeline dashboard --port 8080`
+        """
+        settings = wiring.settings_for(data)
+        configure_logging(settings.log_format)
+        asyncio.run(until_signalled(lambda stop: serve_dashboard(settings, port, stop)))

@@ -16,8 +16,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.cli import processes, wiring
+from pipeline.cli import wiring
 from pipeline.cli.admin import CommandError, DataOption, close_day, err, out
+from pipeline.cli.logs import configure_logging
 from pipeline.cli.reports import full_report, show_report
 from pipeline.cli.up import Up
 from pipeline.contract.days import from_iso, iso
@@ -260,9 +261,9 @@ def register(app: typer.Typer) -> None:
 
         Example: `pipeline demo --seconds 10`
         """
-        processes.configure_logging()
-        _empty(data)
         settings = load_settings(data_dir=data, clock="stream")
+        configure_logging(settings.log_format)
+        _empty(data)
         options = SimulationOptions(DEMO_DAY, seed, impressions=impressions, seconds=seconds)
         with DirectoryLock(data):
             asyncio.run(_with_up(settings, lambda found: _demo(found, options)))

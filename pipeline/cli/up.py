@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,10 +22,14 @@ import typer
 from aiohttp import web
 
 from pipeline.cli import processes, wiring
+from pipeline.cli.logs import configure_logging
+from pipeline.dashboard.server import Dashboard, DashboardSettings
 from pipeline.embedded import ports
 from pipeline.embedded.errors import EmbeddedError
 from pipeline.embedded.kafka import EmbeddedKafka
 from pipeline.embedded.processes import ChildProcess, DirectoryLock
+from pipeline.reporting.clickhouse import Store
+from pipeline.reporting.process import served
 from pipeline.settings import Settings, load_settings
 from pipeline.streams.topics import ensure_topics
 
@@ -72,7 +76,7 @@ class Up:
             specs = wiring.specs_of(settings, keep_all=True)
             await ensure_topics(settings.kafka_client_options(), specs, 1)
             self._parts = [self._reporter(), self._worker()]
-            async with aiohttp.ClientSession() as session, self._health_page():
+            async with aiohttp.ClientSession() as session, self._web():
                 for part in self._parts:
                     part.child.start()
                 await self._until_ready(session, stop)
@@ -94,10 +98,9 @@ class Up:
         return f"http://{ports.HOST}:{self._clickhouse_port}"
 
     def _with_endpoints(self) -> Settings:
-        given = self._settings.model_dump(exclude_unset=True) | {
-            "kafka_bootstrap": self._kafka.bootstrap,
-            "worker_web_port": ports.free_port(),
-        }
+        given: dict[str, Any] = {"worker_web_port": ports.free_port()}
+        given |= self._settings.model_dump(exclude_unset=True)
+        given |= {"kafka_bootstrap": self._kafka.bootstrap}
         return load_settings(**given)
 
     def _environment(self) -> dict[str, str]:
@@ -216,20 +219,22 @@ class Up:
             flush=True,
         )
 
-    # -- health page --------------------------------------------------------------------------
+    # -- the web port --------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def _health_page(self) -> Any:
-        application = web.Application()
-        application.router.add_get("/", self._serve_page)
-        application.router.add_get("/health", self._serve_health)
-        runner = web.AppRunner(application, access_log=None)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, ports.HOST, self._web_port).start()
+    async def _web(self) -> AsyncIterator[None]:
+        """The dashboard, with /health of all parts."""
+        metrics = (
+            f"http://{ports.HOST}:{self._settings.worker_web_port}/metrics",
+            f"{self._clickhouse_url}/metrics",
+        )
+        token = self._settings.dashboard_token.get_secret_value()
+        dashboard = Dashboard(
+            lambda: Store(self._clickhouse_url), DashboardSettings(token, metrics)
+        )
+        async with served(dashboard.application(self._serve_health), ports.HOST, self._web_port):
             yield
-        finally:
-            await runner.cleanup()
+        await dashboard.close()
 
     def _health(self) -> dict[str, Any]:
         states = {part.name: part.health for part in self._parts}
@@ -240,25 +245,6 @@ class Up:
     async def _serve_health(self, _: web.Request) -> web.Response:
         health = self._health()
         return web.json_response(health, status=200 if health["healthy"] else 503)
-
-    async def _serve_page(self, _: web.Request) -> web.Response:
-        rows = "".join(
-            f"<tr><th>{name}<td>{_cells(value)}" for name, value in self._health().items()
-        )
-        body = (
-            "<!doctype html><meta charset=utf-8><title>Promoted pins pipeline</title>"
-            "<style>body{font:16px sans-serif;margin:2em}th{text-align:left;padding-right:2em;"
-            "vertical-align:top}</style><h1>Promoted pins pipeline</h1><table>"
-            f"{rows}</table><p>As JSON: <a href=health>/health</a>. "
-            f"ClickHouse (read only): {self._clickhouse_url}"
-        )
-        return web.Response(text=body, content_type="text/html")
-
-
-def _cells(value: object) -> str:
-    if isinstance(value, dict):
-        return "<br>".join(f"{key}: {inner}" for key, inner in value.items())
-    return str(value)
 
 
 def _was_started(child: ChildProcess) -> bool:
@@ -302,8 +288,8 @@ def register(app: typer.Typer) -> None:
 
         Example: `pipeline up --data ./data --clickhouse-port 8123`
         """
-        processes.configure_logging()
         settings = load_settings(data_dir=data, partitions=partitions)
+        configure_logging(settings.log_format)
         with _owned(settings.data_dir):
             one = Up(
                 settings,

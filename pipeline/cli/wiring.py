@@ -31,7 +31,7 @@ def settings_for(data_dir: Path | None = None) -> Settings:
     given = {
         name: value
         for name, value in _endpoints(settings.data_dir).items()
-        if PREFIX + name.upper() not in os.environ
+        if not {PREFIX + name.upper(), f"{PREFIX}{name.upper()}_FILE"} & os.environ.keys()
     }
     return load_settings(data_dir=data_dir, **given) if given else settings
 
@@ -83,6 +83,7 @@ def make_worker(settings: Settings) -> Worker:
             client_options=settings.kafka_client_options(),
             bootstrap=settings.kafka_bootstrap,
             data_dir=settings.data_dir,
+            web_host=settings.web_host,
             web_port=settings.worker_web_port,
             turn_min_s=settings.tick_min_ms / 1_000,
             max_turn_events=settings.chunk_max_events,
@@ -106,4 +107,4 @@ def specs_of(settings: Settings, *, keep_all: bool) -> list[TopicSpec]:
 
 def table_layout(settings: Settings) -> Layout:
     """How the tables are laid out."""
-    return Layout(replicated=settings.clickhouse_replicated)
+    return Layout(settings.clickhouse_replicated, settings.clickhouse_cluster)

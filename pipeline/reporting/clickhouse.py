@@ -89,6 +89,10 @@ class Store:
         # Sessions would make the server refuse parallel queries of one client.
         common.set_setting("autogenerate_session_id", False)
         options: dict[str, Any] = {} if self.embedded else {"send_receive_timeout": timeout_s}
+        if dsn.startswith("https:"):
+            # The driver goes by the port, not by the scheme: to any but 443 and 8443 it would send
+            # the password in clear.
+            options["interface"] = "https"
         self._client = self._call(
             lambda: clickhouse_connect.get_client(dsn=_driver_dsn(dsn), **options)
         )
@@ -251,4 +255,5 @@ def _public_name(dsn: str) -> str:
         raise StoreError(
             "a ClickHouse DSN is http://user:password@host:8123/, https://... or chdb:///path"
         )
-    return f"{parts.scheme}://{parts.hostname}:{parts.port or 8123}"
+    port = parts.port or (8443 if parts.scheme == "https" else 8123)
+    return f"{parts.scheme}://{parts.hostname}:{port}"

@@ -1,96 +1,41 @@
 """A read-only ClickHouse HTTP interface over the embedded engine, on loopback.
 
 What `pipeline up` serves so that any ClickHouse client or dashboard can read the tables; a real
-server takes its place by changing one DSN. Reads only: a statement must begin as a read, and may
-not name a function that reaches outside the tables, write a file or change a setting. (The
-engine's own `readonly` setting cannot be used: the embedded engine has one session, and it would
-stop the reporter's inserts as well.)
+server takes its place by changing one DSN. What a read is, `readonly` decides.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 
 from pipeline.reporting.clickhouse import Store, StoreError
+from pipeline.reporting.readonly import ReadGuard, RefusedQuery, plain_statement
 
 DEFAULT_FORMAT: Final = "TabSeparated"
 MAX_QUERY_BYTES: Final = 1024 * 1024
-READONLY: Final = 164
-SYNTAX_ERROR: Final = 62
 
-_READS: Final = ("SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXISTS", "EXPLAIN")
-_OUTSIDE: Final = re.compile(
-    r"\b(file|fileCluster|url|urlCluster|remote|remoteSecure|cluster|clusterAllReplicas|s3\w*|"
-    r"gcs|hdfs\w*|azureBlobStorage\w*|mysql|postgresql|mongodb|redis|sqlite|jdbc|odbc|iceberg\w*|"
-    r"deltaLake\w*|hudi\w*|executable|input|dictionary|python|paimon\w*|ytsaurus|arrowFlight|"
-    r"mergeTree\w*|loop|fuzz\w*|catboostEvaluate|getClientHTTPHeader|getServerSetting)\s*\(",
-    re.IGNORECASE,
-)
-_FORBIDDEN: Final = re.compile(
-    r"\b(INTO\s+OUTFILE|INSERT\s+INTO|SETTINGS\s+\w+\s*=)", re.IGNORECASE
-)
 _FORMAT: Final = re.compile(r"\bFORMAT\s+([A-Za-z0-9_]+)\s*$", re.IGNORECASE)
-_QUOTED: Final = re.compile(
-    r"'(?:[^'\\]|\\.|'')*'|\"(?:[^\"\\]|\\.)*\"|`(?:[^`\\]|\\.)*`", re.DOTALL
-)
-_COMMENT: Final = re.compile(r"/\*.*?\*/|--[^\n]*|#[ !][^\n]*", re.DOTALL)
-_FIRST_WORD: Final = re.compile(r"[\s(]*([A-Za-z]+)")
-
-
-class RefusedQuery(Exception):
-    """A query that is not a read of these tables; `code` as ClickHouse gives it."""
-
-    def __init__(self, text: str, code: int = READONLY) -> None:
-        super().__init__(text)
-        self.code = code
-
-
-def check_read(sql: str) -> None:
-    """Raises `RefusedQuery` unless the statement only reads the engine's own tables."""
-    if _COMMENT.search(_QUOTED.sub("''", sql)) or "$" in _QUOTED.sub("''", sql):
-        raise RefusedQuery("comments and heredocs are not taken here")
-    bare = _QUOTED.sub("''", sql)
-    first = _FIRST_WORD.match(bare)
-    if first is None or first.group(1).upper() not in _READS:
-        raise RefusedQuery("only reads are allowed: SELECT, WITH, SHOW, DESCRIBE, EXISTS, EXPLAIN")
-    if ";" in bare.rstrip().rstrip(";"):
-        raise RefusedQuery("one statement at a time")
-    quoted_call = re.search(r"[\"`]\s*\(", sql)
-    outside = _OUTSIDE.search(bare) or quoted_call
-    if outside is not None:
-        raise RefusedQuery(f"{outside.group(0).strip()} reaches outside the tables")
-    forbidden = _FORBIDDEN.search(bare)
-    if forbidden is not None:
-        raise RefusedQuery(f"{forbidden.group(0)} is not allowed here")
+_FORMAT_NAME: Final = re.compile(r"[A-Za-z0-9_]+")
 
 
 class ReadOnlyHttp:
-    """The handlers; `health` gives what /health says."""
+    """The handlers."""
 
-    def __init__(self, store: Store, health: Any) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._health = health
+        self._guard = ReadGuard(store)
 
-    def application(self) -> web.Application:
-        """The aiohttp application with all routes."""
-        application = web.Application(client_max_size=MAX_QUERY_BYTES)
+    def add_pages(self, application: web.Application) -> None:
+        """Add the interface's routes, which take every path that is not taken yet."""
         application.router.add_get("/ping", self._ping)
-        application.router.add_get("/health", self._serve_health)
         application.router.add_route("*", "/{path:.*}", self._query)
-        return application
 
     async def _ping(self, _: web.Request) -> web.Response:
         return web.Response(text="Ok.\n")
-
-    async def _serve_health(self, _: web.Request) -> web.Response:
-        health = self._health()
-        if asyncio.iscoroutine(health):
-            health = await health
-        return web.json_response(health)
 
     async def _query(self, request: web.Request) -> web.Response:
         if request.path not in ("/", "/query"):
@@ -104,13 +49,13 @@ class ReadOnlyHttp:
         sql = (sql + "\n" + body).strip() if body else sql.strip()
         if not sql:
             return web.Response(text="Ok.\n")
-        sql = sql.rstrip().rstrip(";")
-        form = _FORMAT.search(sql)
-        chosen = form.group(1) if form else _default_format(request)
-        sql = sql[: form.start()] if form else sql
         bound = {name: value for name, value in request.query.items() if name.startswith("param_")}
         try:
-            check_read(sql)
+            sql = plain_statement(sql)
+            form = _FORMAT.search(sql)
+            chosen = form.group(1) if form else _default_format(request)
+            sql = sql[: form.start()] if form else sql
+            await asyncio.to_thread(self._guard.check, sql, bound)
             result = await asyncio.to_thread(self._store.raw, sql, chosen, bound)
         except RefusedQuery as error:
             return _failed(
@@ -123,6 +68,8 @@ class ReadOnlyHttp:
 
 def _default_format(request: web.Request) -> str:
     asked = request.headers.get("X-ClickHouse-Format") or request.query.get("default_format")
+    if asked and not _FORMAT_NAME.fullmatch(asked):
+        raise RefusedQuery("that is not the name of a format", 73)
     return asked or DEFAULT_FORMAT
 
 

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
 
 from aiohttp import web
 
 from pipeline.contract.log import LogReader
 from pipeline.reporting import schema
 from pipeline.reporting.clickhouse import Store
-from pipeline.reporting.http import ReadOnlyHttp
+from pipeline.reporting.http import MAX_QUERY_BYTES, ReadOnlyHttp
+from pipeline.reporting.metrics import ReporterMetrics, add_pages
 from pipeline.reporting.reporter import Reporter, report
+
+LOOPBACK: Final = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Where a reporter listens; a port that is None is not listened on."""
+
+    http_port: int | None = None
+    """The read-only ClickHouse interface (loopback only), with the pages for probes beside it."""
+    web_host: str = "127.0.0.1"
+    web_port: int | None = None
+    """The pages for probes and Prometheus alone."""
 
 
 async def run_reporter(
@@ -20,34 +37,39 @@ async def run_reporter(
     journal: LogReader,
     catalog: LogReader,
     partitions: int,
-    host: str,
-    http_port: int | None,
+    listeners: Listeners,
     stop: asyncio.Event,
 ) -> None:
-    """Apply the schema and report until told to stop; serve queries on the port, if given."""
+    """Apply the schema and report until told to stop; serve queries and pages as asked."""
     await asyncio.to_thread(schema.apply, store, layout)
-    reporter = Reporter(store, journal, catalog, partitions)
+    metrics = ReporterMetrics()
+    reporter = Reporter(store, journal, catalog, partitions, metrics)
+    async with AsyncExitStack() as serving:
+        if listeners.http_port is not None:
+            queries = web.Application(client_max_size=MAX_QUERY_BYTES)
+            add_pages(queries, reporter, metrics)
+            ReadOnlyHttp(store).add_pages(queries)
+            await serving.enter_async_context(served(queries, LOOPBACK, listeners.http_port))
+        if listeners.web_port is not None:
+            pages = web.Application()
+            add_pages(pages, reporter, metrics)
+            host, port = listeners.web_host, listeners.web_port
+            await serving.enter_async_context(served(pages, host, port))
+        try:
+            await report(reporter, stop)
+        finally:
+            await journal.stop()
+            await catalog.stop()
+    await asyncio.to_thread(store.close)
 
-    async def health() -> dict[str, Any]:
-        progress = reporter.progress
-        return {
-            "state": progress.state,
-            "trouble": progress.trouble,
-            "events": progress.events,
-            "batches": progress.batches,
-            "stopped": progress.stopped,
-            "refused_closes": progress.refused_closes,
-            "journal_offsets": progress.next_offsets,
-        }
 
-    runner = web.AppRunner(ReadOnlyHttp(store, health).application(), access_log=None)
+@asynccontextmanager
+async def served(application: web.Application, host: str, port: int) -> AsyncIterator[None]:
+    """Serve an application meanwhile."""
+    runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     try:
-        if http_port is not None:
-            await web.TCPSite(runner, host, http_port).start()
-        await report(reporter, stop)
+        await web.TCPSite(runner, host, port).start()
+        yield
     finally:
-        await journal.stop()
-        await catalog.stop()
         await runner.cleanup()
-        await asyncio.to_thread(store.close)

@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -35,6 +36,7 @@ from pipeline.reporting.credits import (
 )
 from pipeline.reporting.daybook import DayBook, DueClose
 from pipeline.reporting.intake import Cut, Intake, check_same_journal, not_after
+from pipeline.reporting.metrics import ReporterMetrics, Standing
 from pipeline.reporting.plans import Plan, PlanBook
 from pipeline.reporting.rows import (
     by_day,
@@ -93,6 +95,8 @@ class Progress:
     stopped: dict[int, str] = field(default_factory=dict)
     refused_closes: dict[str, str] = field(default_factory=dict)
     last_batch_monotonic_s: float = 0.0
+    last_pass_monotonic_s: float = field(default_factory=time.monotonic)
+    last_closed_day: date | None = None
 
 
 class CatalogIntake:
@@ -142,9 +146,15 @@ class Reporter:
     """Reads the logs and writes the tables; one of it runs on a ClickHouse."""
 
     def __init__(
-        self, store: Store, journal: LogReader, catalog: LogReader, partitions: int
+        self,
+        store: Store,
+        journal: LogReader,
+        catalog: LogReader,
+        partitions: int,
+        metrics: ReporterMetrics | None = None,
     ) -> None:
         self._store = store
+        self._metrics = metrics or ReporterMetrics()
         self._journal = journal
         self._catalog = catalog
         self._partitions = partitions
@@ -172,9 +182,11 @@ class Reporter:
         self._last = complete
         if planned is not None:
             await self._finish(complete, planned)
+        self._note_reached(self._last)
         await self._insist(lambda: statements.state_months(self._store, self._book, self._confirm))
         self.progress.state = "running"
         while True:
+            self.progress.last_pass_monotonic_s = time.monotonic()
             await self._read()
             await self._write_what_came()
 
@@ -182,6 +194,35 @@ class Reporter:
         """Journal records not written yet, by partition."""
         ends = await self._journal.end_offsets()
         return {p: end - self._last.journal[p].next_offset for p, end in ends.items()}
+
+    async def journal_ends(self) -> dict[int, int]:
+        """Journal partition -> the offset after its last record."""
+        if self.progress.state != "running":
+            return {}
+        return await self._journal.end_offsets()
+
+    def standing(self) -> Standing:
+        """Where the reporter stands now, for its pages."""
+        now = self.progress
+        open_days = (account.first_open_day for account in self._book.accounts.values())
+        return Standing(
+            state=now.state,
+            trouble=now.trouble,
+            events=now.events,
+            batches=now.batches,
+            stopped=now.stopped,
+            refused_closes=now.refused_closes,
+            next_offsets=now.next_offsets,
+            last_closed_day=now.last_closed_day,
+            oldest_open_day=min(open_days, default=None),
+            quiet_s=time.monotonic() - now.last_pass_monotonic_s,
+        )
+
+    def _note_reached(self, plan: Plan) -> None:
+        now = self.progress
+        now.next_offsets = {p: at.next_offset for p, at in plan.journal.items()}
+        closed = [a.closed_through for a in self._book.accounts.values() if a.closed_through]
+        now.last_closed_day = max(closed, default=None)
 
     async def _insist(self, call: Callable[[], T]) -> T:
         return await insistently(call, self._note_trouble)
@@ -243,7 +284,7 @@ class Reporter:
         await self._insist(self._close_days)
         self.progress.batches += 1
         self.progress.events += sum(record.header.events for record in cut.records)
-        self.progress.next_offsets = {p: at.next_offset for p, at in cut.plan.journal.items()}
+        self._note_reached(cut.plan)
         self.progress.last_batch_monotonic_s = time.monotonic()
 
     async def _rows(self, cut: Cut, changes: pl.DataFrame) -> list[_Insert]:
@@ -280,7 +321,8 @@ class Reporter:
             if again and await self._insist(partial(self._is_in, insert)):
                 continue
             token = f"{plan.batch}:{insert.table}:{insert.part}"
-            await self._insist(partial(self._store.insert, insert.table, insert.rows, token))
+            with self._metrics.insert_s.labels(insert.table).time():
+                await self._insist(partial(self._store.insert, insert.table, insert.rows, token))
 
     def _is_in(self, insert: _Insert) -> bool:
         sql = f"SELECT count() FROM {insert.table} WHERE {insert.first_row}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
 from pipeline.contract.vocabulary import (
@@ -83,6 +84,63 @@ async def ensure_topics(
         return [spec.name for spec in missing]
     finally:
         await admin.close()
+
+
+@dataclass(frozen=True, slots=True)
+class FoundTopic:
+    """One topic as Kafka has it."""
+
+    partitions: int
+    replicas: int
+    """Of the partition with the fewest."""
+    config: dict[str, str]
+
+
+async def find_topics(
+    client_options: Mapping[str, Any], specs: list[TopicSpec]
+) -> dict[str, FoundTopic]:
+    """Those of the contract's topics that are there, with their settings."""
+    admin = AIOKafkaAdminClient(**client_options)
+    await admin.start()
+    try:
+        described = await _describe(admin, specs)
+        resources = [ConfigResource(ConfigResourceType.TOPIC, t["topic"]) for t in described]
+        responses = await admin.describe_configs(resources) if resources else []
+        configs = {
+            name: {entry[0]: str(entry[1]) for entry in entries}
+            for response in responses
+            for _, _, _, name, entries in response.resources
+        }
+        return {
+            topic["topic"]: FoundTopic(
+                len(topic["partitions"]),
+                min(len(partition["replicas"]) for partition in topic["partitions"]),
+                configs.get(topic["topic"], {}),
+            )
+            for topic in described
+        }
+    finally:
+        await admin.close()
+
+
+_AT_LEAST = frozenset({"retention.ms", "min.compaction.lag.ms", "max.message.bytes"})
+"""Settings that may be larger than the contract needs."""
+
+
+def differences(spec: TopicSpec, found: FoundTopic) -> list[str]:
+    """What of an existing topic is not as the contract needs it, in words."""
+    wrong = []
+    if found.partitions != spec.partitions:
+        wrong.append(f"has {found.partitions} partitions, needs {spec.partitions}")
+    for name, needed in spec.config.items():
+        held = found.config.get(name, "")
+        enough = held == needed
+        if name in _AT_LEAST and held.lstrip("-").isdigit():
+            for_ever = name == "retention.ms" and held == "-1"
+            enough = for_ever or (needed != "-1" and int(held) >= int(needed))
+        if not enough:
+            wrong.append(f"has {name}={held or '(unset)'}, needs {needed}")
+    return wrong
 
 
 async def _describe(admin: AIOKafkaAdminClient, specs: list[TopicSpec]) -> list[dict[str, Any]]:

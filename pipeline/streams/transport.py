@@ -239,10 +239,20 @@ class ChunkConsumer(driver.Consumer):
         return bool(await self._thread.commit(offsets))
 
 
+class ChunkProducer(driver.Producer):
+    """Faust's producer, which nothing is sent by, but which connects at the start: with the same
+    credentials as every other client."""
+
+    def _settings_auth(self) -> Mapping[str, Any]:
+        assert isinstance(self.transport, Transport)
+        return self.transport.client_options
+
+
 class Transport(driver.Transport):
     """Faust's aiokafka transport; its owner is set before the app starts."""
 
     Consumer = ChunkConsumer
+    Producer = ChunkProducer
     client_options: Mapping[str, Any]
     owner: ShardOwner
     epoch = 0

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import faust
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from pipeline.billing import fold
@@ -30,6 +31,7 @@ from pipeline.streams import outbox, transport
 from pipeline.streams.catalog_feed import CatalogFeed
 from pipeline.streams.clock import Clock
 from pipeline.streams.engine import READ_TO_THE_END, Engine, EngineSettings
+from pipeline.streams.metrics import CONTENT_TYPE, ShardGauges, WorkerMetrics
 from pipeline.streams.recovery import Owned, SnapshotStore, take_over
 from pipeline.streams.transport import Delivery
 from pipeline.streams.writer import Entry, JournalWriter, checkpoint_entry, prepare
@@ -42,6 +44,8 @@ EXIT_BROKEN = 70
 
 _IDLE_WAIT_S = 0.2
 _LONGEST_REST_S = 0.05
+_STUCK_AFTER_S = 60.0
+_SCRAPE_WITHIN_S = 3.0
 _STOP_WAIT_S = 5.0
 _END_CHECK_EVERY_S = 0.5
 _CHECKPOINT_EVERY_MS = 6 * 3_600_000
@@ -79,6 +83,7 @@ class Progress:
     turns: int = 0
     last_turn_ms: int = 0
     signals: int = 0
+    last_pass_monotonic_s: float = field(default_factory=time.monotonic)
     state: str = "starting"
 
 
@@ -151,9 +156,12 @@ class Intake:
 class Worker:
     """Owns shards and decides them. `app` is the Faust app to run."""
 
-    def __init__(self, settings: WorkerSettings, clock: Clock) -> None:
+    def __init__(
+        self, settings: WorkerSettings, clock: Clock, metrics: WorkerMetrics | None = None
+    ) -> None:
         self._settings = settings
         self._clock = clock
+        self._metrics = metrics or WorkerMetrics()
         self.engine = Engine(settings.engine)
         self.progress = Progress()
         self.owned: dict[int, Owned] = {}
@@ -209,11 +217,27 @@ class Worker:
         topic = app.topic(*EVENT_TOPICS, value_type=bytes, value_serializer="raw")
         app.agent(topic, name="judge")(self._take_in)
 
+        self._add_pages(app)
+        return app
+
+    def _add_pages(self, app: faust.App) -> None:
         async def health_page(view: Any, request: Any) -> Any:
             return view.json(self.health())
 
+        async def live_page(view: Any, request: Any) -> Any:
+            return view.json({"live": self.is_live()}, status=200 if self.is_live() else 503)
+
+        async def ready_page(view: Any, request: Any) -> Any:
+            ready = self.progress.state == "running"
+            return view.json({"state": self.progress.state}, status=200 if ready else 503)
+
+        async def metrics_page(view: Any, request: Any) -> Any:
+            return view.bytes(await self.scrape(), headers={"Content-Type": CONTENT_TYPE})
+
         app.page("/health")(health_page)
-        return app
+        app.page("/live")(live_page)
+        app.page("/ready")(ready_page)
+        app.page("/metrics")(metrics_page)
 
     async def _take_in(self, stream: Any) -> None:
         async for event in stream.events():
@@ -233,12 +257,17 @@ class Worker:
         await self.app.start()
 
     async def stop(self) -> None:
-        """Leave the group, let what flies land, leave snapshots behind."""
+        """Let what flies land, leave snapshots behind, then leave the group.
+
+        In this order: an append that lands after the next owner has read the journal would make
+        the shard look contested, and cost that owner its process.
+        """
         self.progress.state = "stopping"
-        await self.app.stop()
+        self._intake.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
+        await self.app.stop()
 
     async def _guarded(self, run: Callable[[], Awaitable[None]], name: str) -> None:
         """A crash ends the process, so that its shards move on: a Faust worker whose parts have
@@ -263,6 +292,47 @@ class Worker:
             "now_ms": self._clock.now_ms(),
         }
 
+    def is_live(self) -> bool:
+        """Whether the loop goes round. Taking over shards may take long, and is no reason to end
+        a worker: it would only begin anew."""
+        quiet_s = time.monotonic() - self.progress.last_pass_monotonic_s
+        return self.progress.state != "running" or quiet_s < _STUCK_AFTER_S
+
+    async def scrape(self) -> bytes:
+        """The metrics; where Kafka does not tell its ends in time, without the shards' lags."""
+        shards: dict[int, ShardGauges] = {}
+        try:
+            if self._ready.is_set():
+                shards = await asyncio.wait_for(self._shard_gauges(), _SCRAPE_WITHIN_S)
+        except (KafkaError, TimeoutError):
+            self._metrics.lag_unknown.inc()
+        return self._metrics.scrape(
+            shards,
+            running=self.progress.state == "running",
+            journal_bytes=self._writer.bytes_written,
+        )
+
+    async def _shard_gauges(self) -> dict[int, ShardGauges]:
+        ends = await self._source_ends(list(self.owned))
+        now_ms = self._clock.now_ms()
+        found = {}
+        for shard, owned in self.owned.items():
+            behind = {
+                topic: max(0, ends[shard, topic] - owned.taken[topic])
+                for topic in EVENT_TOPICS
+                if (shard, topic) in ends and owned.taken.get(topic, -1) >= 0
+            }
+            reached_ms = [
+                self._assembler.read_up_to_ms(EVENT_TOPICS.index(topic), shard)
+                for topic, events in behind.items()
+                if events
+            ]
+            # Nothing read of a source yet: how old its backlog is, is not known.
+            lag_s = max((now_ms - at_ms for at_ms in reached_ms if at_ms), default=0) / 1_000
+            dedupe_ids = len(owned.state.ids) + len(owned.state.unique)
+            found[shard] = ShardGauges(sum(behind.values()), max(0.0, lag_s), dedupe_ids)
+        return found
+
     # -- ownership ----------------------------------------------------------------------------
 
     async def recover(self, assigned: set[TP]) -> dict[TP, int]:
@@ -270,6 +340,8 @@ class Worker:
         try:
             await self._ready.wait()
             async with self._turning:
+                if self.progress.state == "stopping":
+                    return {}
                 return await self._own(assigned)
         except asyncio.CancelledError:
             raise
@@ -309,6 +381,7 @@ class Worker:
         self.owned.update(taken)
         events = sum(owned.state.chain.seq for owned in taken.values())
         elapsed_s = time.monotonic() - started_s
+        self._metrics.recovery_s.observe(elapsed_s)
         log.info("took over shards %s (%d events) in %.2f s", new, events, elapsed_s)
 
     def _give_up(self, shard: int) -> None:
@@ -321,7 +394,8 @@ class Worker:
         for tp, offset in positions.items():
             if tp.partition in self.owned:
                 self.owned[tp.partition].taken[tp.topic] = offset
-        self._intake.open(epoch)
+        if self.progress.state != "stopping":
+            self._intake.open(epoch)
 
     def journaled(self) -> dict[TP, int]:
         """How far the journal has each owned source; for lag monitors."""
@@ -357,6 +431,7 @@ class Worker:
         try:
             while True:
                 await self._wait_for_work()
+                self.progress.last_pass_monotonic_s = time.monotonic()
                 await self._feed.catch_up(self._ends)
                 async with self._turning:
                     started_s = time.monotonic()
@@ -368,7 +443,9 @@ class Worker:
     async def _wait_for_work(self) -> None:
         wake = self._intake.wake
         try:
-            await asyncio.wait_for(wake.wait(), _IDLE_WAIT_S)
+            # Not wait_for: before Python 3.12 it swallows a cancellation that comes with the wake.
+            async with asyncio.timeout(_IDLE_WAIT_S):
+                await wake.wait()
             await asyncio.sleep(self._rest_s())
         except TimeoutError:
             pass
@@ -440,18 +517,26 @@ class Worker:
     async def _turn(self, batch: Batch, now_ms: int, read_through_ms: Mapping[int, int]) -> None:
         """Decide, and append what the decision did; the appends fly on when this returns."""
         self._unwritten = True
+        started_s = time.perf_counter()
         turn = self.engine.turn(batch, now_ms, read_through_ms)
+        signals = [signal for draft in turn.drafts.values() for signal in draft.signals]
+        elapsed_s = time.perf_counter() - started_s
+        self._metrics.turn(turn.outcome, self.engine.terms, signals, elapsed_s)
         entries = prepare(self.engine, turn, {0: self._refusals()})
         await self._appended()
         for entry in entries:
             owned = self.owned[entry.shard]
             self._count(owned, entry)
-            append = asyncio.ensure_future(self._writer.append(owned, entry))
+            append = asyncio.ensure_future(self._append(owned, entry))
             self._appends.append((owned, append))
         self._unwritten = False
         self.progress.turns += 1
         self.progress.events += len(batch)
         self.progress.last_turn_ms = now_ms
+
+    async def _append(self, owned: Owned, entry: Entry) -> None:
+        with self._metrics.append_s.time():
+            await self._writer.append(owned, entry)
 
     def _count(self, owned: Owned, entry: Entry) -> None:
         if entry.shard == 0:
@@ -572,14 +657,18 @@ class Worker:
 
     async def _at_end(self, shards: list[int]) -> set[tuple[int, int]]:
         """Which sources (shard, topic code) of these shards have been read to their ends."""
+        return {
+            (shard, EVENT_TOPICS.index(topic))
+            for (shard, topic), end in (await self._source_ends(shards)).items()
+            if self.owned[shard].taken[topic] >= end
+        }
+
+    async def _source_ends(self, shards: list[int]) -> dict[tuple[int, str], int]:
+        """(shard, event topic) -> the offset after its last record."""
         assert self._ends is not None
         tps = [TopicPartition(topic, shard) for shard in shards for topic in EVENT_TOPICS]
-        ends = await self._ends.end_offsets(tps)
-        return {
-            (tp.partition, EVENT_TOPICS.index(tp.topic))
-            for tp, end in ends.items()
-            if self.owned[tp.partition].taken[tp.topic] >= end
-        }
+        ends = await self._ends.end_offsets(tps) if tps else {}
+        return {(tp.partition, tp.topic): end for tp, end in ends.items()}
 
 
 def _due(counts: Mapping[int, int], every: int) -> set[int]:

@@ -229,7 +229,10 @@ class Kafka:
     ) -> Any:
         async def run() -> Any:
             consumer = AIOKafkaConsumer(
-                *topics, bootstrap_servers=self.bootstrap, auto_offset_reset="earliest"
+                *topics,
+                bootstrap_servers=self.bootstrap,
+                auto_offset_reset="earliest",
+                fetch_max_wait_ms=20,  # an empty partition is not to hold up the others
             )
             await consumer.start()
             try:

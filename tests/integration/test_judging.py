@@ -328,6 +328,7 @@ def test_the_bounds_of_time_are_read_off_the_record(product: Product) -> None:
         "time-oldest": (NOON_MS - 7 * DAY_MS, "charged"),
         "time-expired": (NOON_MS - 7 * DAY_MS - 1, "expired"),
         "time-zero": (0, "expired"),
+        "time-before-the-epoch": (-(2**63), "expired"),
         "time-end-of-int64": (2**63 - 1, "future"),
     }
     product.publish(

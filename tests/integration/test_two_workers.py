@@ -26,6 +26,7 @@ from tests.integration.product import DAY_MS, Ad, Kafka, Message, Running, at, p
 PARTITIONS = 4
 UNIT = 1_000_000_000
 EACH = 600
+EXIT_BROKEN = 70
 
 
 class Cluster(Running):
@@ -86,6 +87,10 @@ class Cluster(Running):
         data_dir = str(self._directory / name)
         self.start(name, "worker", data_dir=data_dir, worker_web_port=str(port))
 
+    def workers(self) -> list[str]:
+        """The names of those that run."""
+        return [name for name in self._web_ports if self.is_running(name)]
+
     def send(self, name: str, number: signal.Signals) -> None:
         self._processes[name].send_signal(number)
 
@@ -107,11 +112,18 @@ class Cluster(Running):
         except (URLError, TimeoutError, ConnectionError):
             return []
 
-    def until_shared(self, *names: str) -> None:
-        """Wait until these workers own all shards between them, each some, none twice."""
+    def until_shared(self, *names: str, supervised: bool = False) -> None:
+        """Wait until these workers own all shards between them, each some, none twice.
+
+        `supervised`: one that ended because another owner had appended to its shard is started
+        again, as any supervisor does.
+        """
 
         def shared() -> bool:
             for name in names:
+                if supervised and self._processes[name].poll() == EXIT_BROKEN:
+                    assert "ContestedShardError" in self.log(name)
+                    self.start_worker(name)
                 assert self.is_running(name), f"{name} has ended: {self.log(name)[-2000:]}"
             owned = [self.shards(name) for name in names]
             together = sorted(shard for shards in owned for shard in shards)
@@ -120,9 +132,11 @@ class Cluster(Running):
         until(shared, f"the shards shared by {', '.join(names)}")
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    with EmbeddedKafka(tmp_path) as kafka, Cluster(tmp_path, kafka.bootstrap, "wall") as running:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two workers at the start of each test, whatever their names, and at its end."""
+    directory = tmp_path_factory.mktemp("cluster")
+    with EmbeddedKafka(directory) as kafka, Cluster(directory, kafka.bootstrap, "wall") as running:
         running.start_reporter()
         running.start_worker("first")
         running.start_worker("second")
@@ -133,8 +147,9 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 class Load:
     """Clicks of 20 campaigns, which lie on all shards, 600 at a time; each tenth is sent twice."""
 
-    def __init__(self, cluster: Cluster, name: str) -> None:
+    def __init__(self, cluster: Cluster, name: str, rest_s: float = 0.1) -> None:
         self._cluster = cluster
+        self._rest_s = rest_s
         created_ms = time.time_ns() // 1_000_000 - DAY_MS
         self._ads = [cluster.ad(f"{name}-{n}", "traffic", created_ms) for n in range(20)]
         self._enough = threading.Event()
@@ -157,7 +172,7 @@ class Load:
             while not self._enough.is_set():
                 self._cluster.publish(*self._messages(self._chunks))
                 self._chunks += 1
-                time.sleep(0.1)
+                time.sleep(self._rest_s)
         except BaseException as error:
             self._failure = error
 
@@ -194,44 +209,62 @@ class Load:
 
 
 def test_kill_9_of_one_of_two_workers_in_the_middle_of_a_load(cluster: Cluster) -> None:
+    victim, survivor = cluster.workers()
     with Load(cluster, "killed") as load:
         time.sleep(2)
-        cluster.send("first", signal.SIGKILL)
-        cluster.until_shared("second")
+        cluster.send(victim, signal.SIGKILL)
+        assert cluster.wait(victim) == -signal.SIGKILL
+        cluster.until_shared(survivor)
         # Another one joins while the events go on.
         cluster.start_worker("third")
-        cluster.until_shared("second", "third")
+        cluster.until_shared(survivor, "third")
         time.sleep(1)
     load.check()
 
 
 def test_a_worker_that_is_told_to_end_hands_its_shards_over(cluster: Cluster) -> None:
+    leaving, staying = cluster.workers()
     with Load(cluster, "ended") as load:
         time.sleep(1)
         began_s = time.monotonic()
-        cluster.send("second", signal.SIGTERM)
-        assert cluster.wait("second") == 0
+        cluster.send(leaving, signal.SIGTERM)
+        assert cluster.wait(leaving) == 0
         assert time.monotonic() - began_s < 10
-        cluster.until_shared("first")
+        cluster.until_shared(staying)
         # It said that it goes: nobody had to wait for its session to end.
         assert time.monotonic() - began_s < 10
+        cluster.start_worker("fourth")
+        cluster.until_shared(staying, "fourth")
     load.check()
-    assert "Traceback" not in cluster.log("second")
+    assert "Traceback" not in cluster.log(leaving)
 
 
 @pytest.mark.long
 def test_a_worker_that_was_away_and_comes_back_does_no_harm(cluster: Cluster) -> None:
+    sleeper, awake = cluster.workers()
     with Load(cluster, "away") as load:
         time.sleep(1)
-        cluster.send("first", signal.SIGSTOP)
-        cluster.until_shared("second")
+        cluster.send(sleeper, signal.SIGSTOP)
+        cluster.until_shared(awake)
         time.sleep(1)
-        cluster.send("first", signal.SIGCONT)
+        cluster.send(sleeper, signal.SIGCONT)
         time.sleep(5)
-        if not cluster.is_running("first"):
-            cluster.start_worker("first")  # as a supervisor does
-        cluster.until_shared("first", "second")
+        cluster.until_shared(sleeper, awake, supervised=True)
         time.sleep(1)
+    load.check()
+
+
+@pytest.mark.long
+def test_workers_that_come_and_go_all_the_time(cluster: Cluster) -> None:
+    """One rebalance after the other, some of them cutting off the takeover of the one before."""
+    with Load(cluster, "coming-and-going", rest_s=0.0) as load:
+        for number in range(6):
+            leaving, staying = cluster.workers()
+            cluster.start_worker(f"comer-{number}")
+            time.sleep(1 + number / 2)
+            cluster.send(leaving, signal.SIGKILL if number % 2 else signal.SIGTERM)
+            cluster.wait(leaving)
+            cluster.until_shared(staying, f"comer-{number}", supervised=True)
     load.check()
 
 

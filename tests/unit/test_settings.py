@@ -135,3 +135,70 @@ def test_a_misspelt_variable_is_noticed_and_a_strangers_is_not() -> None:
     assert misspelt_variables(environ) == {
         "PIPELINE_DAY_GRACE_MINUTE": "PIPELINE_DAY_GRACE_MINUTES"
     }
+
+
+# -- secrets from files -----------------------------------------------------------------------
+
+
+def test_a_secret_may_lie_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("a key of sixteen or more\n")
+    (tmp_path / "dsn").write_text("http://reporter:hunter2@ch:8123/")
+    monkeypatch.setenv("PIPELINE_USER_HASH_KEY_FILE", str(tmp_path / "key"))
+    monkeypatch.setenv("PIPELINE_CLICKHOUSE_DSN_FILE", str(tmp_path / "dsn"))
+    settings = load_settings()
+    assert settings.user_hash_key.get_secret_value() == "a key of sixteen or more"
+    assert settings.clickhouse_dsn == "http://reporter:hunter2@ch:8123/"
+    assert "hunter2" not in repr(settings)
+    assert not misspelt_variables()
+
+
+@pytest.mark.parametrize(
+    ("content", "plain", "text"),
+    [
+        (None, None, r"PIPELINE_DASHBOARD_TOKEN_FILE names .*token, which cannot be read: No such"),
+        ("a token", "another", r"DASHBOARD_TOKEN_FILE and PIPELINE_DASHBOARD_TOKEN are both set"),
+    ],
+)
+def test_a_secret_file_that_cannot_be_used_is_said_to_be_so(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    content: str | None,
+    plain: str | None,
+    text: str,
+) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_text(content)
+    if plain is not None:
+        monkeypatch.setenv("PIPELINE_DASHBOARD_TOKEN", plain)
+    monkeypatch.setenv("PIPELINE_DASHBOARD_TOKEN_FILE", str(path))
+    with pytest.raises(SettingsError, match=text):
+        load_settings()
+
+
+def test_a_bad_secret_from_a_file_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text("too short")
+    monkeypatch.setenv("PIPELINE_USER_HASH_KEY_FILE", str(tmp_path / "key"))
+    with pytest.raises(SettingsError, match="16 to 64 bytes") as refused:
+        load_settings()
+    assert "too short" not in str(refused.value)
+
+
+def test_oauthbearer_needs_its_token_and_no_password(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PIPELINE_KAFKA_SECURITY_PROTOCOL", "SASL_SSL")
+    monkeypatch.setenv("PIPELINE_KAFKA_SASL_MECHANISM", "OAUTHBEARER")
+    with pytest.raises(SettingsError, match="needs PIPELINE_KAFKA_SASL_TOKEN_PATH"):
+        load_settings()
+    (tmp_path / "token").write_text("abc")
+    monkeypatch.setenv("PIPELINE_KAFKA_SASL_TOKEN_PATH", str(tmp_path / "token"))
+    assert "sasl_plain_password" not in load_settings().kafka_client_options()
+
+
+def test_a_cluster_is_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIPELINE_CLICKHOUSE_CLUSTER", "a' b")
+    with pytest.raises(SettingsError, match="PIPELINE_CLICKHOUSE_CLUSTER"):
+        load_settings()

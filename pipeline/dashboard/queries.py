@@ -1,0 +1,332 @@
+"""The SQL of each page. A query is a value: its text, and the parameters bound to it.
+
+Text is put together from the fixed lists of `view` alone; whatever a request says is a parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any, Final
+
+from pipeline.dashboard.view import ROWS_A_PAGE, View
+
+MAX_CSV_ROWS: Final = 1_000_000
+CURVE_STEP_MS: Final = 300_000
+
+_COLUMNS: Final = [
+    "impressions",
+    "clicks",
+    "closeups",
+    "saves",
+    "installs",
+    "charged_impressions",
+    "charged_clicks",
+    "charged_engagements",
+    "spend_nanos",
+    "free_nanos",
+]
+# The rows' own columns are named row_*, so that a plain name is a sum. A campaign is charged by one
+# thing alone, so what was charged by clicks, say, is the spend of the rows with charged clicks.
+_ROW_COLUMNS: Final = ", ".join(f"{name} AS row_{name}" for name in _COLUMNS)
+_SUMS: Final = (
+    ",\n".join(f"    sum(row_{name}) AS {name}" for name in _COLUMNS)
+    + """,
+    clicks + closeups + saves AS engagements,
+    if(impressions = 0, 0, clicks / impressions) AS ctr,
+    intDiv(sumIf(row_spend_nanos, row_charged_clicks > 0), greatest(charged_clicks, 1))
+        AS cpc_nanos,
+    intDiv(sumIf(row_spend_nanos, row_charged_impressions > 0) * 1000,
+           greatest(charged_impressions, 1)) AS cpm_nanos,
+    intDiv(sumIf(row_spend_nanos, row_charged_engagements > 0), greatest(charged_engagements, 1))
+        AS cpe_nanos"""
+)
+
+_RECENT: Final = "posting_day >= (SELECT max(posting_day) FROM billing.events) - 1"
+
+_CLOSED: Final = (
+    "(account_id, billing_day) IN (SELECT account_id, billing_day FROM billing.day_closes "
+    "WHERE billing_day BETWEEN {first:Date} AND {last:Date})"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A statement, and what is bound to its `{name:Type}` placeholders."""
+
+    sql: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+def _rows(view: View, *, live: bool) -> tuple[str, dict[str, Any]]:
+    """The rows that a view sums up, and their parameters."""
+    parameters: dict[str, Any] = {"first": view.first_day, "last": view.last_day}
+    conditions = ["billing_day BETWEEN {first:Date} AND {last:Date}"]
+    if not live:
+        conditions.append(_CLOSED)
+    for name, value in view.filters:
+        conditions.append(f"{name} = {{{name}:String}}")
+        parameters[name] = value
+    if view.text:
+        conditions.append(f"positionCaseInsensitiveUTF8({view.ids[-1]}, {{text:String}}) > 0")
+        parameters["text"] = view.text
+    ids = ", ".join((*view.ids, "currency"))
+    table = "reporting.live" if live else "reporting.daily"
+    where = " AND ".join(conditions)
+    return f"SELECT {ids}, {_ROW_COLUMNS} FROM {table} WHERE {where}", parameters
+
+
+def figures(view: View, *, live: bool, every_row: bool = False) -> Query:
+    """One page of a table of figures (every row: of the CSV); `total_rows` counts all pages'."""
+    rows, parameters = _rows(view, live=live)
+    by = ", ".join((*view.ids, "currency"))
+    first = view.ids[-1] if view.sort == "name" else view.sort
+    order = f"{first} {'DESC' if view.descending else 'ASC'}, {by}"
+    limit = MAX_CSV_ROWS if every_row else ROWS_A_PAGE
+    parameters |= {"limit": limit, "skip": 0 if every_row else (view.page - 1) * ROWS_A_PAGE}
+    sql = (
+        f"SELECT {by},\n{_SUMS},\n    count() OVER () AS total_rows\nFROM ({rows})\n"
+        f"GROUP BY {by}\nORDER BY {order}\nLIMIT {{limit:UInt64}} OFFSET {{skip:UInt64}}"
+    )
+    return Query(sql, parameters)
+
+
+def totals(view: View, *, live: bool) -> Query:
+    """The sums of all rows of a view, for each currency."""
+    rows, parameters = _rows(view, live=live)
+    return Query(
+        f"SELECT currency,\n{_SUMS}\nFROM ({rows})\nGROUP BY currency ORDER BY currency",
+        parameters,
+    )
+
+
+def last_closed_day() -> Query:
+    """The last day that some account has closed, 1970-01-01 where none has."""
+    return Query("SELECT max(billing_day) AS day FROM billing.day_closes")
+
+
+def live_days() -> Query:
+    """The days with provisional figures, the latest first, and how far these go."""
+    return Query(
+        "SELECT billing_day, max(as_of_ms) AS as_of_ms FROM reporting.live "
+        "GROUP BY billing_day ORDER BY billing_day DESC"
+    )
+
+
+def limits(entities: Sequence[str], before_ms: int) -> Query:
+    """The limits of ad groups and campaigns: every change that was in effect before a time."""
+    return Query(
+        "SELECT entity, field, effective_ms, new FROM reporting.changes "
+        "WHERE entity IN {entities:Array(String)} AND field IN ('budget_type', 'budget_micros', "
+        "'daily_spend_limit_micros', 'lifetime_spend_limit_micros') "
+        "AND effective_ms < {before:Int64} ORDER BY effective_ms, catalog_offset, change_number",
+        {"entities": list(entities), "before": before_ms},
+    )
+
+
+def lifetime_spend(ad_group_ids: Sequence[str]) -> Query:
+    """What ad groups have spent on all closed days."""
+    return Query(
+        "SELECT ad_group_id, sum(spend_nanos) AS spend_nanos FROM reporting.daily "
+        "WHERE ad_group_id IN {ids:Array(String)} GROUP BY ad_group_id",
+        {"ids": list(ad_group_ids)},
+    )
+
+
+# -- one ad group -----------------------------------------------------------------------------
+
+
+def ad_group_days(ad_group_id: str) -> Query:
+    """The days that an ad group has events of, the latest first, and whose it is."""
+    return Query(
+        "SELECT billing_day, any(account_id) AS account, any(campaign_id) AS campaign, "
+        "any(currency) AS money, sum(amount_nanos) AS spend_nanos, "
+        "sum(events.free_nanos) AS free_nanos FROM billing.events AS events "
+        "WHERE ad_group_id = {ad_group:String} AND account_id != '' "
+        "GROUP BY billing_day ORDER BY billing_day DESC LIMIT 60",
+        {"ad_group": ad_group_id},
+    )
+
+
+def spend_curve(ad_group_id: str, day: date) -> Query:
+    """Spend and free value of a billing day by the time of its events, in steps."""
+    return Query(
+        "SELECT intDiv(event_time_ms, {step:Int64}) * {step:Int64} AS at_ms, "
+        "sum(amount_nanos) AS spend_nanos, sum(free_nanos) AS free_nanos FROM billing.events "
+        "WHERE ad_group_id = {ad_group:String} AND billing_day = {day:Date} "
+        "AND posting_day >= {day:Date} AND account_id != '' GROUP BY at_ms ORDER BY at_ms",
+        {"ad_group": ad_group_id, "day": day, "step": CURVE_STEP_MS},
+    )
+
+
+def spend_before(ad_group_id: str, day: date) -> Query:
+    """What an ad group spent on the days before."""
+    return Query(
+        "SELECT sum(amount_nanos) AS spend_nanos FROM billing.events "
+        "WHERE ad_group_id = {ad_group:String} AND billing_day < {day:Date} AND account_id != ''",
+        {"ad_group": ad_group_id, "day": day},
+    )
+
+
+def signals_of(entities: Sequence[str], day: date) -> Query:
+    """The signals of a day for an ad group and its campaign, in order."""
+    return Query(
+        "SELECT entity, version, action, reason, serve_probability, bid_micros, limit, "
+        "limit_nanos, spend_nanos, inflight_nanos, decided_at_ms, resume_at_ms "
+        "FROM reporting.signals WHERE entity IN {entities:Array(String)} "
+        "AND billing_day = {day:Date} ORDER BY decided_at_ms, entity, version LIMIT 1000",
+        {"entities": list(entities), "day": day},
+    )
+
+
+def changes_of(entities: Sequence[str]) -> Query:
+    """The catalog changes of an ad group and its campaign, the latest first."""
+    return Query(
+        "SELECT entity, field, old, new, changed_by, effective_ms FROM reporting.changes "
+        "WHERE entity IN {entities:Array(String)} "
+        "ORDER BY effective_ms DESC, catalog_offset DESC, change_number LIMIT 100",
+        {"entities": list(entities)},
+    )
+
+
+def time_zone_of(account_id: str) -> Query:
+    """The time zone that an account's days are of; no row where it has no event yet."""
+    return Query(
+        "SELECT argMax(time_zone, (seen_at_ms, journal_partition, journal_offset)) AS time_zone "
+        "FROM reporting.accounts WHERE account_id = {account:String} GROUP BY account_id",
+        {"account": account_id},
+    )
+
+
+# -- finance ----------------------------------------------------------------------------------
+
+
+def closed_days(last_days: int) -> Query:
+    """The last closed days by currency, each amount as four tables have it: they must be equal."""
+    closed = (
+        "(account_id, {column}) IN (SELECT account_id, billing_day FROM billing.day_closes "
+        "WHERE billing_day > (SELECT max(billing_day) FROM billing.day_closes) - {days:UInt16})"
+    )
+    recent = "{column} > (SELECT max(billing_day) FROM billing.day_closes) - {days:UInt16}"
+    where = {
+        column: f"{recent} AND {closed}".replace("{column}", column)
+        for column in ("billing_day", "posting_day")
+    }
+    return Query(
+        "SELECT day, currency, sum(a) AS accounts, sum(n) AS charges, sum(e) AS events_nanos, "
+        "sum(c) AS charges_nanos, sum(d) AS daily_nanos, sum(k) AS closes_nanos, "
+        "sum(f) AS free_nanos, max(at) AS closed_at_ms, "
+        "events_nanos = charges_nanos AND charges_nanos = daily_nanos "
+        "AND daily_nanos = closes_nanos AS agrees FROM ("
+        "SELECT billing_day AS day, currency, count() AS a, sum(charges) AS n, 0 AS e, 0 AS c, "
+        "0 AS d, sum(amount_nanos) AS k, 0 AS f, max(closed_at_ms) AS at FROM billing.day_closes "
+        f"WHERE {recent.replace('{column}', 'billing_day')} GROUP BY day, currency "
+        "UNION ALL SELECT posting_day, currency, 0, 0, sum(amount_nanos), 0, 0, 0, "
+        f"sum(free_nanos), 0 FROM billing.events WHERE {where['posting_day']} "
+        "GROUP BY posting_day, currency "
+        "UNION ALL SELECT posting_day, currency, 0, 0, 0, sum(amount_nanos), 0, 0, 0, 0 "
+        f"FROM billing.charges WHERE {where['posting_day']} GROUP BY posting_day, currency "
+        "UNION ALL SELECT billing_day, currency, 0, 0, 0, 0, sum(spend_nanos), 0, 0, 0 "
+        f"FROM reporting.daily WHERE {where['billing_day']} GROUP BY billing_day, currency"
+        ") WHERE currency != '' GROUP BY day, currency ORDER BY day DESC, currency",
+        {"days": last_days},
+    )
+
+
+def digests(day: date, page: int) -> Query:
+    """The accounts' closes of a day, with their digests."""
+    return Query(
+        "SELECT account_id, currency, amount_nanos, charges, events, digest, closed_at_ms, "
+        "count() OVER () AS total_rows FROM billing.day_closes WHERE billing_day = {day:Date} "
+        "ORDER BY account_id LIMIT {limit:UInt64} OFFSET {skip:UInt64}",
+        {"day": day, "limit": ROWS_A_PAGE, "skip": (page - 1) * ROWS_A_PAGE},
+    )
+
+
+def adjustments(last_days: int) -> Query:
+    """Charges posted after their own day was closed, by the day posted in and the day they adjust.
+
+    An adjustment's currency is its charge's; counts are of charges, not of events.
+    """
+    return Query(
+        "SELECT posting_day, adjusts_day, currency, uniqExact(account_id) AS accounts, "
+        "count() AS charges, sum(amount_nanos) AS amount_nanos FROM billing.charges "
+        "WHERE is_adjustment AND posting_day > (SELECT max(posting_day) FROM billing.charges) "
+        "- {days:UInt16} GROUP BY posting_day, adjusts_day, currency "
+        "ORDER BY posting_day DESC, adjusts_day DESC, currency LIMIT 200",
+        {"days": last_days},
+    )
+
+
+def free_by_cause(last_days: int) -> Query:
+    """Value delivered free, by the limit that stopped or cut the charge."""
+    return Query(
+        "SELECT posting_day, currency, limit, count() AS events, sum(e.free_nanos) AS free_nanos, "
+        "uniqExact(ad_group_id) AS ad_groups FROM billing.events AS e WHERE e.free_nanos > 0 "
+        "AND posting_day > (SELECT max(posting_day) FROM billing.events) - {days:UInt16} "
+        "GROUP BY posting_day, currency, limit ORDER BY posting_day DESC, currency, limit",
+        {"days": last_days},
+    )
+
+
+# -- operations -------------------------------------------------------------------------------
+
+
+def shards() -> Query:
+    """What the tables have of each shard: events judged, and up to when."""
+    return Query(
+        "SELECT log_partition AS shard, argMax(shard_seq, batch) AS events, "
+        "argMax(next_offset, batch) AS journal_offset, argMax(skipped, batch) AS skipped, "
+        "max(batch) AS last_batch FROM reporting.reporter_batches WHERE topic = 'billing.journal' "
+        "AND batch >= (SELECT max(batch) FROM reporting.reporter_batches) - 1 "
+        "GROUP BY shard ORDER BY shard"
+    )
+
+
+def rates() -> Query:
+    """Events judged a minute, over the last hour that the tables have."""
+    return Query(
+        "SELECT intDiv(decided_at_ms, 60000) * 60000 AS at_ms, count() AS events, "
+        "countIf(disposition = 'charged') AS charged, "
+        "countIf(disposition IN ('malformed', 'future', 'expired', 'unknown')) AS turned_away "
+        f"FROM billing.events WHERE {_RECENT} AND decided_at_ms > "
+        f"(SELECT max(decided_at_ms) FROM billing.events WHERE {_RECENT}) - 3600000 "
+        "GROUP BY at_ms ORDER BY at_ms DESC"
+    )
+
+
+def signal_latency() -> Query:
+    """For the last signals: from the last event that its journal record judged to the decision."""
+    return Query(
+        "SELECT action, count() AS signals, quantileExact(0.5)(late_ms) AS p50_ms, "
+        "quantileExact(0.99)(late_ms) AS p99_ms FROM ("
+        "SELECT action, decided_at_ms - last_event_ms AS late_ms FROM ("
+        "SELECT action, decided_at_ms, journal_partition, journal_offset FROM reporting.signals "
+        "ORDER BY decided_at_ms DESC LIMIT 1000) AS sent INNER JOIN ("
+        "SELECT journal_partition, journal_offset, max(event_time_ms) AS last_event_ms "
+        f"FROM billing.events WHERE {_RECENT} "
+        "GROUP BY journal_partition, journal_offset) AS judged "
+        "ON sent.journal_partition = judged.journal_partition "
+        "AND sent.journal_offset = judged.journal_offset) GROUP BY action ORDER BY action"
+    )
+
+
+def dispositions() -> Query:
+    """What became of the events of the latest day that the tables have."""
+    return Query(
+        "SELECT posting_day, disposition, count() AS events FROM billing.events "
+        "WHERE posting_day = (SELECT max(posting_day) FROM billing.events) "
+        "GROUP BY posting_day, disposition ORDER BY events DESC"
+    )
+
+
+def last_closes() -> Query:
+    """The last closed day of each time zone, and how many accounts it has."""
+    return Query(
+        "SELECT time_zone, min(closed_through) AS closed_through, count() AS shards, "
+        "max(closed_at_ms) AS closed_at_ms FROM ("
+        "SELECT time_zone, journal_partition, max(closed_through) AS closed_through, "
+        "max(closed_at_ms) AS closed_at_ms FROM reporting.shard_closes "
+        "GROUP BY time_zone, journal_partition) GROUP BY time_zone ORDER BY time_zone"
+    )

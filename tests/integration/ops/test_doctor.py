@@ -1,0 +1,70 @@
+"""`pipeline doctor` finds what is wrong and says what to do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+from pipeline.embedded import ports
+from pipeline.streams.topics import FoundTopic, TopicSpec, differences
+
+from .conftest import Running, pipeline
+
+
+def findings(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, str]]:
+    return {one["what"]: one for one in json.loads(done.stdout)}
+
+
+def test_beside_a_running_product_all_is_well(running: Running) -> None:
+    done = running.run("doctor", "--json")
+    found = findings(done)
+    assert done.returncode == 0, found
+    for what in ("kafka", "topics", "clickhouse", "tables", "clock", "java", "data directory"):
+        assert found[what]["state"] == "ok", found[what]
+    assert found["worker's port"]["says"] == "a worker answers there: running"
+    assert running.run("doctor").stdout.count("\nok   ") >= 8
+
+
+def test_other_numbers_of_partitions_are_found(running: Running) -> None:
+    environment = running.environment | {"PIPELINE_PARTITIONS": "8"}
+    done = pipeline("doctor", "--json", "--data", str(running.data), environment=environment)
+    assert done.returncode == 1
+    topics = findings(done)["topics"]
+    assert topics["state"] == "fail"
+    assert "ads.impressions has 4 partitions, needs 8" in topics["says"]
+    assert "PIPELINE_PARTITIONS" in topics["fix"]
+
+
+def test_what_does_not_answer_is_named_with_what_to_do(tmp_path: Path, running: Running) -> None:
+    nobody = f"127.0.0.1:{ports.free_port()}"
+    environment = running.environment | {
+        "PIPELINE_KAFKA_BOOTSTRAP": nobody,
+        "PIPELINE_CLICKHOUSE_DSN": f"http://user:secret@{nobody}/",
+        "PIPELINE_DATA_DIR": str(tmp_path),
+        "PIPELINE_PARTITON": "8",
+    }
+    done = pipeline("doctor", "--json", environment=environment)
+    found = findings(done)
+    assert done.returncode == 1
+    for what in ("kafka", "clickhouse"):
+        assert found[what]["state"] == "fail"
+        assert nobody in found[what]["says"]
+        assert found[what]["fix"]
+    assert found["settings"]["fix"] == "did you mean PIPELINE_PARTITIONS?"
+    assert "secret" not in done.stdout + done.stderr
+
+
+def test_only_what_is_less_than_needed_differs() -> None:
+    spec = TopicSpec("t", 4, {"retention.ms": "1000", "cleanup.policy": "delete"})
+    assert differences(spec, FoundTopic(4, 3, spec.config)) == []
+    more = {"retention.ms": "-1", "cleanup.policy": "delete"}
+    assert differences(spec, FoundTopic(4, 3, more)) == []
+    less = {"retention.ms": "999", "cleanup.policy": "compact"}
+    assert differences(spec, FoundTopic(3, 3, less)) == [
+        "has 3 partitions, needs 4",
+        "has retention.ms=999, needs 1000",
+        "has cleanup.policy=compact, needs delete",
+    ]
+    for_ever = TopicSpec("t", 4, {"retention.ms": "-1"})
+    assert differences(for_ever, FoundTopic(4, 3, {"retention.ms": "1000"})) != []
