@@ -22,7 +22,7 @@ import xxhash
 
 from pipeline.billing.chain import Chain
 from pipeline.billing.fold import chain_of
-from pipeline.billing.journal import decode_header
+from pipeline.billing.journal import Header, decode_header
 from pipeline.contract.log import LogReader, LogRecord
 from pipeline.reporting.clickhouse import Store
 from pipeline.reporting.credits import (
@@ -121,14 +121,17 @@ class _Walk:
         self._begin = {n: begin.get(n, 0) for n in self._ends}
         self._starts = {n: _CheckpointStart() for n, first in self._begin.items() if first > 0}
         """Where retention has deleted the beginning: the search for where to begin instead."""
-        self._intake = Intake(
-            origin(len(self._ends)), lambda record, _: self._starts[record.partition].chain
-        )
+        self._intake = Intake(origin(len(self._ends)), self._start_behind_gap)
         self._seen = dict(self._begin)
         self._sums: list[list[pl.DataFrame]] = [[] for _ in AUDITED]
         self.first_offsets = {n: 0 for n in self._ends if self._begin[n] == 0}
         """Partition -> the first journal offset that can be compared."""
         self.records = 0
+
+    def _start_behind_gap(self, record: LogRecord, _: Header) -> Chain | None:
+        """Behind what retention deleted, the checkpoint's chain; any other gap is a lost record."""
+        start = self._starts.get(record.partition)
+        return None if start is None else start.chain
 
     @property
     def is_done(self) -> bool:
