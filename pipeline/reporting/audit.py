@@ -20,8 +20,9 @@ import numpy as np
 import polars as pl
 import xxhash
 
+from pipeline.billing.chain import Chain
 from pipeline.billing.fold import chain_of
-from pipeline.billing.journal import decode_header
+from pipeline.billing.journal import Header, decode_header
 from pipeline.contract.log import LogReader, LogRecord
 from pipeline.reporting.clickhouse import Store
 from pipeline.reporting.credits import (
@@ -118,14 +119,19 @@ class _Walk:
         self._day = day
         self._ends = {number: at.next_offset for number, at in reported.journal.items()}
         self._begin = {n: begin.get(n, 0) for n in self._ends}
-        self._intake = Intake(origin(len(self._ends)), _start_behind_gap)
-        self._awaited = {n for n, first in self._begin.items() if first > 0}
-        """Partitions whose first retained checkpoint has not been met."""
+        self._starts = {n: _CheckpointStart() for n, first in self._begin.items() if first > 0}
+        """Where retention has deleted the beginning: the search for where to begin instead."""
+        self._intake = Intake(origin(len(self._ends)), self._start_behind_gap)
         self._seen = dict(self._begin)
         self._sums: list[list[pl.DataFrame]] = [[] for _ in AUDITED]
         self.first_offsets = {n: 0 for n in self._ends if self._begin[n] == 0}
         """Partition -> the first journal offset that can be compared."""
         self.records = 0
+
+    def _start_behind_gap(self, record: LogRecord, _: Header) -> Chain | None:
+        """Behind what retention deleted, the checkpoint's chain; any other gap is a lost record."""
+        start = self._starts.get(record.partition)
+        return None if start is None else start.chain
 
     @property
     def is_done(self) -> bool:
@@ -147,23 +153,16 @@ class _Walk:
                 )
                 continue
             self._seen[record.partition] = record.offset + 1
-            if self._is_past_gap(record):
-                self._intake.take([record])
+            start = self._starts.get(record.partition)
+            self._intake.take([record] if start is None else start.take(record))
+            if start is not None and start.chain is not None:
+                first = start.chain.last_offset + 1
+                self.first_offsets.setdefault(record.partition, first)
         while not self._intake.is_empty:
             records = self._intake.cut(0, EVENTS_AT_ONCE, 0).records
             self.records += len(records)
             for sums, frame in zip(self._sums, self.rows(records), strict=True):
                 sums.append(_checksums(frame))
-
-    def _is_past_gap(self, record: LogRecord) -> bool:
-        if record.partition not in self._awaited:
-            return True
-        header, _ = decode_header(record.value or b"")
-        if not header.checkpoint:
-            return False
-        self._awaited.discard(record.partition)
-        self.first_offsets[record.partition] = record.offset
-        return True
 
     def rows(self, records: Sequence[CountedRecord]) -> tuple[pl.DataFrame, ...]:
         """The rows of each audited table that the records give."""
@@ -191,8 +190,37 @@ class _Walk:
         ]
 
 
-def _start_behind_gap(record: LogRecord, header: Any) -> Any:
-    return chain_of(header.checkpoint) if header.checkpoint else None
+class _CheckpointStart:
+    """Begins a partition at its first checkpoint that certainly counts.
+
+    A checkpoint may be a losing owner's. But a loser stops at its first append, so one that a
+    later record names as `previous` counts.
+    """
+
+    def __init__(self) -> None:
+        self.chain: Chain | None = None
+        """Where the checkpoint leaves a reader; None until one is found."""
+        self._held: dict[int, LogRecord] = {}
+        """Offset -> record, from the first checkpoint met on."""
+
+    def take(self, record: LogRecord) -> list[LogRecord]:
+        """The records to go on with: none until a checkpoint is found, then all after it."""
+        if self.chain is not None:
+            return [record]
+        header, _ = decode_header(record.value or b"")
+        if self._held or header.checkpoint:
+            self._held[record.offset] = record
+        named = self._held.get(header.previous)
+        if named is None:
+            return []
+        checkpoint, _ = decode_header(named.value or b"")
+        if not checkpoint.checkpoint:
+            return []
+        self.chain = chain_of(checkpoint.checkpoint)
+        self.chain.last_offset, self.chain.digest = named.offset, checkpoint.digest
+        after = [held for offset, held in self._held.items() if offset > named.offset]
+        self._held.clear()
+        return after
 
 
 _SUMS_SCHEMA: Final[dict[str, pl.DataType]] = {
