@@ -1,0 +1,275 @@
+"""The product beside its peers: the same events, the same core, the same measure."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import machine
+from bench.fill import fill
+from bench.machine import say
+from bench.site import (
+    ROOT,
+    BenchError,
+    Site,
+    log_tail,
+    opened,
+    process,
+    report_and_reconcile,
+    worker_command,
+)
+from bench.watch import Output, follow, journal_output, peer_output, steady_events_per_s
+from bench.workload import CAMPAIGNS, catalog, messages, prices
+from pipeline.contract.vocabulary import JOURNAL, MS_PER_DAY
+
+KAFKA_STREAMS = ROOT / "bench" / "peers" / "kafka_streams"
+PEERS_LAST_OUTPUT_EVENTS = 1_000
+"""Peers that put out every so many events keep the rest of the last ones to themselves."""
+FIRST_OUTPUT_WITHIN_S = 30.0
+PRODUCT_WITHIN_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of one contestant. Rates are of the steady state; the rest is of the whole run."""
+
+    events: int
+    events_per_s: float
+    cpu_s: float
+    peak_mib: float
+    output_bytes_per_event: float
+    report_s: float = 0.0
+    """Product only: seconds of the reporter over all events; the books reconciled after it."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """A contestant with its runs; `problem` says in words why there are none, or fewer."""
+
+    name: str
+    guarantee: str
+    runs: list[Run] = field(default_factory=list)
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A peer: how to make ready for it, and what to run before the arguments all of them take."""
+
+    name: str
+    guarantee: str
+    command: Sequence[str]
+    prepare: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `python -m bench` is asked."""
+
+    events: int
+    runs: int
+    partitions: int
+    peer_s: float
+    """A peer is measured for so long at most: the slow ones would take many minutes."""
+    peers_python: Path
+    only: frozenset[str]
+    """Names of the contestants to run; empty for all."""
+
+
+def peers(python: Path) -> list[Peer]:
+    """All peers; the Python ones run under this interpreter."""
+
+    def module(name: str) -> list[str]:
+        return [str(python), "-m", f"bench.peers.{name}"]
+
+    exactly, at_least = "exactly once", "at least once"
+    return [
+        Peer("confluent-kafka loop", exactly, module("confluent_loop")),
+        Peer("Kafka Streams", exactly, _java_command(), _build_kafka_streams),
+        Peer("aiokafka loop", exactly, module("aiokafka_loop")),
+        Peer("Quix Streams", exactly, module("quix")),
+        Peer("Faust agent", at_least, module("faust_agent")),
+    ]
+
+
+def _java_command() -> list[str]:
+    target = KAFKA_STREAMS / "target"
+    return ["java", "-Xmx2g", "-cp", f"{target}/peer.jar:{target}/lib/*", "bench.Peer"]
+
+
+def _build_kafka_streams() -> None:
+    """Build the jar where it is not there. Raises `BenchError` where Java or Maven is missing."""
+    if (KAFKA_STREAMS / "target" / "peer.jar").exists():
+        return
+    missing = [tool for tool in ("java", "javac", "mvn") if shutil.which(tool) is None]
+    if missing:
+        raise BenchError(f"skipped: needs {' and '.join(missing)} (a JDK 17 or later, and Maven)")
+    say("building the Kafka Streams peer ...")
+    done = subprocess.run(
+        ["mvn", "-q", "-B", "package"], cwd=KAFKA_STREAMS, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        raise BenchError(f"skipped: Maven failed: {done.stdout.strip()[-300:]}")
+
+
+def compare(settings: Settings) -> dict[str, Any]:
+    """Fill once, run everyone; the results as JSON takes them. A failing peer stops nobody."""
+    about = machine.described("python -m bench " + " ".join(sys.argv[1:]))
+    standings: list[Standing] = []
+    with opened(settings.partitions) as site:
+        asyncio.run(_fill(site, settings.events))
+        product = Standing("this pipeline", "exactly once")
+        if not settings.only or product.name in settings.only:
+            standings.append(product)
+            _repeat(product, settings.runs, lambda: _run_product(site, settings.events))
+        for peer in peers(settings.peers_python):
+            if settings.only and peer.name not in settings.only:
+                continue
+            standing = Standing(peer.name, peer.guarantee)
+            standings.append(standing)
+            try:
+                peer.prepare()
+            except BenchError as error:
+                standing.problem = str(error)
+                say(f"{peer.name}: {error}")
+                continue
+            run = _peer_run(site, peer, settings)
+            _repeat(standing, settings.runs, run)
+    return {
+        "about": about,
+        "events": settings.events,
+        "partitions": settings.partitions,
+        "peer_s": settings.peer_s,
+        "contestants": [_as_json(standing) for standing in standings],
+    }
+
+
+def _as_json(standing: Standing) -> dict[str, Any]:
+    runs = [{name: getattr(run, name) for name in Run.__slots__} for run in standing.runs]
+    return {
+        "name": standing.name,
+        "guarantee": standing.guarantee,
+        "problem": standing.problem,
+        "runs": runs,
+    }
+
+
+def _repeat(standing: Standing, times: int, run: Callable[[], Run]) -> None:
+    for number in range(times):
+        try:
+            one = run()
+        except (BenchError, OSError, ValueError) as error:
+            standing.problem = f"run {number + 1} failed: {error}"
+            say(f"{standing.name}: {standing.problem}")
+            return
+        standing.runs.append(one)
+        say(
+            f"{standing.name}: {one.events_per_s:,.0f} events/s, {one.cpu_s:.1f} CPU s for "
+            f"{one.events:,} events, {one.peak_mib:.0f} MiB"
+        )
+
+
+async def _fill(site: Site, events: int) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    say(f"publishing {events:,} events ...")
+    await site.make_topics()
+    created_ms = now_ms - 2 * MS_PER_DAY
+    start_ms = now_ms - 600_000
+    await fill(
+        site.bootstrap,
+        catalog(CAMPAIGNS, created_ms),
+        messages(events, CAMPAIGNS, start_ms),
+        site.partitions,
+    )
+    (site.directory / "prices.json").write_text(json.dumps(prices(CAMPAIGNS)))
+
+
+def _run_product(site: Site, events: int) -> Run:
+    """A worker over everything, from an empty journal; then the books into tables, and checked."""
+    asyncio.run(site.forget_outputs())
+    data_dir = site.run_directory("product")
+    log = data_dir / "worker.log"
+    with process(
+        worker_command(), cores=(site.cores.job,), log=log, env=site.environment(data_dir)
+    ) as worker:
+        outputs = asyncio.run(
+            follow(
+                site.bootstrap,
+                JOURNAL,
+                site.partitions,
+                journal_output,
+                events=events,
+                first_within_s=FIRST_OUTPUT_WITHIN_S,
+                within_s=PRODUCT_WITHIN_S,
+                alive=lambda: worker.poll() is None,
+            )
+        )
+        run = _measured(outputs, worker, log)
+    if run.events != events:
+        raise BenchError(f"judged {run.events} of {events} events: {log_tail(log)}")
+    report_s = report_and_reconcile(site, data_dir, events)
+    return Run(
+        run.events, run.events_per_s, run.cpu_s, run.peak_mib, run.output_bytes_per_event, report_s
+    )
+
+
+def _peer_run(site: Site, peer: Peer, settings: Settings) -> Callable[[], Run]:
+    def run() -> Run:
+        directory = site.run_directory(peer.name.replace(" ", "-"))
+        output = directory.name
+        log = directory / "log"
+        asyncio.run(site.make_output_topic(output))
+        arguments = [
+            site.bootstrap,
+            output,
+            output,
+            str(site.directory / "prices.json"),
+            str(directory),
+        ]
+        with process([*peer.command, *arguments], cores=(site.cores.job,), log=log) as child:
+            outputs = asyncio.run(
+                follow(
+                    site.bootstrap,
+                    output,
+                    1,
+                    peer_output,
+                    events=settings.events - PEERS_LAST_OUTPUT_EVENTS,
+                    first_within_s=FIRST_OUTPUT_WITHIN_S,
+                    within_s=settings.peer_s,
+                    alive=lambda: child.poll() is None,
+                )
+            )
+            return _measured(outputs, child, log)
+
+    return run
+
+
+def _measured(outputs: list[Output], child: subprocess.Popen[bytes], log: Path) -> Run:
+    """The run's figures. Raises `BenchError` where there was no output or the process has ended."""
+    if child.poll() is not None:
+        raise BenchError(f"it ended with {child.returncode}: {log_tail(log)}")
+    if not outputs:
+        raise BenchError(f"no output within {FIRST_OUTPUT_WITHIN_S:.0f} s: {log_tail(log)}")
+    events = sum(output.events for output in outputs)
+    return Run(
+        events=events,
+        events_per_s=steady_events_per_s(outputs),
+        cpu_s=machine.cpu_s(child.pid),
+        peak_mib=machine.peak_memory_mib(child.pid),
+        output_bytes_per_event=sum(output.size_bytes for output in outputs) / max(1, events),
+    )
+
+
+def median_events_per_s(contestant: dict[str, Any]) -> float:
+    """Of a contestant in the results; 0 where it has no run."""
+    rates = [run["events_per_s"] for run in contestant["runs"]]
+    return statistics.median(rates) if rates else 0.0
