@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.set_defaults(run=_compare)
     _add_compare_options(parser)
+    _add_docs_option(parser)
     commands = parser.add_subparsers(title="what", metavar="WHAT")
 
     compare = commands.add_parser("compare", help="the product beside its peers (the default)")
@@ -47,8 +48,19 @@ def _parser() -> argparse.ArgumentParser:
     quick.set_defaults(run=_quick)
 
     report = commands.add_parser("report", help="write docs/performance.md from the kept figures")
-    report.set_defaults(run=lambda _: _write_report())
+    report.set_defaults(run=_write_report)
+    for command in (compare, latency, scale, state, report):
+        _add_docs_option(command)
     return parser
+
+
+def _add_docs_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--docs",
+        type=Path,
+        default=Path("docs"),
+        help="write performance.md and performance/ in this directory",
+    )
 
 
 def _add_compare_options(parser: argparse.ArgumentParser) -> None:
@@ -65,18 +77,20 @@ def _add_compare_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these contestants")
 
 
-def _kept(name: str, measure: Callable[[], dict[str, Any]]) -> int:
+def _keep(
+    arguments: argparse.Namespace, name: str, measure: Callable[[], Mapping[str, Any]]
+) -> int:
     """Measure, keep the figures under this name and write the report."""
     from bench import report
 
-    report.keep(name, measure())
-    return _write_report()
+    report.keep(name, measure(), arguments.docs)
+    return _write_report(arguments)
 
 
-def _write_report() -> int:
+def _write_report(arguments: argparse.Namespace) -> int:
     from bench import report
 
-    for path in report.write():
+    for path in report.write(arguments.docs):
         print(f"wrote {path}")
     return 0
 
@@ -92,30 +106,32 @@ def _compare(arguments: argparse.Namespace) -> int:
         peers_python=arguments.peers_python.absolute(),
         only=frozenset(arguments.only),
     )
-    return _kept("compare", lambda: compare(settings))
+    return _keep(arguments, "compare", lambda: compare(settings))
 
 
 def _latency(arguments: argparse.Namespace) -> int:
     from bench.latency import latency
     from bench.report import measured_capacity
 
-    capacity = arguments.capacity or measured_capacity()
+    capacity = arguments.capacity or measured_capacity(arguments.docs)
     if not capacity:
         print("no capacity measured yet: run `python -m bench` first, or give --capacity")
         return 2
-    return _kept("latency", lambda: latency(capacity, arguments.seconds, arguments.probes_per_s))
+    return _keep(
+        arguments, "latency", lambda: latency(capacity, arguments.seconds, arguments.probes_per_s)
+    )
 
 
 def _scale(arguments: argparse.Namespace) -> int:
     from bench.scale import scale
 
-    return _kept("scale", lambda: scale(arguments.events, arguments.seconds))
+    return _keep(arguments, "scale", lambda: scale(arguments.events, arguments.seconds))
 
 
 def _state(arguments: argparse.Namespace) -> int:
     from bench.state import state
 
-    return _kept("state", lambda: state(arguments.millions))
+    return _keep(arguments, "state", lambda: state(arguments.millions))
 
 
 def _quick(arguments: argparse.Namespace) -> int:

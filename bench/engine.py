@@ -22,9 +22,7 @@ EVENTS_A_TURN = 20_000
 _GRACE_MS = 2 * 3_600_000
 
 
-def make_engine(
-    partitions: int, catalog: Iterable[tuple[bytes, bytes]], created_ms: int
-) -> Engine:
+def make_engine(partitions: int, catalog: Iterable[tuple[bytes, bytes]], created_ms: int) -> Engine:
     """An engine that owns all shards and knows this catalog. Raises `ValueError` on a bad one."""
     policy = Policy(acceptance_horizon_days=7, user_hash_key=b"a key of 16 bytes")
     engine = Engine(EngineSettings(partitions, policy, _GRACE_MS))

@@ -66,8 +66,7 @@ async def fill(
             count += 1
             if (full := batches.add(message)) is not None:
                 acks.append(await _send(producer, *full))
-        for rest in batches.rest():
-            acks.append(await _send(producer, *rest))
+        acks += [await _send(producer, *rest) for rest in batches.rest()]
         await asyncio.gather(*acks)
     finally:
         await producer.stop()

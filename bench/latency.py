@@ -10,6 +10,7 @@ figures.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import sys
@@ -47,9 +48,7 @@ def latency(capacity: int, seconds: int, probes_a_s: int) -> dict[str, Any]:
         directory = site.run_directory("worker")
         log = directory / "worker.log"
         environment = site.environment(directory)
-        with process(
-            worker_command(), cores=(site.cores.job,), log=log, env=environment
-        ) as worker:
+        with process(worker_command(), cores=(site.cores.job,), log=log, env=environment) as worker:
             if not asyncio.run(_first_outputs(site, lambda: worker.poll() is None)):
                 raise BenchError(f"the worker judged nothing: {log_tail(log)}")
             levels = []
@@ -63,7 +62,7 @@ def latency(capacity: int, seconds: int, probes_a_s: int) -> dict[str, Any]:
 async def _fill(site: Site, probes: int) -> None:
     now_ms = time.time_ns() // 1_000_000
     created_ms = now_ms - 2 * MS_PER_DAY
-    await site.make_topics()
+    site.make_topics()
     await fill(
         site.bootstrap,
         [*catalog(CAMPAIGNS, created_ms), *_probe_catalog(probes, created_ms)],
@@ -126,17 +125,16 @@ async def _probe(site: Site, first: int, probes: int, seconds: int) -> list[floa
         partitions = [TopicPartition(SIGNALS, number) for number in range(site.partitions)]
         consumer.assign(partitions)
         await consumer.seek_to_end(*partitions)
-        listening = asyncio.create_task(_listen(consumer, paused_s))
+        wanted = {f"ad_group:{_group(number)}" for number in range(first, first + probes)}
+        listening = asyncio.create_task(_listen(consumer, wanted, paused_s))
         await asyncio.sleep(WARM_UP_S)
         started_s = time.monotonic()
         for number in range(probes):
             await asyncio.sleep(started_s + number * seconds / probes - time.monotonic())
             await _send_probe(producer, first + number, acknowledged_s)
         await producer.flush()
-        until_s = time.monotonic() + ANSWERED_WITHIN_S
-        while not acknowledged_s.keys() <= paused_s.keys() and time.monotonic() < until_s:
-            await asyncio.sleep(0.1)
-        listening.cancel()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(listening, ANSWERED_WITHIN_S)
     finally:
         await producer.stop()
         await consumer.stop()
@@ -147,12 +145,15 @@ async def _probe(site: Site, first: int, probes: int, seconds: int) -> list[floa
     ]
 
 
-async def _listen(consumer: AIOKafkaConsumer, paused_s: dict[str, float]) -> None:
-    async for record in consumer:
+async def _listen(consumer: AIOKafkaConsumer, wanted: set[str], paused_s: dict[str, float]) -> None:
+    """Note when the first pause of each wanted entity arrives; returns when all have."""
+    while wanted:
+        record = await consumer.getone()
         arrived_s = time.monotonic()
         signal = decode_signal(record.value)
-        if signal.action == "pause":
-            paused_s.setdefault(signal.entity, arrived_s)
+        if signal.action == "pause" and signal.entity in wanted:
+            wanted.remove(signal.entity)
+            paused_s[signal.entity] = arrived_s
 
 
 async def _send_probe(

@@ -10,8 +10,8 @@ import asyncio
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.producer.message_accumulator import BatchBuilder
@@ -54,9 +54,7 @@ def _ticks(
     return ticks
 
 
-async def _send(
-    producer: AIOKafkaProducer, ticks: list[list[tuple[Place, BatchBuilder]]]
-) -> float:
+async def _send(producer: AIOKafkaProducer, ticks: list[list[tuple[Place, BatchBuilder]]]) -> float:
     """Send each tick's batches when it is time; the share of the asked rate that came of it."""
     started_s = time.monotonic()
     acks = []

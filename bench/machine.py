@@ -79,7 +79,7 @@ def described(command: str) -> dict[str, str]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": ", ".join(f"{name} {metadata.version(name)}" for name in _VERSIONS_OF),
-        "load": "%.1f before the first run (1-minute load average)" % os.getloadavg()[0],
+        "load": f"{os.getloadavg()[0]:.1f} before the first run (1-minute average)",
     }
 
 

@@ -64,7 +64,9 @@ def quick(events: int) -> int:
         f"ratio {ratio:.2f}, floor {FLOOR:.2f}"
     )
     if ratio < FLOOR:
-        print("the engine has become slower: profile it, or lower FLOOR in bench/quick.py and say why")
+        print(
+            "the engine has become slower: profile it, or lower FLOOR in bench/quick.py and say why"
+        )
         return 1
     return 0
 

@@ -114,7 +114,7 @@ def _workers(partitions: int, number: int, events: int) -> dict[str, Any]:
 
 async def _fill(site: Site, events: int) -> None:
     now_ms = time.time_ns() // 1_000_000
-    await site.make_topics()
+    site.make_topics()
     await fill(
         site.bootstrap,
         catalog(CAMPAIGNS, now_ms - 2 * MS_PER_DAY),

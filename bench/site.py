@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -72,14 +73,21 @@ class Site:
         """Run a command of the product to its end; its output. Raises `BenchError`."""
         command = [sys.executable, "-m", "pipeline", *arguments]
         done = subprocess.run(
-            command, env=self.environment(data_dir), cwd=ROOT, capture_output=True, text=True
+            command,
+            env=self.environment(data_dir),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode != 0:
             said = (done.stdout + done.stderr).strip()[-2_000:]
-            raise BenchError(f"`pipeline {' '.join(arguments)}` ended with {done.returncode}: {said}")
+            raise BenchError(
+                f"`pipeline {' '.join(arguments)}` ended with {done.returncode}: {said}"
+            )
         return done.stdout
 
-    async def make_topics(self) -> None:
+    def make_topics(self) -> None:
         """The contract's topics, as `pipeline topics` makes them."""
         self.pipeline("topics", "--keep-all", data_dir=self.directory)
 
@@ -91,10 +99,10 @@ class Site:
             outputs = {JOURNAL, SIGNALS, REJECTS}
             await admin.delete_topics(sorted(outputs))
             while outputs & set(await admin.list_topics()):
-                time.sleep(_POLL_S)
+                await asyncio.sleep(_POLL_S)
         finally:
             await admin.close()
-        await self.make_topics()
+        self.make_topics()
 
     async def make_output_topic(self, name: str) -> None:
         """A topic for a peer's outputs, stamped by the broker: one clock for all peers."""
@@ -175,7 +183,9 @@ def _reported(port: int) -> int:
     """Rows of billing.events so far; 0 while the reporter does not answer yet."""
     query = urllib.parse.quote("SELECT count() FROM billing.events")
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/?query={query}", timeout=30) as answer:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{port}/?query={query}", timeout=30
+        ) as answer:
             return int(answer.read())
     except (urllib.error.URLError, ConnectionError, ValueError):
         return 0
