@@ -69,10 +69,11 @@ def render(text: str, results: Results) -> str:
     """The page with its generated parts filled. Raises `ValueError` where it lacks one's place."""
     for name, section in SECTIONS.items():
         between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        filled = section(results)
-        text, found = between.subn(lambda at, new=filled: f"{at[1]}{new}\n{at[2]}", text)
-        if found != 1:
+        parts = between.split(text)
+        if len(parts) != 4:
             raise ValueError(f"{PAGE} needs one part <!-- {name} --> ... <!-- /{name} -->")
+        before, begin, end, after = parts
+        text = f"{before}{begin}{section(results)}\n{end}{after}"
     return text
 
 
@@ -344,11 +345,12 @@ def _p99_at_half(results: Results) -> float:
 
 def _core_share(results: Results, events_a_s: int) -> float:
     loads = results["scale"]["low_load"]
-    return float(min(loads, key=lambda one: abs(one["events_per_s"] - events_a_s))["core_share"])
+    nearest = min(loads, key=lambda one: abs(float(one["events_per_s"]) - events_a_s))
+    return float(nearest["core_share"])
 
 
 def _spread(of: Sequence[Mapping[str, Any]]) -> float:
-    costs = [one["cpu_us_per_event"] for one in of]
+    costs = [float(one["cpu_us_per_event"]) for one in of]
     return max(costs) / costs[0] - 1
 
 
@@ -383,7 +385,7 @@ GOALS: list[tuple[str, Goal, Callable[[Results], float]]] = [
     (
         "dedupe rate at the most ids measured, against empty",
         Goal(True, 0.5, "{:.2f} x"),
-        lambda r: _fullest(r)["last_ids_per_s"] / _fullest(r)["first_ids_per_s"],
+        lambda r: float(_fullest(r)["last_ids_per_s"] / _fullest(r)["first_ids_per_s"]),
     ),
     (
         "dedupe memory at the most ids measured",

@@ -28,6 +28,7 @@ from pipeline.embedded.ports import free_port
 ROOT = Path(__file__).resolve().parent.parent
 STOP_WITHIN_S = 15.0
 _POLL_S = 0.1
+_DELETE_POLLS = 300
 _REPORTED_WITHIN_S = 300.0
 
 
@@ -98,8 +99,12 @@ class Site:
         try:
             outputs = {JOURNAL, SIGNALS, REJECTS}
             await admin.delete_topics(sorted(outputs))
-            while outputs & set(await admin.list_topics()):
+            for _ in range(_DELETE_POLLS):
+                if not outputs & set(await admin.list_topics()):
+                    break
                 await asyncio.sleep(_POLL_S)
+            else:
+                raise BenchError(f"Kafka did not delete {sorted(outputs)} in time")
         finally:
             await admin.close()
         self.make_topics()
