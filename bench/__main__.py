@@ -74,7 +74,7 @@ def _add_compare_options(parser: argparse.ArgumentParser) -> None:
         default=Path(".venv-bench/bin/python"),
         help="the interpreter with the peers' packages",
     )
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these contestants")
+    parser.add_argument("--peers", nargs="+", default=[], metavar="NAME", help="only these peers")
 
 
 def _keep(
@@ -104,7 +104,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         partitions=arguments.partitions,
         peer_s=arguments.peer_seconds,
         peers_python=arguments.peers_python.absolute(),
-        only=frozenset(arguments.only),
+        only_peers=frozenset(arguments.peers),
     )
     return _keep(arguments, "compare", lambda: compare(settings))
 

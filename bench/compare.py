@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from bench.site import (
     worker_command,
 )
 from bench.watch import Output, follow, journal_output, peer_output, steady_events_per_s
-from bench.workload import CAMPAIGNS, catalog, messages, prices
+from bench.workload import CAMPAIGNS, EVENTS_A_MS, catalog, messages, prices
 from pipeline.contract.vocabulary import JOURNAL, MS_PER_DAY
 
 KAFKA_STREAMS = ROOT / "bench" / "peers" / "kafka_streams"
@@ -35,6 +35,7 @@ PEERS_LAST_OUTPUT_EVENTS = 1_000
 """Peers that put out every so many events keep the rest of the last ones to themselves."""
 FIRST_OUTPUT_WITHIN_S = 30.0
 PRODUCT_WITHIN_S = 120.0
+MS_PER_MINUTE = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Standing:
 
     name: str
     guarantee: str
+    run: Callable[[], Run]
     runs: list[Run] = field(default_factory=list)
     problem: str = ""
 
@@ -80,8 +82,8 @@ class Settings:
     peer_s: float
     """A peer is measured for so long at most: the slow ones would take many minutes."""
     peers_python: Path
-    only: frozenset[str]
-    """Names of the contestants to run; empty for all."""
+    only_peers: frozenset[str]
+    """Names of the peers to run; empty for all."""
 
 
 def peers(python: Path) -> list[Peer]:
@@ -125,28 +127,27 @@ def _build_kafka_streams() -> None:
 
 
 def compare(settings: Settings) -> dict[str, Any]:
-    """Fill once, run everyone; the results as JSON takes them. A failing peer stops nobody."""
-    about = machine.described("python -m bench " + " ".join(sys.argv[1:]))
-    standings: list[Standing] = []
+    """Fill once, run everyone; the results as JSON takes them, the product first.
+
+    Everyone has a run, then everyone the next one, so that a slow hour of the machine is
+    everyone's. A peer that fails stops nobody.
+    """
+    about = machine.described(" ".join(["python -m bench", *sys.argv[1:]]))
+    standings = []
     with opened(settings.partitions) as site:
         asyncio.run(_fill(site, settings.events))
-        product = Standing("this pipeline", "exactly once")
-        if not settings.only or product.name in settings.only:
-            standings.append(product)
-            _repeat(product, settings.runs, lambda: _run_product(site, settings.events))
-        for peer in peers(settings.peers_python):
-            if settings.only and peer.name not in settings.only:
-                continue
-            standing = Standing(peer.name, peer.guarantee)
-            standings.append(standing)
-            try:
-                peer.prepare()
-            except BenchError as error:
-                standing.problem = str(error)
-                say(f"{peer.name}: {error}")
-                continue
-            run = _peer_run(site, peer, settings)
-            _repeat(standing, settings.runs, run)
+        product = Standing(
+            "this pipeline", "exactly once", lambda: _run_product(site, settings.events)
+        )
+        standings.append(product)
+        standings += [
+            _prepared(site, peer, settings)
+            for peer in peers(settings.peers_python)
+            if not settings.only_peers or peer.name in settings.only_peers
+        ]
+        for _ in range(settings.runs):
+            for standing in standings:
+                _run(standing)
     return {
         "about": about,
         "events": settings.events,
@@ -156,29 +157,41 @@ def compare(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _prepared(site: Site, peer: Peer, settings: Settings) -> Standing:
+    """A peer ready to run, or with the reason why it is not."""
+    standing = Standing(peer.name, peer.guarantee, lambda: _run_peer(site, peer, settings))
+    try:
+        peer.prepare()
+    except BenchError as error:
+        standing.problem = str(error)
+        say(f"{peer.name}: {error}")
+    return standing
+
+
 def _as_json(standing: Standing) -> dict[str, Any]:
-    runs = [{name: getattr(run, name) for name in Run.__slots__} for run in standing.runs]
     return {
         "name": standing.name,
         "guarantee": standing.guarantee,
         "problem": standing.problem,
-        "runs": runs,
+        "runs": [asdict(run) for run in standing.runs],
     }
 
 
-def _repeat(standing: Standing, times: int, run: Callable[[], Run]) -> None:
-    for number in range(times):
-        try:
-            one = run()
-        except (BenchError, OSError, ValueError) as error:
-            standing.problem = f"run {number + 1} failed: {error}"
-            say(f"{standing.name}: {standing.problem}")
-            return
-        standing.runs.append(one)
-        say(
-            f"{standing.name}: {one.events_per_s:,.0f} events/s, {one.cpu_s:.1f} CPU s for "
-            f"{one.events:,} events, {one.peak_mib:.0f} MiB"
-        )
+def _run(standing: Standing) -> None:
+    """One more run of a contestant that has not failed yet."""
+    if standing.problem:
+        return
+    try:
+        one = standing.run()
+    except (BenchError, OSError, ValueError) as error:
+        standing.problem = f"run {len(standing.runs) + 1} failed: {error}"
+        say(f"{standing.name}: {standing.problem}")
+        return
+    standing.runs.append(one)
+    say(
+        f"{standing.name}: {one.events_per_s:,.0f} events/s, {one.cpu_s:.1f} CPU s for "
+        f"{one.events:,} events, {one.peak_mib:.0f} MiB"
+    )
 
 
 async def _fill(site: Site, events: int) -> None:
@@ -186,7 +199,7 @@ async def _fill(site: Site, events: int) -> None:
     say(f"publishing {events:,} events ...")
     site.make_topics()
     created_ms = now_ms - 2 * MS_PER_DAY
-    start_ms = now_ms - 600_000
+    start_ms = now_ms - events // EVENTS_A_MS - MS_PER_MINUTE
     await fill(
         site.bootstrap,
         catalog(CAMPAIGNS, created_ms),
@@ -220,40 +233,30 @@ def _run_product(site: Site, events: int) -> Run:
     if run.events != events:
         raise BenchError(f"judged {run.events} of {events} events: {log_tail(log)}")
     report_s = report_and_reconcile(site, data_dir, events)
-    return Run(
-        run.events, run.events_per_s, run.cpu_s, run.peak_mib, run.output_bytes_per_event, report_s
-    )
+    return replace(run, report_s=report_s)
 
 
-def _peer_run(site: Site, peer: Peer, settings: Settings) -> Callable[[], Run]:
-    def run() -> Run:
-        directory = site.run_directory(peer.name.replace(" ", "-"))
-        output = directory.name
-        log = directory / "log"
-        asyncio.run(site.make_output_topic(output))
-        arguments = [
-            site.bootstrap,
-            output,
-            output,
-            str(site.directory / "prices.json"),
-            str(directory),
-        ]
-        with process([*peer.command, *arguments], cores=(site.cores.job,), log=log) as child:
-            outputs = asyncio.run(
-                follow(
-                    site.bootstrap,
-                    output,
-                    1,
-                    peer_output,
-                    events=settings.events - PEERS_LAST_OUTPUT_EVENTS,
-                    first_within_s=FIRST_OUTPUT_WITHIN_S,
-                    within_s=settings.peer_s,
-                    alive=lambda: child.poll() is None,
-                )
+def _run_peer(site: Site, peer: Peer, settings: Settings) -> Run:
+    directory = site.run_directory(peer.name.replace(" ", "-"))
+    output = group = directory.name
+    log = directory / "log"
+    prices_file = site.directory / "prices.json"
+    asyncio.run(site.make_output_topic(output))
+    arguments = [site.bootstrap, output, group, str(prices_file), str(directory)]
+    with process([*peer.command, *arguments], cores=(site.cores.job,), log=log) as child:
+        outputs = asyncio.run(
+            follow(
+                site.bootstrap,
+                output,
+                1,
+                peer_output,
+                events=settings.events - PEERS_LAST_OUTPUT_EVENTS,
+                first_within_s=FIRST_OUTPUT_WITHIN_S,
+                within_s=settings.peer_s,
+                alive=lambda: child.poll() is None,
             )
-            return _measured(outputs, child, log)
-
-    return run
+        )
+        return _measured(outputs, child, log)
 
 
 def _measured(outputs: list[Output], child: subprocess.Popen[bytes], log: Path) -> Run:

@@ -41,7 +41,7 @@ _WARM_UP_EVENTS = 20_000
 
 def latency(capacity: int, seconds: int, probes_a_s: int) -> dict[str, Any]:
     """At each share of capacity (events/s), the latencies of the probes; as JSON takes them."""
-    about = machine.described("python -m bench " + " ".join(sys.argv[1:]))
+    about = machine.described(" ".join(["python -m bench", *sys.argv[1:]]))
     probes = seconds * probes_a_s
     with opened(PARTITIONS) as site:
         asyncio.run(_fill(site, probes * len(SHARES)))

@@ -164,7 +164,9 @@ def _compare(results: Mapping[str, Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "/").split())
+    """A text, such as a program's last words, as a cell can hold it."""
+    text = " ".join(text.replace("|", "/").split())
+    return text if len(text) <= 200 else f"{text[:60]} ... {text[-130:]}"
 
 
 def _note(contestant: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ _SETTLE_S = 3.0
 
 def scale(events: int, seconds: int) -> dict[str, Any]:
     """All of it; `events` for each run of workers, `seconds` at each low load."""
-    about = machine.described("python -m bench " + " ".join(sys.argv[1:]))
+    about = machine.described(" ".join(["python -m bench", *sys.argv[1:]]))
     ample = CAMPAIGNS * GROUPS_A_CAMPAIGN
     engine = [_engine(partitions, ample) for partitions in PARTITIONS]
     engine += [_engine(4, groups) for groups in AD_GROUPS]

@@ -31,7 +31,7 @@ START_MS = 1_772_323_200_000
 
 def state(millions: list[int]) -> dict[str, Any]:
     """For each number of ids, in a process of its own: the figures as JSON takes them."""
-    about = machine.described("python -m bench " + " ".join(sys.argv[1:]))
+    about = machine.described(" ".join(["python -m bench", *sys.argv[1:]]))
     sizes = []
     for number in sorted(millions):
         # A fresh process each: memory that was freed would hide what is needed.
