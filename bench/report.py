@@ -356,6 +356,17 @@ def _spread(of: Sequence[Mapping[str, Any]]) -> float:
     return max(costs) / costs[0] - 1
 
 
+def _rate_at_full(results: Results) -> float:
+    """The whole job's rate with full sets, as a share of that with empty ones.
+
+    An event of the whole job and what looking its id up takes longer in a full set.
+    """
+    fullest = _fullest(results)
+    empty_s = 1 / _product_figure(results, "events_per_s")
+    longer_s = 1 / float(fullest["last_ids_per_s"]) - 1 / float(fullest["first_ids_per_s"])
+    return empty_s / (empty_s + longer_s)
+
+
 def _fullest(results: Results) -> Mapping[str, Any]:
     return max(results["state"]["sizes"], key=lambda one: int(one["ids"]))
 
@@ -385,9 +396,9 @@ GOALS: list[tuple[str, Goal, Callable[[Results], float]]] = [
         lambda r: _spread(sorted(r["scale"]["engine"][3:], key=lambda one: int(one["ad_groups"]))),
     ),
     (
-        "dedupe rate at the most ids measured, against empty",
+        "events/s of the whole job at the most ids measured, against empty",
         Goal(True, 0.5, "{:.2f} x"),
-        lambda r: float(_fullest(r)["last_ids_per_s"] / _fullest(r)["first_ids_per_s"]),
+        _rate_at_full,
     ),
     (
         "dedupe memory at the most ids measured",
