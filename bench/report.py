@@ -415,6 +415,8 @@ LOAD = 0.6
 SHARDS_A_WORKER = 4
 WORKER_GIB = 64
 HORIZON_S = 7 * 86_400
+HORIZONS_KEPT = 1.5
+"""Ids go in generations of half a horizon, each kept whole for a horizon after its end."""
 JOURNAL_KEPT_DAYS = 9
 EVENTS_A_S = (10_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)
 
@@ -431,7 +433,7 @@ def _capacity(results: Results) -> str:
     rows = []
     for events_a_s in EVENTS_A_S:
         by_cpu = math.ceil(events_a_s / (LOAD * rate))
-        ids_gib = events_a_s * HORIZON_S * id_bytes / 2**30
+        ids_gib = events_a_s * HORIZONS_KEPT * HORIZON_S * id_bytes / 2**30
         by_memory = math.ceil(ids_gib / (LOAD * WORKER_GIB))
         partitions = 2 ** math.ceil(math.log2(max(4, SHARDS_A_WORKER * max(by_cpu, by_memory))))
         rows.append(
@@ -461,7 +463,8 @@ def _capacity(results: Results) -> str:
     return (
         f"{_table(head, rows)}\n\n"
         f"From {rate:,.0f} events/s a core planned at {LOAD:.0%}, {journal_bytes:.0f} journal "
-        f"bytes an event, {id_bytes:.0f} bytes an id over {HORIZON_S // 86_400} days, and "
+        f"bytes an event, {id_bytes:.0f} bytes an id over {HORIZONS_KEPT} times "
+        f"{HORIZON_S // 86_400} days, and "
         f"{reporter:,.0f} events/s of the reporter."
     )
 
