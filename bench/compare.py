@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,8 @@ from bench.workload import CAMPAIGNS, EVENTS_A_MS, catalog, messages, prices
 from pipeline.contract.vocabulary import JOURNAL, MS_PER_DAY
 
 KAFKA_STREAMS = ROOT / "bench" / "peers" / "kafka_streams"
+_POM = KAFKA_STREAMS / "pom.xml"
+_PEER_PACKAGES = ("confluent-kafka", "aiokafka", "quixstreams", "faust-streaming", "orjson")
 PEERS_LAST_OUTPUT_EVENTS = 1_000
 """Peers that put out every so many events keep the rest of the last ones to themselves."""
 FIRST_OUTPUT_WITHIN_S = 30.0
@@ -102,6 +105,22 @@ def peers(python: Path) -> list[Peer]:
     ]
 
 
+def _peer_versions(python: Path) -> str:
+    """What the peers are made of, for a reader."""
+    script = (
+        "from importlib.metadata import version\n"
+        f"print(*(f'{{name}} {{version(name)}}' for name in {_PEER_PACKAGES}), sep=', ')"
+    )
+    try:
+        done = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        packages = "the Python peers' packages were not all installed"
+    else:
+        packages = done.stdout.strip()
+    streams = re.search(r"kafka-streams</artifactId>\s*<version>(.*?)<", _POM.read_text())
+    return f"{packages}, Kafka Streams {streams[1] if streams else 'of unknown version'}"
+
+
 def _java_command() -> list[str]:
     target = KAFKA_STREAMS / "target"
     return ["java", "-Xmx2g", "-cp", f"{target}/peer.jar:{target}/lib/*", "bench.Peer"]
@@ -149,7 +168,7 @@ def compare(settings: Settings) -> dict[str, Any]:
             for standing in standings:
                 _run(standing)
     return {
-        "about": about,
+        "about": about | {"peers": _peer_versions(settings.peers_python)},
         "events": settings.events,
         "partitions": settings.partitions,
         "peer_s": settings.peer_s,

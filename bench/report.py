@@ -88,10 +88,11 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _about(results: Mapping[str, Any]) -> str:
     about = results["about"]
+    peers = f"; peers: {about['peers']}" if "peers" in about else ""
     return (
         f"Measured {about['date']} by `{about['command'].strip()}` at revision "
         f"{about['revision']} on {about['processor']}, {about['memory']}, {about['system']}, "
-        f"Python {about['python']} ({about['versions']}); load {about['load']}."
+        f"Python {about['python']} ({about['versions']}{peers}); load {about['load']}."
     )
 
 

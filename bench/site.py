@@ -59,8 +59,10 @@ class Site:
 
     def environment(self, data_dir: Path) -> dict[str, str]:
         """Environment variables for the product's processes on this data directory."""
+        # Settings of whoever runs the benchmark would make it another one.
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("PIPELINE_")}
         return dict(
-            os.environ,
+            inherited,
             PIPELINE_KAFKA_BOOTSTRAP=self.bootstrap,
             PIPELINE_PARTITIONS=str(self.partitions),
             PIPELINE_DATA_DIR=str(data_dir),
