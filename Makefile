@@ -4,6 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+PEERS := .venv-bench
 UV_VERSION := 0.13.9
 
 # Every message of pip is either an error or in the way.
@@ -11,10 +12,11 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-long check format schemas bench screenshots audit lock clean
+.PHONY: help setup demo test test-long check format schemas bench bench-all bench-quick \
+  screenshots audit lock clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP)  ## the virtual environment, from the lock file
 
@@ -49,8 +51,23 @@ format: setup  ## rewrite the sources in the one format
 schemas: setup  ## write docs/schemas, docs/asyncapi.yaml and docs/settings.md from the code
 	@$(BIN)/python -m pipeline.cli.contract_files docs
 
-bench: setup  ## the speed figures
-	@$(BIN)/python -m bench
+bench: setup $(PEERS)/.installed  ## the speed figures beside the peers', into docs/performance.md
+	@$(BIN)/python -m bench --peers-python $(PEERS)/bin/python
+
+bench-all: bench  ## those, and latency, scale and state
+	@$(BIN)/python -m bench latency
+	@$(BIN)/python -m bench scale
+	@$(BIN)/python -m bench state
+
+bench-quick: setup  ## the engine against a fixed loop: fails where it has become slower
+	@$(BIN)/python -m bench quick
+
+# An environment of their own: Quix Streams pins versions that the product cannot use. Where it
+# cannot be made, the table says that the peers did not run.
+$(PEERS)/.installed: bench/peers/requirements.lock
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip --quiet --disable-pip-version-check install --require-hashes -r $< \
+	  && touch $@ || echo "the peers' packages could not be installed: measuring without" >&2
 
 screenshots: setup  ## docs/screenshots, by the dashboard's tests (needs chromium)
 	@PIPELINE_TEST_SCREENSHOTS=$(CURDIR)/docs/screenshots $(BIN)/pytest -q \
@@ -66,13 +83,16 @@ lock:  ## resolve pyproject.toml anew into requirements.lock
 	@.venv-lock/bin/python -m pip install --quiet uv==$(UV_VERSION)
 	@.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --custom-compile-command "make lock" \
-	  --extra local --extra dev pyproject.toml --output-file requirements.lock
+	  --extra local --extra sim --extra dev pyproject.toml --output-file requirements.lock
 	@# What a production image installs: no extras, and the same versions.
 	@.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --custom-compile-command "make lock" \
 	  --constraint requirements.lock pyproject.toml --output-file deploy/requirements.lock
+	@.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	  --generate-hashes --no-annotate --custom-compile-command "make lock" \
+	  bench/peers/requirements.in --output-file bench/peers/requirements.lock
 
 clean:  ## remove what make made (data/ is kept)
-	rm -rf .venv .venv-lock build dist *.egg-info .hypothesis .import_linter_cache \
-	  .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lock $(PEERS) bench/peers/kafka_streams/target build dist *.egg-info \
+	  .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,8 +1,8 @@
 """The events of the benchmarks: seeded, of realistic make and size.
 
-200 campaigns of all five objectives, 4 ad groups each with 5 promoted pins; 80% impressions, 10%
-clicks, 10% engagements; 1% of the events are sent twice; every tenth campaign reaches a limit;
-JSON of some 300 bytes. Record timestamps are the wall's, 10,000 events a second apart.
+Campaigns (200 as a rule) of all five objectives, 4 ad groups each with 5 promoted pins; 80%
+impressions, 10% clicks, 10% engagements; 1% of the events are sent twice; every tenth campaign
+reaches a limit; JSON of some 300 bytes. Record timestamps are 10,000 events a second apart.
 """
 
 from __future__ import annotations
@@ -13,11 +13,18 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from pipeline.contract.vocabulary import CLICKS, ENGAGEMENTS, IMPRESSIONS
+from pipeline.contract.vocabulary import (
+    BASES,
+    CLICKS,
+    ENGAGEMENTS,
+    IMPRESSIONS,
+    OBJECTIVE_BASIS,
+    OBJECTIVES,
+)
 
-OBJECTIVES = ("traffic", "engagement", "awareness", "video_awareness", "app_install")
 GROUPS_A_CAMPAIGN = 4
 PINS_A_GROUP = 5
+CAMPAIGNS = 200
 BID_MICROS = 7_000_000
 AMPLE_MICROS = 10**12
 SCARCE_MICROS = 3_000_000
@@ -35,7 +42,9 @@ class Message:
     timestamp_ms: int
 
 
-def catalog(campaigns: int, created_ms: int) -> Iterator[tuple[bytes, bytes]]:
+def catalog(
+    campaigns: int, created_ms: int, pins_a_group: int = PINS_A_GROUP
+) -> Iterator[tuple[bytes, bytes]]:
     """Keys and values of the catalog's records, parents first."""
 
     def record(key: str, **fields: Any) -> tuple[bytes, bytes]:
@@ -56,7 +65,7 @@ def catalog(campaigns: int, created_ms: int) -> Iterator[tuple[bytes, bytes]]:
                 bid_micros=BID_MICROS,
                 start_ms=0,
             )
-            for p in range(PINS_A_GROUP):
+            for p in range(pins_a_group):
                 yield record(
                     f"promoted_pin:{group}-p{p}",
                     promoted_pin_id=f"{group}-p{p}",
@@ -65,20 +74,40 @@ def catalog(campaigns: int, created_ms: int) -> Iterator[tuple[bytes, bytes]]:
                 )
 
 
-def messages(count: int, campaigns: int, start_ms: int, seed: int = 1) -> Iterator[Message]:
-    """So many messages, in the order of their timestamps."""
+def prices(campaigns: int) -> dict[str, tuple[str, int]]:
+    """Ad group -> basis (`cpc`, `cpe`, `cpm`) and bid in micros: all that the peers' job needs."""
+    return {
+        f"c{c}-g{g}": (BASES[OBJECTIVE_BASIS[OBJECTIVES[c % len(OBJECTIVES)]]], BID_MICROS)
+        for c in range(campaigns)
+        for g in range(GROUPS_A_CAMPAIGN)
+    }
+
+
+def messages(
+    count: int,
+    campaigns: int,
+    start_ms: int,
+    seed: int = 1,
+    *,
+    pins_a_group: int = PINS_A_GROUP,
+    events_a_ms: int = EVENTS_A_MS,
+) -> Iterator[Message]:
+    """So many messages, in the order of their timestamps.
+
+    The same arguments give the same messages, byte for byte.
+    """
     random = Random(seed)
     last: Message | None = None
     for number in range(count):
-        timestamp_ms = start_ms + number // EVENTS_A_MS
+        timestamp_ms = start_ms + number // events_a_ms
         if last is not None and random.random() < DUPLICATE_SHARE:
             yield Message(last.topic, last.key, last.value, timestamp_ms)
             continue
-        last = _message(random, campaigns, timestamp_ms)
+        last = _message(random, campaigns, pins_a_group, timestamp_ms)
         yield last
 
 
-def _message(random: Random, campaigns: int, timestamp_ms: int) -> Message:
+def _message(random: Random, campaigns: int, pins_a_group: int, timestamp_ms: int) -> Message:
     campaign = f"c{random.randrange(campaigns)}"
     group = f"{campaign}-g{random.randrange(GROUPS_A_CAMPAIGN)}"
     event = {
@@ -86,7 +115,7 @@ def _message(random: Random, campaigns: int, timestamp_ms: int) -> Message:
         "event_time_ms": timestamp_ms,
         "campaign_id": campaign,
         "ad_group_id": group,
-        "promoted_pin_id": f"{group}-p{random.randrange(PINS_A_GROUP)}",
+        "promoted_pin_id": f"{group}-p{random.randrange(pins_a_group)}",
         "user_id": f"user-{random.randrange(10**6)}",
         "impression_id": f"{random.getrandbits(64):016x}",
         "price_micros": random.randrange(1, BID_MICROS + 1_000_000),

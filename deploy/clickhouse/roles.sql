@@ -46,4 +46,3 @@ ALTER TABLE reporting.open_days MODIFY SQL SECURITY DEFINER DEFINER = pins_views
 ALTER TABLE reporting.daily_adjusted MODIFY SQL SECURITY DEFINER DEFINER = pins_views;
 ALTER TABLE reporting.live_figures MODIFY SQL SECURITY DEFINER DEFINER = pins_views;
 ALTER TABLE reporting.live MODIFY SQL SECURITY DEFINER DEFINER = pins_views;
-ALTER TABLE reporting.daily_adjusted MODIFY SQL SECURITY DEFINER DEFINER = pins_views;

@@ -1,0 +1,144 @@
+"""`python -m bench [what]`: measure, keep the figures, and write them into docs/performance.md."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    # Read by polars when it is first imported; what runs in this process has one core.
+    os.environ.setdefault("POLARS_MAX_THREADS", "1")
+    arguments = _parser().parse_args()
+    sys.exit(arguments.run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.set_defaults(run=_compare)
+    _add_compare_options(parser)
+    _add_docs_option(parser)
+    commands = parser.add_subparsers(title="what", metavar="WHAT")
+
+    compare = commands.add_parser("compare", help="the product beside its peers (the default)")
+    _add_compare_options(compare)
+    compare.set_defaults(run=_compare)
+
+    latency = commands.add_parser("latency", help="from an event to the signal that it causes")
+    latency.add_argument("--capacity", type=int, help="events/s of one worker; else as compared")
+    latency.add_argument("--seconds", type=int, default=10, help="at each load")
+    latency.add_argument("--probes-per-s", type=int, default=200)
+    latency.set_defaults(run=_latency)
+
+    scale = commands.add_parser("scale", help="partitions, ad groups, workers, idle and low load")
+    scale.add_argument("--events", type=int, default=1_000_000, help="for each run of workers")
+    scale.add_argument("--seconds", type=int, default=10, help="at each low load")
+    scale.set_defaults(run=_scale)
+
+    state = commands.add_parser("state", help="the ids that a worker must remember")
+    state.add_argument("--millions", type=int, nargs="+", default=[1, 10], help="100 needs 6 GB")
+    state.set_defaults(run=_state)
+
+    quick = commands.add_parser("quick", help="the engine against a fixed loop, under a minute")
+    quick.add_argument("--events", type=int, default=300_000)
+    quick.set_defaults(run=_quick)
+
+    report = commands.add_parser("report", help="write docs/performance.md from the kept figures")
+    report.set_defaults(run=_write_report)
+    for command in (compare, latency, scale, state, report):
+        _add_docs_option(command)
+    return parser
+
+
+def _add_docs_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--docs",
+        type=Path,
+        default=Path("docs"),
+        help="write performance.md and performance/ in this directory",
+    )
+
+
+def _add_compare_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--events", type=int, default=2_000_000)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--partitions", type=int, default=4)
+    parser.add_argument("--peer-seconds", type=float, default=20.0, help="a run of a peer at most")
+    parser.add_argument(
+        "--peers-python",
+        type=Path,
+        default=Path(".venv-bench/bin/python"),
+        help="the interpreter with the peers' packages",
+    )
+    parser.add_argument("--peers", nargs="+", default=[], metavar="NAME", help="only these peers")
+
+
+def _keep(
+    arguments: argparse.Namespace, name: str, measure: Callable[[], Mapping[str, Any]]
+) -> int:
+    """Measure, keep the figures under this name and write the report."""
+    from bench import report
+
+    report.keep(name, measure(), arguments.docs)
+    return _write_report(arguments)
+
+
+def _write_report(arguments: argparse.Namespace) -> int:
+    from bench import report
+
+    for path in report.write(arguments.docs):
+        print(f"wrote {path}")
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from bench.compare import Settings, compare
+
+    settings = Settings(
+        events=arguments.events,
+        runs=arguments.runs,
+        partitions=arguments.partitions,
+        peer_s=arguments.peer_seconds,
+        peers_python=arguments.peers_python.absolute(),
+        only_peers=frozenset(arguments.peers),
+    )
+    return _keep(arguments, "compare", lambda: compare(settings))
+
+
+def _latency(arguments: argparse.Namespace) -> int:
+    from bench.latency import latency
+    from bench.report import measured_capacity
+
+    capacity = arguments.capacity or measured_capacity(arguments.docs)
+    if not capacity:
+        print("no capacity measured yet: run `python -m bench` first, or give --capacity")
+        return 2
+    return _keep(
+        arguments, "latency", lambda: latency(capacity, arguments.seconds, arguments.probes_per_s)
+    )
+
+
+def _scale(arguments: argparse.Namespace) -> int:
+    from bench.scale import scale
+
+    return _keep(arguments, "scale", lambda: scale(arguments.events, arguments.seconds))
+
+
+def _state(arguments: argparse.Namespace) -> int:
+    from bench.state import state
+
+    return _keep(arguments, "state", lambda: state(arguments.millions))
+
+
+def _quick(arguments: argparse.Namespace) -> int:
+    from bench.quick import quick
+
+    return quick(arguments.events)
+
+
+if __name__ == "__main__":
+    main()

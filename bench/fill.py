@@ -1,0 +1,88 @@
+"""Publishing a workload quickly: batches are built whole, which a client takes as they are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.producer.message_accumulator import BatchBuilder
+
+from bench.workload import Message
+from pipeline.contract.partitioning import partition_of
+from pipeline.contract.vocabulary import CATALOG
+
+Place = tuple[str, int]
+"""Topic and partition."""
+
+
+class Batches:
+    """Builds batches for each partition."""
+
+    def __init__(self, producer: AIOKafkaProducer, partitions: int) -> None:
+        self._producer = producer
+        self._partitions = partitions
+        self._open: dict[Place, BatchBuilder] = {}
+
+    def add(self, message: Message) -> tuple[Place, BatchBuilder] | None:
+        """Add a message; the batch before, where this one found it full."""
+        place = message.topic, partition_of(message.key.decode(), self._partitions)
+        batch = self._open.get(place)
+        if batch is not None and _append(batch, message):
+            return None
+        self._open[place] = fresh = self._producer.create_batch()
+        _append(fresh, message)
+        return None if batch is None else (place, batch)
+
+    def rest(self) -> list[tuple[Place, BatchBuilder]]:
+        """The batches that are not full, which are begun anew."""
+        rest = list(self._open.items())
+        self._open = {}
+        return rest
+
+
+def _append(batch: BatchBuilder, message: Message) -> bool:
+    added = batch.append(key=message.key, value=message.value, timestamp=message.timestamp_ms)
+    return added is not None
+
+
+async def fill(
+    bootstrap: str,
+    catalog: Iterable[tuple[bytes, bytes]],
+    messages: Iterable[Message],
+    partitions: int,
+) -> int:
+    """Publish a catalog, then events; returns how many events. Acknowledged when it returns."""
+    producer = AIOKafkaProducer(
+        bootstrap_servers=bootstrap, acks="all", linger_ms=5, max_batch_size=1 << 20
+    )
+    await producer.start()
+    try:
+        await _publish_catalog(producer, catalog)
+        batches = Batches(producer, partitions)
+        acks: list[asyncio.Future[object]] = []
+        count = 0
+        for message in messages:
+            count += 1
+            if (full := batches.add(message)) is not None:
+                acks.append(await _send(producer, *full))
+        acks += [await _send(producer, *rest) for rest in batches.rest()]
+        await asyncio.gather(*acks)
+    finally:
+        await producer.stop()
+    return count
+
+
+async def _publish_catalog(
+    producer: AIOKafkaProducer, catalog: Iterable[tuple[bytes, bytes]]
+) -> None:
+    acks = [await producer.send(CATALOG, value, key=key) for key, value in catalog]
+    await asyncio.gather(*acks)
+
+
+async def _send(
+    producer: AIOKafkaProducer, place: Place, batch: BatchBuilder
+) -> asyncio.Future[object]:
+    topic, partition = place
+    ack: asyncio.Future[object] = await producer.send_batch(batch, topic, partition=partition)
+    return ack

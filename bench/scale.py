@@ -1,0 +1,209 @@
+"""Whether an event costs the same in a larger product, and what one costs that has little to do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from bench import load, machine
+from bench.engine import EVENTS_A_TURN, EngineAlone, make_engine, turns_of
+from bench.fill import fill
+from bench.machine import say
+from bench.site import BenchError, Site, log_tail, opened, process, worker_command
+from bench.watch import Output, follow, journal_output
+from bench.workload import CAMPAIGNS, GROUPS_A_CAMPAIGN, catalog, messages
+from pipeline.contract.vocabulary import JOURNAL, MS_PER_DAY
+
+PARTITIONS = (4, 16, 64)
+AD_GROUPS = (200, 2_000, 20_000, 200_000)
+WORKERS = (1, 2, 4)
+LOADS_A_S = (0, 2_000, 20_000)
+ENGINE_EVENTS = 300_000
+ROUNDS = 3
+START_MS = 1_772_323_200_000
+BALANCED_WITHIN_S = 60.0
+JUDGED_WITHIN_S = 180.0
+_SETTLE_S = 3.0
+
+
+def scale(events: int, seconds: int) -> dict[str, Any]:
+    """All of it; `events` for each run of workers, `seconds` at each low load."""
+    about = machine.described(" ".join(["python -m bench", *sys.argv[1:]]))
+    ample = CAMPAIGNS * GROUPS_A_CAMPAIGN
+    engine = [_engine(partitions, ample) for partitions in PARTITIONS]
+    engine += [_engine(4, groups) for groups in AD_GROUPS]
+    workers = [_workers(partitions, 1, events) for partitions in PARTITIONS]
+    workers += [_workers(4, number, events) for number in WORKERS if number > 1]
+    return {"about": about, "engine": engine, "workers": workers, "low_load": _low_load(seconds)}
+
+
+# -- the engine alone -----------------------------------------------------------------------------
+
+
+def _engine(partitions: int, ad_groups: int) -> dict[str, Any]:
+    """CPU microseconds an event of the engine: the best of some rounds after a warm-up."""
+    campaigns = ad_groups // GROUPS_A_CAMPAIGN
+    created_ms = START_MS - 2 * MS_PER_DAY
+    engine = make_engine(partitions, catalog(campaigns, created_ms, pins_a_group=1), created_ms)
+    alone = EngineAlone(engine)
+    given = messages(ENGINE_EVENTS, campaigns, START_MS, pins_a_group=1)
+    turns = list(turns_of(given, partitions))
+    share = len(turns) // (ROUNDS + 1)
+    alone.take(turns[:share])
+    took_s = [alone.take(turns[n * share : (n + 1) * share]) for n in range(1, ROUNDS + 1)]
+    cost_us = min(took_s) / (share * EVENTS_A_TURN) * 1e6
+    found = {"partitions": partitions, "ad_groups": ad_groups, "cpu_us_per_event": cost_us}
+    say(json.dumps(found))
+    return found
+
+
+# -- whole workers --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    child: subprocess.Popen[bytes]
+    port: str
+
+    def shards(self) -> int:
+        """How many it judges now; 0 while it does not answer or is taking over."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as page:
+                health = json.load(page)
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return 0
+        return len(health["shards"]) if health["state"] == "running" else 0
+
+
+def _workers(partitions: int, number: int, events: int) -> dict[str, Any]:
+    """The rate and the cost of so many workers, from when each has its share of the shards on.
+
+    One worker has a core to itself; several share all cores with the broker.
+    """
+    with opened(partitions) as site:
+        asyncio.run(_fill(site, events))
+        with _running(site, number) as workers:
+            _await_balance(workers, partitions)
+            balanced_ms = time.time_ns() // 1_000_000
+            cpu_s = -sum(machine.cpu_s(worker.child.pid) for worker in workers)
+            outputs = asyncio.run(_outputs(site, events, workers))
+            cpu_s += sum(machine.cpu_s(worker.child.pid) for worker in workers)
+    later = [output for output in outputs if output.at_ms > balanced_ms]
+    judged = sum(output.events for output in later)
+    if judged < events // 10:
+        raise BenchError(f"{judged} of {events} events were left once balanced: publish more")
+    found = {
+        "partitions": partitions,
+        "workers": number,
+        "events_per_s": judged / (later[-1].at_ms - balanced_ms) * 1_000,
+        "cpu_us_per_event": cpu_s / judged * 1e6,
+        "journal_bytes_per_event": sum(output.size_bytes for output in outputs) / events,
+    }
+    say(json.dumps(found))
+    return found
+
+
+async def _fill(site: Site, events: int) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    site.make_topics()
+    await fill(
+        site.bootstrap,
+        catalog(CAMPAIGNS, now_ms - 2 * MS_PER_DAY),
+        messages(events, CAMPAIGNS, now_ms - 600_000),
+        site.partitions,
+    )
+
+
+@contextlib.contextmanager
+def _running(site: Site, number: int) -> Iterator[list[_Worker]]:
+    cores = (site.cores.job,) if number == 1 else (site.cores.job, site.cores.others)
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for _ in range(number):
+            directory = site.run_directory("worker")
+            environment = site.environment(directory)
+            child = stack.enter_context(
+                process(
+                    worker_command(), cores=cores, log=directory / "worker.log", env=environment
+                )
+            )
+            workers.append(_Worker(child, environment["PIPELINE_WORKER_WEB_PORT"]))
+        yield workers
+
+
+def _await_balance(workers: list[_Worker], partitions: int) -> None:
+    """Return when all shards are judged and each worker has some. Raises `BenchError`."""
+    until_s = time.monotonic() + BALANCED_WITHIN_S
+    while True:
+        shards = [worker.shards() for worker in workers]
+        if all(shards) and sum(shards) == partitions:
+            return
+        if time.monotonic() > until_s or any(worker.child.poll() is not None for worker in workers):
+            raise BenchError(f"workers have {shards} of {partitions} shards")
+        time.sleep(0.1)
+
+
+async def _outputs(site: Site, events: int, workers: list[_Worker]) -> list[Output]:
+    outputs = await follow(
+        site.bootstrap,
+        JOURNAL,
+        site.partitions,
+        journal_output,
+        events=events,
+        first_within_s=BALANCED_WITHIN_S,
+        within_s=JUDGED_WITHIN_S,
+        alive=lambda: all(worker.child.poll() is None for worker in workers),
+    )
+    judged = sum(output.events for output in outputs)
+    if judged < events:
+        raise BenchError(f"{judged} of {events} events were judged")
+    return outputs
+
+
+# -- little to do ---------------------------------------------------------------------------------
+
+
+def _low_load(seconds: int) -> list[dict[str, Any]]:
+    """The share of a core that a worker uses with nothing, and with little, to do."""
+    found = []
+    with opened(partitions=4) as site:
+        asyncio.run(_fill(site, 1_000))
+        with _running(site, 1) as [worker]:
+            _await_balance([worker], site.partitions)
+            time.sleep(_SETTLE_S)
+            for seed, events_a_s in enumerate(LOADS_A_S, start=2):
+                reached, share = _share_at(site, worker, events_a_s, seconds, seed)
+                found.append({"events_per_s": reached, "core_share": share})
+                say(json.dumps(found[-1]))
+            if worker.child.poll() is not None:
+                raise BenchError(log_tail(site.directory / "worker-1" / "worker.log"))
+    return found
+
+
+def _share_at(
+    site: Site, worker: _Worker, events_a_s: int, seconds: int, seed: int
+) -> tuple[float, float]:
+    """Events a second that were sent, and the worker's share of a core meanwhile."""
+    if events_a_s == 0:
+        return 0.0, _share_over(worker, seconds)
+    with load.prepared(site, events_a_s, seconds + 2 * _SETTLE_S, seed) as one:
+        one.go()
+        time.sleep(_SETTLE_S)
+        share = _share_over(worker, seconds)
+        return one.reached(), share
+
+
+def _share_over(worker: _Worker, seconds: float) -> float:
+    started_s, before_s = time.monotonic(), machine.cpu_s(worker.child.pid)
+    time.sleep(seconds)
+    used_s = machine.cpu_s(worker.child.pid) - before_s
+    return used_s / (time.monotonic() - started_s)
