@@ -436,6 +436,7 @@ class Worker:
             while True:
                 await self._wait_for_work()
                 self.progress.last_pass_monotonic_s = time.monotonic()
+                self._check_faust()
                 await self._feed.catch_up(self._ends)
                 async with self._turning:
                     started_s = time.monotonic()
@@ -443,6 +444,11 @@ class Worker:
                     self._turn_took_s = time.monotonic() - started_s
         finally:
             await self._stop()
+
+    def _check_faust(self) -> None:
+        """Raises what a part of Faust has crashed with: it would stay up, and read no more."""
+        if self.app.crashed:
+            raise self.app.crash_reason or RuntimeError("Faust has crashed")
 
     async def _wait_for_work(self) -> None:
         wake = self._intake.wake
