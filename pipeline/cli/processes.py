@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -12,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline import failpoints
 from pipeline.cli import wiring
 from pipeline.contract.vocabulary import CATALOG, JOURNAL
 from pipeline.reporting.clickhouse import Store
@@ -89,6 +91,7 @@ def register(app: typer.Typer) -> None:
         Example: `PIPELINE_KAFKA_BOOTSTRAP=kafka:9092 pipeline worker`
         """
         configure_logging()
+        failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
         settings = load_settings()
         asyncio.run(until_signalled(lambda stop: run_worker(settings, stop)))
 
@@ -103,5 +106,6 @@ def register(app: typer.Typer) -> None:
         Example: `PIPELINE_CLICKHOUSE_DSN=http://user:pw@host:8123/ pipeline reporter`
         """
         configure_logging()
+        failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
         settings = load_settings()
         asyncio.run(until_signalled(lambda stop: report(settings, http_port, stop)))

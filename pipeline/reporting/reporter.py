@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 import polars as pl
 import pyarrow as pa
 
+from pipeline import failpoints
 from pipeline.contract.catalog import Accepted, Catalog, Change
 from pipeline.contract.log import LogReader, LogRecord
 from pipeline.reporting import closes
@@ -214,6 +215,7 @@ class Reporter:
         changes = self._changes.cut(self._last.catalog_next, cut.plan.catalog_next)
         inserts = await asyncio.to_thread(self._inserts_of, cut, changes)
         await self._insist(lambda: self._plans.write(cut.plan))
+        failpoints.reach("plan_stored")
         self._claimed = cut.plan.batch
         await self._insert(cut.plan, inserts)
         self._last = cut.plan

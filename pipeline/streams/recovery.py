@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 
+from pipeline import failpoints
 from pipeline.billing import fold
 from pipeline.billing.books import Shard
 from pipeline.billing.chain import Chain
@@ -75,6 +76,7 @@ class SnapshotStore:
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
+            failpoints.reach("snapshot_written")
         except OSError as error:
             log.warning("snapshot of shard %d not written: %s", shard, error)
 

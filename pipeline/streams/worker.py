@@ -22,6 +22,7 @@ import faust
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from faust.types import TP
 
+from pipeline import failpoints
 from pipeline.billing import fold
 from pipeline.billing.batch import Assembler, Batch, Chunk, split
 from pipeline.contract.rejects import Reject
@@ -67,6 +68,7 @@ class WorkerSettings:
     checkpoint_every_records: int = 5_000
     snapshot_every_records: int = 1_000
     session_timeout_s: float = 10.0
+    """How long a worker may be silent before its shards move to others."""
 
 
 @dataclass(slots=True)
@@ -297,6 +299,7 @@ class Worker:
             taken = await take_over(
                 new, self.engine, self._clock, self._snapshots, self._settings.client_options
             )
+            failpoints.reach("taken_over")
             for owned in taken.values():
                 await self._send_unsent(owned)
         except BaseException:
@@ -426,6 +429,7 @@ class Worker:
         """Decide, and append what the decision did; the appends fly on when this returns."""
         self._unwritten = True
         turn = self.engine.turn(batch, now_ms, read_through_ms)
+        failpoints.reach("decide")
         entries = prepare(self.engine, turn, {0: self._refusals()})
         await self._appended()
         for entry in entries:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from aiokafka import AIOKafkaProducer
 
+from pipeline import failpoints
 from pipeline.billing.decide import Outcome
 from pipeline.billing.journal import Header, encode_events, seal
 from pipeline.billing.posting import Draft, ShardEvents
@@ -143,9 +144,12 @@ class JournalWriter:
             entry.body,
             chain.digest,
         )
-        where = await self._producer.send_and_wait(
+        sent = await self._producer.send(
             JOURNAL, value, partition=entry.shard, timestamp_ms=header.now_ms
         )
+        failpoints.reach("append_sent")
+        where = await sent
+        failpoints.reach("append_acknowledged")
         if where.offset != owned.journal_end:
             raise ContestedShardError(
                 f"shard {entry.shard}: appended at journal offset {where.offset}, expected "
@@ -156,6 +160,7 @@ class JournalWriter:
         state.catalog_end = header.catalog_end
         self.bytes_written += len(value)
         await self.outbox.send(header.signals, entry.originals, entry.refusals)
+        failpoints.reach("signals_sent")
         state.outbox_through = where.offset
 
 
