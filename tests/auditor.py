@@ -758,6 +758,19 @@ class Auditor:
             raise ValueError(f"no such bucket: {limit} {day}")
         return self._spend_nanos.get((limit, entity_id, day), 0)
 
+    def limit_micros(self, limit: str, entity_id: str, now_ms: int) -> int | None:
+        """The limit of this name that is in force then; None where the entity has none such.
+
+        Raises KeyError for an entity that is not in the catalog.
+        """
+        if limit in ("ad_group_daily", "ad_group_lifetime"):
+            ad_group = self._catalog.ad_groups[entity_id].in_force(now_ms)
+            return ad_group.budget_micros if limit == f"ad_group_{ad_group.budget_type}" else None
+        campaign = self._catalog.campaigns[entity_id].in_force(now_ms)
+        if limit == "campaign_daily":
+            return campaign.daily_spend_limit_micros
+        return campaign.lifetime_spend_limit_micros
+
     def blocks(self, ad_group_id: str, day: date) -> list[tuple[int, int]]:
         """The CPM blocks of an ad group's billing day: (charged impressions, nanos) each.
 
