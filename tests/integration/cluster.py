@@ -65,15 +65,15 @@ class Cluster(Running):
                 stderr=log,
             )
 
-    def start_reporter(self) -> None:
+    def start_reporter(self, **settings: str) -> None:
         dsn = f"chdb://{self._directory / 'clickhouse'}"
         port = str(self._reporter_port)
-        self.start("reporter", "reporter", "--http-port", port, clickhouse_dsn=dsn)
+        self.start("reporter", "reporter", "--http-port", port, clickhouse_dsn=dsn, **settings)
 
-    def start_worker(self, name: str) -> None:
+    def start_worker(self, name: str, **settings: str) -> None:
         port = self._web_ports[name] = free_port()
         data_dir = str(self._directory / name)
-        self.start(name, "worker", data_dir=data_dir, worker_web_port=str(port))
+        self.start(name, "worker", data_dir=data_dir, worker_web_port=str(port), **settings)
 
     def send(self, name: str, number: signal.Signals) -> None:
         self._processes[name].send_signal(number)
