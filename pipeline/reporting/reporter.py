@@ -27,7 +27,7 @@ from pipeline.contract.log import LogReader, LogRecord
 from pipeline.reporting import closes
 from pipeline.reporting.clickhouse import Store, insistently
 from pipeline.reporting.daybook import DayBook
-from pipeline.reporting.intake import Cut, Intake, check_same_journal, not_after
+from pipeline.reporting.intake import Cut, Intake, ahead_of_journal, not_after
 from pipeline.reporting.plans import Plan, PlanBook
 from pipeline.reporting.rows import (
     by_day,
@@ -152,8 +152,10 @@ class Reporter:
         self._book = await self._insist(lambda: DayBook.load(self._store, self._partitions))
         await self._catalog.start()
         await self._journal.start({p: at.next_offset for p, at in complete.journal.items()})
-        check_same_journal(planned or complete, await self._journal.end_offsets())
         self._intake = Intake(complete)
+        ahead = ahead_of_journal(planned or complete, await self._journal.end_offsets())
+        for partition, reason in ahead.items():
+            self._intake.stop(partition, reason)
         self._last = complete
         if planned is not None:
             await self._finish(complete, planned)
@@ -178,11 +180,13 @@ class Reporter:
     async def _finish(self, complete: Plan, planned: Plan) -> None:
         """Write the last planned batch again: it may have been cut off anywhere."""
         ends = {partition: at.next_offset for partition, at in planned.journal.items()}
-        while any(self._intake.next_offsets[p] < end for p, end in ends.items()):
+        while any(
+            self._intake.next_offsets[p] < end
+            for p, end in ends.items()
+            if p not in self._intake.stopped
+        ):
             records = await self._journal.fetch(FETCH_WAIT_MS)
             self._intake.take(not_after(records, planned))
-            if self._intake.stopped:
-                break
         while self._changes.next_offset < planned.catalog_next:
             self._changes.take(await self._catalog.fetch(FETCH_WAIT_MS))
         cut = self._intake.cut(planned.batch, EVENTS_WAITING * 1_000, planned.catalog_next)

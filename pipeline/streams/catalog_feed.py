@@ -18,6 +18,9 @@ from pipeline.streams.log_reader import KafkaLogReader
 
 _MAX_REFUSALS_KEPT = 100_000
 
+ANSWER_WITHIN_S = 5.0
+"""How long Kafka may take to tell a topic's end before it counts as away."""
+
 
 class CatalogFeed:
     """Reads `ads.catalog` into the engine; every worker reads all of it."""
@@ -61,9 +64,12 @@ class CatalogFeed:
 
         Its end is asked for through another client: a broker answers a connection in order, and on
         the reader's own the question would wait behind a fetch that waits for news.
+
+        Raises TimeoutError where Kafka does not answer.
         """
         catalog = TopicPartition(CATALOG, 0)
-        end = (await ends.end_offsets([catalog]))[catalog]
+        async with asyncio.timeout(ANSWER_WITHIN_S):
+            end = (await ends.end_offsets([catalog]))[catalog]
         async with self._moved:
             await self._moved.wait_for(lambda: self._read_to >= end)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import polars as pl
 from pipeline import failpoints
 from pipeline.billing import fold
 from pipeline.billing.books import Shard
-from pipeline.billing.chain import Chain
-from pipeline.billing.journal import Header, decode_events, decode_header
+from pipeline.billing.chain import BrokenChainError, Chain
+from pipeline.billing.journal import Header, JournalError, decode_events, decode_header
 from pipeline.contract.log import LogRecord
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import JOURNAL
@@ -97,19 +98,39 @@ class SnapshotStore:
         return packed
 
 
+@dataclass(slots=True)
+class TakenOver:
+    """What became of the shards that were to be taken over: each is in one of the two."""
+
+    owned: dict[int, Owned] = field(default_factory=dict)
+    broken: dict[int, str] = field(default_factory=dict)
+    """Shard -> why its journal cannot be gone on from; the engine does not hold it."""
+
+    def attempt(self, shard: int, step: Callable[[], None]) -> None:
+        """Do a step of a shard's recovery, unless the shard is broken already."""
+        if shard in self.broken:
+            return
+        try:
+            step()
+        except (BrokenChainError, JournalError, fold.StateError) as error:
+            self.broken[shard] = str(error)
+
+
 async def take_over(
     shards: list[int],
     engine: Engine,
     clock: Clock,
     snapshots: SnapshotStore,
     client_options: Mapping[str, Any],
-) -> dict[int, Owned]:
+) -> TakenOver:
     """Bring these shards to the end of their journals, in the engine and for the writer.
 
-    Raises `BrokenChainError` where a journal contradicts itself.
+    A shard whose journal contradicts itself, or that nothing can be folded from, is left out with
+    the reason; the others go on.
     """
     reader = KafkaLogReader(JOURNAL, client_options, partitions=shards)
     folds = {shard: _Fold(shard, engine, clock) for shard in shards}
+    taken = TakenOver()
     try:
         await reader.start()
         begin, end = await reader.begin_offsets(), await reader.end_offsets()
@@ -118,15 +139,24 @@ async def take_over(
             starts[shard] = one.start_from(snapshots.load(shard), begin[shard], end[shard])
         await reader.seek(starts)
         behind = set(shards)
-        while True:
-            behind = {shard for shard in behind if await reader.position(shard) < end[shard]}
-            if not behind:
-                break
+        while behind := {
+            shard
+            for shard in behind - taken.broken.keys()
+            if await reader.position(shard) < end[shard]
+        }:
             for record in await reader.fetch(timeout_ms=500):
-                folds[record.partition].take(record)
-        return {shard: one.finish(end[shard]) for shard, one in folds.items()}
+                taken.attempt(record.partition, partial(folds[record.partition].take, record))
     finally:
         await reader.stop()
+    for shard, one in folds.items():
+        taken.attempt(shard, partial(_finish, taken, shard, one, end[shard]))
+    for shard in taken.broken:
+        engine.release(shard)
+    return taken
+
+
+def _finish(taken: TakenOver, shard: int, one: _Fold, end: int) -> None:
+    taken.owned[shard] = one.finish(end)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,12 @@ from typing import Any, NoReturn
 
 import faust
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import (
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    NodeNotReadyError,
+)
 from faust.types import TP
 
 from pipeline import failpoints
@@ -28,7 +34,7 @@ from pipeline.billing.batch import Assembler, Batch, Chunk, split
 from pipeline.contract.rejects import Reject
 from pipeline.contract.vocabulary import EVENT_TOPICS
 from pipeline.streams import outbox, transport
-from pipeline.streams.catalog_feed import CatalogFeed
+from pipeline.streams.catalog_feed import ANSWER_WITHIN_S, CatalogFeed
 from pipeline.streams.clock import Clock
 from pipeline.streams.engine import READ_TO_THE_END, Engine, EngineSettings
 from pipeline.streams.recovery import Owned, SnapshotStore, take_over
@@ -41,8 +47,19 @@ GROUP = "promoted-pins-billing"
 EXIT_BROKEN = 70
 """Exit code of a worker that stopped because going on could have been wrong; start it again."""
 
+_REPAIR_JOURNAL = (
+    "Nothing of it is lost: its events wait in Kafka. Find what wrote to its partition of "
+    "billing.journal, restore that partition, and restart the worker"
+)
+_RAISE_RETENTION = (
+    "Deleted by retention or by hand: raise the topic's retention over the longest outage. Restore "
+    "the records and restart the worker; without them the shard cannot go on"
+)
+
 _IDLE_WAIT_S = 0.2
 _STOP_WAIT_S = 5.0
+_AWAY = (TimeoutError, KafkaConnectionError, KafkaTimeoutError, NodeNotReadyError)
+_AWAY_PAUSE_S = 0.5
 _END_CHECK_EVERY_S = 0.5
 _CHECKPOINT_EVERY_MS = 6 * 3_600_000
 """Far within the journal's retention, which is at least a day longer than ids must be known."""
@@ -81,16 +98,14 @@ class Progress:
     last_turn_ms: int = 0
     signals: int = 0
     state: str = "starting"
+    trouble: str = ""
+    """What the worker waits for; empty where nothing is in its way."""
 
 
 def _end_process(what: str, error: BaseException) -> NoReturn:
     log.critical("%s: %s: %s", what, type(error).__name__, error, exc_info=error)
     logging.shutdown()
     os._exit(EXIT_BROKEN)
-
-
-class SourceGapError(Exception):
-    """Source records were deleted before they were judged."""
 
 
 class Intake:
@@ -157,6 +172,9 @@ class Worker:
         self.engine = Engine(settings.engine)
         self.progress = Progress()
         self.owned: dict[int, Owned] = {}
+        self.stopped: dict[int, str] = {}
+        """Assigned shards that an invariant is broken in -> which and what to do. They are not
+        judged here until they are assigned anew; the others go on."""
         self._assembler = Assembler()
         self._intake = Intake(settings.max_buffered_events)
         self._snapshots = SnapshotStore(settings.data_dir / "snapshots")
@@ -218,13 +236,27 @@ class Worker:
         async for event in stream.events():
             await self._intake.put(event.value)
 
+    async def _await_kafka(self) -> None:
+        """Return when Kafka answers; until then say that it does not."""
+        while True:
+            probe = AIOKafkaConsumer(**self._settings.client_options)
+            try:
+                await probe.start()
+                return
+            except KafkaError as error:
+                log.warning("%s; trying again", error)
+                await asyncio.sleep(_AWAY_PAUSE_S)
+            finally:
+                await probe.stop()
+
     async def start(self) -> None:
-        """Start the loops, then Faust; returns when shards may be assigned.
+        """Wait for Kafka, start the loops, then Faust; returns when shards may be assigned.
 
         Not Faust's own tasks: those start only after the first recovery, which needs the loops.
         """
         # Faust makes its own directory in it, and would not start without this one.
         self._settings.data_dir.mkdir(parents=True, exist_ok=True)
+        await self._await_kafka()
         self._tasks = [
             asyncio.create_task(self._guarded(self._feed.run, "catalog feed")),
             asyncio.create_task(self._guarded(self._run, "worker")),
@@ -253,7 +285,9 @@ class Worker:
         """What the health page says."""
         return {
             "state": self.progress.state,
+            "trouble": self.progress.trouble,
             "shards": sorted(self.owned),
+            "stopped": {str(shard): reason for shard, reason in sorted(self.stopped.items())},
             "events": self.progress.events,
             "turns": self.progress.turns,
             "signals": self.progress.signals,
@@ -280,14 +314,15 @@ class Worker:
         for shard in set(self.owned) - shards:
             self._give_up(shard)
         self._intake.close()
-        new = sorted(shards - set(self.owned))
+        self.stopped = {s: reason for s, reason in self.stopped.items() if s in shards}
+        new = sorted(shards - self.owned.keys() - self.stopped.keys())
         if new:
             await self._take_over(new)
         self.progress.state = "running"
         self._intake.wake.set()
         return {
             TP(topic, shard): self.owned[shard].taken.get(topic, -1)
-            for shard in sorted(shards)
+            for shard in sorted(shards & self.owned.keys())
             for topic in EVENT_TOPICS
         }
 
@@ -300,16 +335,22 @@ class Worker:
                 new, self.engine, self._clock, self._snapshots, self._settings.client_options
             )
             failpoints.reach("taken_over")
-            for owned in taken.values():
+            for owned in taken.owned.values():
                 await self._send_unsent(owned)
         except BaseException:
             for shard in new:
                 self.engine.release(shard)
             raise
-        self.owned.update(taken)
-        events = sum(owned.state.chain.seq for owned in taken.values())
+        self.owned.update(taken.owned)
+        for shard, reason in taken.broken.items():
+            self._note_stopped(shard, f"{reason}. {_REPAIR_JOURNAL}")
+        events = sum(owned.state.chain.seq for owned in taken.owned.values())
         elapsed_s = time.monotonic() - started_s
-        log.info("took over shards %s (%d events) in %.2f s", new, events, elapsed_s)
+        log.info("took over shards %s (%d events) in %.2f s", list(taken.owned), events, elapsed_s)
+
+    def _note_stopped(self, shard: int, reason: str) -> None:
+        self.stopped[shard] = reason
+        log.critical("shard %d is stopped, the others go on: %s", shard, reason)
 
     def _give_up(self, shard: int) -> None:
         del self.owned[shard]
@@ -357,11 +398,33 @@ class Worker:
         try:
             while True:
                 await self._wait_for_work()
-                await self._feed.catch_up(self._ends)
-                async with self._turning:
-                    await self._work()
+                if await self._catalog_is_read():
+                    async with self._turning:
+                        await self._work()
         finally:
             await self._stop()
+
+    async def _catalog_is_read(self) -> bool:
+        """Whether all of the catalog has been read; False, and said so, while Kafka is away.
+
+        Without Kafka nothing can be judged, for nobody knows whether the catalog has changed. What
+        flies waits as well: an idempotent producer tries again until it is answered.
+        """
+        assert self._ends is not None
+        try:
+            await self._feed.catch_up(self._ends)
+        except _AWAY as error:
+            if not self.progress.trouble:
+                log.warning("Kafka at %s does not answer: waiting", self._settings.bootstrap)
+            self.progress.trouble = (
+                f"Kafka at {self._settings.bootstrap} does not answer: {error!r}"
+            )
+            await asyncio.sleep(_AWAY_PAUSE_S)
+            return False
+        if self.progress.trouble:
+            log.warning("Kafka at %s answers again", self._settings.bootstrap)
+            self.progress.trouble = ""
+        return True
 
     async def _wait_for_work(self) -> None:
         wake = self._intake.wake
@@ -395,13 +458,16 @@ class Worker:
                 continue
             expected = owned.taken[topic]
             if chunk.start > expected:
-                raise SourceGapError(
-                    f"{topic}-{chunk.shard}: records {expected} to {chunk.start - 1} were deleted "
-                    "before they were judged. Raise the topic's retention over the longest outage"
+                self._give_up(chunk.shard)
+                self._note_stopped(
+                    chunk.shard,
+                    f"{topic}-{chunk.shard}: records {expected} to {chunk.start - 1} are gone, and "
+                    f"were not judged. {_RAISE_RETENTION}",
                 )
+                continue
             kept.append(chunk.from_offset(expected) if chunk.start < expected else chunk)
             owned.taken[topic] = chunk.end
-        return kept
+        return [chunk for chunk in kept if chunk.shard in self.owned]
 
     def _in_steps(self, batch: Batch) -> list[tuple[Batch, int]]:
         """The batch with its now; with the stream's clock cut so that time moves in small steps.
@@ -563,7 +629,11 @@ class Worker:
         """Which sources (shard, topic code) of these shards have been read to their ends."""
         assert self._ends is not None
         tps = [TopicPartition(topic, shard) for shard in shards for topic in EVENT_TOPICS]
-        ends = await self._ends.end_offsets(tps)
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                ends = await self._ends.end_offsets(tps)
+        except _AWAY:
+            return set()  # not known to be
         return {
             (tp.partition, EVENT_TOPICS.index(tp.topic))
             for tp, end in ends.items()

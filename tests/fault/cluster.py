@@ -48,6 +48,8 @@ class FaultCluster(Cluster):
         self._closing = threading.Event()
         self.exits: Counter[tuple[str, int]] = Counter()
         """(process, exit code) -> how often."""
+        self.kills: Counter[str] = Counter()
+        """Process -> how often it was killed at whatever it was doing."""
         self._supervisor = threading.Thread(target=self._supervise, name="supervisor")
 
     def __enter__(self) -> Self:
@@ -77,12 +79,17 @@ class FaultCluster(Cluster):
         self.send(name, signal.SIGTERM)
         return self.wait(name)
 
+    def kill(self, name: str) -> None:
+        """Kill -9 of a process, at whatever it is doing; it is started again."""
+        self.kills[name] += 1
+        self.send(name, signal.SIGKILL)
+
     @contextlib.contextmanager
     def held_down(self, name: str) -> Any:
         """Within it, the process is dead and stays so."""
         with self._lock:
             self._held.add(name)
-            self.send(name, signal.SIGKILL)
+            self.kill(name)
             self.wait(name)
         try:
             yield
@@ -93,20 +100,6 @@ class FaultCluster(Cluster):
     def queue(self, name: str, *failpoints: str) -> None:
         """Arm the next starts of a process, each with one of these texts."""
         self._armed[name] += failpoints
-
-    def wait_queue(self, name: str, exits: int, within_s: float = 240.0) -> None:
-        """Wait until a process has started with all that was queued, and ended so many times."""
-        until(
-            lambda: not self._armed[name] and self.count_exits(name) >= exits,
-            f"{exits} ends of {name} (it ended {self.count_exits(name)} times; {self.exits})",
-            within_s,
-        )
-
-    def count_exits(self, name: str) -> int:
-        return sum(count for (who, _), count in self.exits.items() if who == name)
-
-    def pid(self, name: str) -> int:
-        return self._processes[name].pid
 
     def _start_one(self, name: str) -> None:
         armed = self._armed[name].popleft() if self._armed[name] else ""

@@ -22,8 +22,8 @@ from tests.integration.product import (
 )
 from tests.integration.world import START_MS, World
 
-EACH = 40
-PAUSE_S = 0.1
+EACH = 50
+PAUSE_S = 0.25
 CATALOG_MS = at("2026-03-06T00:00")
 
 
@@ -34,9 +34,9 @@ def busy_ad(number: int) -> tuple[Ad, list[dict[str, Any]]]:
 
 
 class Load:
-    """A world's events and many impressions of a few ads, some 400 a second, in order of time.
+    """A world's events and many impressions of a few ads, some 300 a second, in order of time.
 
-    The record timestamps run some 5,000 times as fast as the clock, so that billing days turn and
+    The record timestamps run some 7,000 times as fast as the clock, so that billing days turn and
     close every few seconds. What an unacknowledged send may have written is sent again: the topics
     say what there is, not this.
     """

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from random import Random
@@ -22,6 +22,8 @@ from tests.fault.load import Load
 from tests.fault.scenarios import SCENARIOS, Scenario, Stage
 
 SEED = 20260308
+SHORT_IN_TURN = 4
+"""Scenarios between two looks in the short form: a look costs seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +33,33 @@ class Result:
     name: str
     faults: int
     events: int
-    """Judged since the look before; scenarios that ran at the same time share them."""
+    """Judged since the look before; the scenarios of a step share them, and the differences."""
     seconds: float
     differences: list[str] = field(default_factory=list)
 
 
-def steps(scenarios: list[Scenario]) -> Iterator[list[Scenario]]:
-    """Which scenarios run at the same time: one of each lane."""
-    lanes = [[s for s in scenarios if s.lane == lane] for lane in ("worker", "reporter")]
-    for together in zip_longest(*lanes):
-        yield [scenario for scenario in together if scenario is not None]
-    for scenario in scenarios:
-        if not scenario.lane:
-            yield [scenario]
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What happens between two looks: lanes at the same time, a lane's scenarios in turn."""
+
+    lanes: list[list[Scenario]]
+
+
+def steps(scenarios: list[Scenario], in_turn: int) -> Iterator[Step]:
+    """The scenarios in steps of so many; those without a lane come last, and alone."""
+    lanes = [
+        list(_batched([s for s in scenarios if s.lane == lane], in_turn))
+        for lane in ("worker", "reporter")
+    ]
+    for together in zip_longest(*lanes, fillvalue=[]):
+        yield Step([lane for lane in together if lane])
+    for alone in _batched([s for s in scenarios if not s.lane], in_turn):
+        yield Step([alone])
+
+
+def _batched(scenarios: list[Scenario], size: int) -> Iterator[list[Scenario]]:
+    for start in range(0, len(scenarios), size):
+        yield scenarios[start : start + size]
 
 
 def run(
@@ -67,29 +83,34 @@ def run(
         cluster.run_always("reporter", "first")
         cluster.until_all_owned()
         with load:
-            for together in steps(chosen):
-                for result in _step(cluster, load, audit, together, seed, long):
+            for step in steps(chosen, 1 if long else SHORT_IN_TURN):
+                for result in _step(cluster, load, audit, step, seed, long):
                     say(f"{result}")
                     results.append(result)
             results.append(_close_all(cluster, load, audit))
             say(f"{results[-1]}")
+            for name, count in cluster.kills.items():
+                whole = results[-1]
+                results.append(replace(whole, name=f"{name} killed at any moment", faults=count))
+                say(f"{results[-1]}")
     return results
 
 
 def _step(
-    cluster: FaultCluster, load: Load, audit: Audit, together: list[Scenario], seed: int, long: bool
+    cluster: FaultCluster, load: Load, audit: Audit, step: Step, seed: int, long: bool
 ) -> list[Result]:
     """Inject, then let all come to rest and look."""
     began_s = time.monotonic()
     before = len(audit.judged)
-    faults = {one.name: one.long if long else one.short for one in together}
+    faults = {one.name: one.long if long else one.short for lane in step.lanes for one in lane}
 
-    def inject(scenario: Scenario) -> None:
-        stage = Stage(cluster, load, Random(f"{seed} {scenario.name}"))
-        scenario.inject(stage, faults[scenario.name])
+    def inject(lane: list[Scenario]) -> None:
+        for scenario in lane:
+            stage = Stage(cluster, load, Random(f"{seed} {scenario.name}"))
+            scenario.inject(stage, faults[scenario.name])
 
-    with ThreadPoolExecutor(len(together)) as pool:
-        list(pool.map(inject, together))
+    with ThreadPoolExecutor(len(step.lanes)) as pool:
+        list(pool.map(inject, step.lanes))
     differences = _look(cluster, load, audit)
     seconds = time.monotonic() - began_s
     events = len(audit.judged) - before

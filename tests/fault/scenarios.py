@@ -85,7 +85,7 @@ def _fire(cluster: FaultCluster, process: str, point: str, specs: Sequence[str])
 
     wanted = fired() + len(specs)
     cluster.queue(process, *specs)
-    cluster.send(process, signal.SIGKILL)
+    cluster.kill(process)
     until(lambda: fired() >= wanted, f"{specs} of {process} to fire", 60 + 30 * len(specs))
 
 
@@ -270,7 +270,7 @@ def _unwritable(stage: Stage, times: int) -> None:
         shutil.rmtree(directory)
         directory.write_text("")
         until(lambda said=said: stage.cluster.log("first").count("not written") > said, "a try")
-        stage.cluster.send("first", signal.SIGKILL)
+        stage.cluster.kill("first")
         stage.cluster.until_all_owned()
         directory.unlink()
 
@@ -286,7 +286,7 @@ def _disk_full(stage: Stage, times: int) -> None:
             part.unlink(missing_ok=True)
             part.symlink_to("/dev/full")
         until(lambda said=said: stage.cluster.log("first").count("No space left") > said, "a try")
-        stage.cluster.send("first", signal.SIGKILL)
+        stage.cluster.kill("first")
         for part in directory.glob("*.part"):
             part.unlink()
 
@@ -342,7 +342,7 @@ def _resent_otherwise(change: Callable[[dict[str, Any], Message], None]) -> Inje
                     again.append(replace(message, value=value, timestamp_ms=now_ms))
             stage.load.add(*again)
             time.sleep(1)
-            stage.cluster.send("first", signal.SIGKILL)
+            stage.cluster.kill("first")
             stage.load.add(*again)
 
     return inject
