@@ -22,7 +22,6 @@ import faust
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import (
     KafkaConnectionError,
-    KafkaError,
     KafkaTimeoutError,
     NodeNotReadyError,
 )
@@ -238,16 +237,17 @@ class Worker:
 
     async def _await_kafka(self) -> None:
         """Return when Kafka answers; until then say that it does not."""
+        self._ends = AIOKafkaConsumer(
+            **self._settings.client_options,
+            enable_auto_commit=False,
+            isolation_level="read_committed",
+        )
         while True:
-            probe = AIOKafkaConsumer(**self._settings.client_options)
             try:
-                await probe.start()
-                return
-            except KafkaError as error:
-                log.warning("%s; trying again", error)
+                return await self._ends.start()
+            except KafkaConnectionError as error:
+                log.warning("waiting for Kafka: %s", error)
                 await asyncio.sleep(_AWAY_PAUSE_S)
-            finally:
-                await probe.stop()
 
     async def start(self) -> None:
         """Wait for Kafka, start the loops, then Faust; returns when shards may be assigned.
@@ -388,12 +388,7 @@ class Worker:
     # -- the loop -----------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        options = self._settings.client_options
-        self._ends = AIOKafkaConsumer(
-            **options, enable_auto_commit=False, isolation_level="read_committed"
-        )
         await self._writer.start()
-        await self._ends.start()
         self._ready.set()
         try:
             while True:
