@@ -200,6 +200,12 @@ class Shard:
             unique=IdSet(again_ms + LONGEST_DAY_MS, keep_at_most_ids),
         )
 
+    def same_generations(self, one_ms: int, other_ms: int) -> bool:
+        """Whether ids added at these log times would age out together."""
+        return self.ids.generation(one_ms) == self.ids.generation(
+            other_ms
+        ) and self.unique.generation(one_ms) == self.unique.generation(other_ms)
+
     def note_signal(self, signal: Signal) -> None:
         """Remember an entity's last word and its version."""
         self.versions[signal.entity] = signal.version

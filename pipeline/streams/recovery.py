@@ -29,6 +29,8 @@ from pipeline.streams.outbox import unsent_dispositions
 log = logging.getLogger(__name__)
 
 _SNAPSHOT_MAGIC = b"PPS1"
+_EVENTS_AT_ONCE = 20_000
+"""How many events are folded at once; bounds the memory that they wait in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,11 @@ class _Fold:
         self._anchor: bytes | None = None
         """Digest of the record that the snapshot claims to stand on, until that was checked."""
         self._search: _CheckpointSearch | None = None
-        self._unsent: list[Unsent] = []
+        self._counted: list[fold.Counted] = []
+        """Records that count and are not folded yet: many small ones are folded faster at once."""
+        self._counted_events = 0
+        self._unsent: list[tuple[int, Header, pl.DataFrame]] = []
+        """Journal offset, header and events of the records that may not have been sent."""
         self._sent_catalog_end = 0
         engine.new_shard(shard)
 
@@ -218,11 +224,23 @@ class _Fold:
         chain: Chain = self._state.chain
         if chain.admit(record.offset, header, body):
             events = decode_events(header, body)
-            self._engine.fold(self._shard, header, events)
+            self._counted.append((header, events))
+            self._counted_events += header.events
+            self._unsent.append((record.offset, header, events))
+            if self._counted_events >= _EVENTS_AT_ONCE:
+                self.fold()
+
+    def fold(self) -> None:
+        """Fold what was taken in."""
+        self._engine.fold(self._shard, self._counted)
+        for header, _ in self._counted:
             self._clock.observe(header.now_ms)
-            self._unsent.append(_unsent(record.offset, header, events))
-            while self._unsent and self._unsent[0].journal_offset <= self._state.outbox_through:
-                self._sent_catalog_end = self._unsent.pop(0).catalog_end
+        self._counted, self._counted_events = [], 0
+        sent = 0
+        while sent < len(self._unsent) and self._unsent[sent][0] <= self._state.outbox_through:
+            self._sent_catalog_end = self._unsent[sent][1].catalog_end
+            sent += 1
+        del self._unsent[:sent]
 
     def _found_checkpoint(self, search: _CheckpointSearch, read: _Read) -> bool:
         """Whether the fold has a state to stand on, on which this record may follow."""
@@ -255,9 +273,10 @@ class _Fold:
         self._clock.observe(read.header.now_ms)
         if self._state.outbox_through < self._state.chain.last_offset:
             events = decode_events(read.header, read.body)
-            self._unsent.append(_unsent(read.offset, read.header, events))
+            self._unsent.append((read.offset, read.header, events))
 
     def finish(self, end: int) -> Owned:
+        self.fold()
         state = self._state
         if self._search is not None:
             if state.chain.last_offset < 0:
@@ -268,7 +287,7 @@ class _Fold:
             state=state,
             journal_end=end,
             taken=dict(state.chain.next_offsets),
-            unsent=self._unsent,
+            unsent=[_unsent(*one) for one in self._unsent],
             refusals_from=self._sent_catalog_end if self._unsent else state.catalog_end,
         )
 

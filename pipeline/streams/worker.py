@@ -244,10 +244,12 @@ class Worker:
         )
         while True:
             try:
-                return await self._ends.start()
+                await self._ends.start()
             except KafkaConnectionError as error:
                 log.warning("waiting for Kafka: %s", error)
                 await asyncio.sleep(_AWAY_PAUSE_S)
+            else:
+                return
 
     async def start(self) -> None:
         """Wait for Kafka, start the loops, then Faust; returns when shards may be assigned.
