@@ -35,12 +35,14 @@ class FaultCluster(Cluster):
     `queue(name)`: fail points for the next starts of a process, one text a start.
     """
 
-    def __init__(self, directory: Path, clock: str = "stream") -> None:
+    def __init__(self, directory: Path, clock: str = "stream", **settings: str) -> None:
         self.broker = EmbeddedKafka(directory)
         self.broker.start()
         super().__init__(directory, self.broker.bootstrap, clock)
         self.directory = directory
-        self._environment |= {f"PIPELINE_{key.upper()}": text for key, text in SETTINGS.items()}
+        self._environment |= {
+            f"PIPELINE_{key.upper()}": text for key, text in (SETTINGS | settings).items()
+        }
         self._armed: dict[str, deque[str]] = defaultdict(deque)
         self._wanted: list[str] = []
         self._held: set[str] = set()

@@ -1,6 +1,6 @@
 """Runs the scenarios on one cluster under one load, and looks at the books after each.
 
-python -m tests.fault.run [--long] [--seed N] [--only TEXT] [--directory DIR] [--write FILE]
+python -m tests.fault.run [--long] [--seed N] [--only TEXT] [--directory DIR] [--write]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from random import Random
@@ -19,23 +19,12 @@ from random import Random
 from tests.fault.audit import Audit
 from tests.fault.cluster import PARTITIONS, FaultCluster
 from tests.fault.load import Load
+from tests.fault.report import Result, write
 from tests.fault.scenarios import SCENARIOS, Scenario, Stage
 
 SEED = 20260308
 SHORT_IN_TURN = 4
 """Scenarios between two looks in the short form: a look costs seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What came of one scenario."""
-
-    name: str
-    faults: int
-    events: int
-    """Judged since the look before; the scenarios of a step share them, and the differences."""
-    seconds: float
-    differences: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +133,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--only", default="")
     parser.add_argument("--directory", type=Path)
+    parser.add_argument("--write", action="store_true", help="the table of docs/reliability.md")
     given = parser.parse_args()
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
@@ -155,6 +145,8 @@ def main() -> None:
             only=given.only,
             say=lambda text: print(text, flush=True),
         )
+    if given.write:
+        write(results)
     faults = sum(result.faults for result in results)
     print(f"{faults} faults in {time.monotonic() - began_s:.0f} s")
     if any(result.differences for result in results):
