@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter, defaultdict, deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 from urllib.error import URLError
@@ -87,7 +88,7 @@ class FaultCluster(Cluster):
         self.send(name, signal.SIGKILL)
 
     @contextlib.contextmanager
-    def held_down(self, name: str) -> Any:
+    def held_down(self, name: str) -> Iterator[None]:
         """Within it, the process is dead and stays so."""
         with self._lock:
             self._held.add(name)
@@ -127,10 +128,18 @@ class FaultCluster(Cluster):
         self.restart_broker()
 
     def restart_broker(self, down_s: float = 0.0) -> None:
+        with self.broker_away():
+            time.sleep(down_s)
+
+    @contextlib.contextmanager
+    def broker_away(self) -> Iterator[None]:
+        """Within it there is no broker."""
         self.broker.stop()
-        time.sleep(down_s)
-        self.broker.start()
-        self.kafka = Kafka(self.broker.bootstrap)
+        try:
+            yield
+        finally:
+            self.broker.start()
+            self.kafka = Kafka(self.broker.bootstrap)
 
     # -- what it says -------------------------------------------------------------------------
 

@@ -115,6 +115,18 @@ def _broker_restarted(stage: Stage, times: int) -> None:
         time.sleep(stage.random.uniform(1, 3))
 
 
+def _broker_away(stage: Stage, times: int) -> None:
+    """Longer than any client waits for an answer: the worker waits, says so, and goes on."""
+    cluster = stage.cluster
+    for number in range(times):
+        pid = cluster.pid("first")
+        with cluster.broker_away():
+            until(lambda: cluster.health("first").get("trouble"), "the worker to say that it waits")
+            time.sleep(45 if number else 5)
+        until(lambda: cluster.health("first").get("trouble") == "", "the worker to go on")
+        assert cluster.pid("first") == pid, "the worker ended in place of waiting"
+
+
 def _broker_frozen(stage: Stage, times: int) -> None:
     for _ in range(times):
         os.kill(stage.cluster.broker.pid, signal.SIGSTOP)
@@ -431,6 +443,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("reporter down, backlog", _reporter_down, 1, 4),
     Scenario("broker killed", _broker_killed, 1, 10),
     Scenario("broker restarted", _broker_restarted, 1, 8),
+    Scenario("broker away for long", _broker_away, 1, 3),
     Scenario("broker frozen", _broker_frozen, 1, 5),
     Scenario("appends too large", _appends_too_large, 1, 4),
     Scenario("zombie worker", _zombie, 1, 10),
