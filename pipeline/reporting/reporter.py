@@ -13,7 +13,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from pipeline import failpoints
 from pipeline.contract.catalog import Accepted, Catalog, Change
-from pipeline.contract.log import LogReader, LogRecord
+from pipeline.contract.log import LogReader, LogRecord, LogUnavailable
 from pipeline.reporting import closes
 from pipeline.reporting.clickhouse import Store, insistently
 from pipeline.reporting.daybook import DayBook
@@ -49,6 +49,9 @@ EVENTS_WORTH_A_BATCH: Final = 50_000
 REST_S: Final = 0.4
 """Between two batches of fewer events: how late the tables are, against how many inserts."""
 FETCH_WAIT_MS: Final = 200
+QUIET_S: Final = 5.0
+"""After so long without a record the log is asked whether it is there."""
+AWAY_PAUSE_S: Final = 0.5
 
 CHANGE_SCHEMA: Final[dict[str, pl.DataType]] = {
     "entity": pl.String(),
@@ -142,6 +145,7 @@ class Reporter:
         self._book = DayBook(partitions)
         self._intake: Intake
         self._last: Plan
+        self._last_fetched_s = 0.0
         self._claimed: int | None = None
         """The last batch whose plan this reporter wrote."""
         self.progress = Progress()
@@ -150,10 +154,12 @@ class Reporter:
         """Report for ever. Raises `TakenOver` where another reporter writes."""
         complete, planned = await self._insist(self._plans.last_two)
         self._book = await self._insist(lambda: DayBook.load(self._store, self._partitions))
-        await self._catalog.start()
-        await self._journal.start({p: at.next_offset for p, at in complete.journal.items()})
+        starts = {partition: at.next_offset for partition, at in complete.journal.items()}
+        await self._when_there(self._catalog.start)
+        await self._when_there(lambda: self._journal.start(starts))
         self._intake = Intake(complete)
-        ahead = ahead_of_journal(planned or complete, await self._journal.end_offsets())
+        ends = await self._when_there(self._journal.end_offsets)
+        ahead = ahead_of_journal(planned or complete, ends)
         for partition, reason in ahead.items():
             self._intake.stop(partition, reason)
         self._last = complete
@@ -171,6 +177,20 @@ class Reporter:
 
     async def _insist(self, call: Callable[[], T]) -> T:
         return await insistently(call, self._note_trouble)
+
+    async def _when_there(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """What the log says, when it can be reached; until then why not is on the health page."""
+        while True:
+            try:
+                answer = await ask()
+            except LogUnavailable as error:
+                if self.progress.trouble != str(error):
+                    log.warning("%s; waiting", error)
+                self._note_trouble(str(error))
+                await asyncio.sleep(AWAY_PAUSE_S)
+            else:
+                self._note_trouble("")
+                return answer
 
     def _note_trouble(self, text: str) -> None:
         self.progress.trouble = text
@@ -203,9 +223,19 @@ class Reporter:
         waiting = self._intake.events
         wait_ms = 0 if waiting else FETCH_WAIT_MS
         if waiting < EVENTS_WAITING:
-            self._intake.take(await self._journal.fetch(wait_ms))
+            await self._fetch_journal(wait_ms)
         self._changes.take(await self._catalog.fetch(0))
         self.progress.stopped = dict(self._intake.stopped)
+
+    async def _fetch_journal(self, wait_ms: int) -> None:
+        records = await self._journal.fetch(wait_ms)
+        self._intake.take(records)
+        if records:
+            self._last_fetched_s = time.monotonic()
+        elif time.monotonic() - self._last_fetched_s > QUIET_S:
+            # Nothing new, or nobody there? A fetch does not tell.
+            await self._when_there(self._journal.end_offsets)
+            self._last_fetched_s = time.monotonic()
 
     # -- writing ------------------------------------------------------------------------------
 

@@ -14,12 +14,9 @@ from pipeline.contract.rejects import Reject, to_base64
 from pipeline.contract.vocabulary import CATALOG
 from pipeline.streams.clock import Clock
 from pipeline.streams.engine import Engine
-from pipeline.streams.log_reader import KafkaLogReader
+from pipeline.streams.log_reader import ANSWER_WITHIN_S, KafkaLogReader
 
 _MAX_REFUSALS_KEPT = 100_000
-
-ANSWER_WITHIN_S = 5.0
-"""How long Kafka may take to tell a topic's end before it counts as away."""
 
 
 class CatalogFeed:

@@ -20,11 +20,7 @@ from typing import Any, NoReturn
 
 import faust
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import (
-    KafkaConnectionError,
-    KafkaTimeoutError,
-    NodeNotReadyError,
-)
+from aiokafka.errors import KafkaConnectionError
 from faust.types import TP
 
 from pipeline import failpoints
@@ -33,9 +29,10 @@ from pipeline.billing.batch import Assembler, Batch, Chunk, split
 from pipeline.contract.rejects import Reject
 from pipeline.contract.vocabulary import EVENT_TOPICS
 from pipeline.streams import outbox, transport
-from pipeline.streams.catalog_feed import ANSWER_WITHIN_S, CatalogFeed
+from pipeline.streams.catalog_feed import CatalogFeed
 from pipeline.streams.clock import Clock
 from pipeline.streams.engine import READ_TO_THE_END, Engine, EngineSettings
+from pipeline.streams.log_reader import ANSWER_WITHIN_S, AWAY
 from pipeline.streams.recovery import Owned, SnapshotStore, take_over
 from pipeline.streams.transport import Delivery
 from pipeline.streams.writer import Entry, JournalWriter, checkpoint_entry, prepare
@@ -57,7 +54,6 @@ _RAISE_RETENTION = (
 
 _IDLE_WAIT_S = 0.2
 _STOP_WAIT_S = 5.0
-_AWAY = (TimeoutError, KafkaConnectionError, KafkaTimeoutError, NodeNotReadyError)
 _AWAY_PAUSE_S = 0.5
 _END_CHECK_EVERY_S = 0.5
 _CHECKPOINT_EVERY_MS = 6 * 3_600_000
@@ -410,7 +406,7 @@ class Worker:
         assert self._ends is not None
         try:
             await self._feed.catch_up(self._ends)
-        except _AWAY as error:
+        except AWAY as error:
             if not self.progress.trouble:
                 log.warning("Kafka at %s does not answer: waiting", self._settings.bootstrap)
             self.progress.trouble = (
@@ -629,7 +625,7 @@ class Worker:
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S):
                 ends = await self._ends.end_offsets(tps)
-        except _AWAY:
+        except AWAY:
             return set()  # not known to be
         return {
             (tp.partition, EVENT_TOPICS.index(tp.topic))
