@@ -9,6 +9,7 @@ from aiokafka.errors import KafkaConnectionError
 from rich.console import Console
 
 from pipeline.cli import admin, processes, reports, simulation, up
+from pipeline.contract.log import LogUnavailable
 from pipeline.embedded.errors import EmbeddedError
 from pipeline.reporting.clickhouse import StoreError
 from pipeline.reporting.schema import SchemaError
@@ -42,7 +43,7 @@ def main() -> None:
     except (EmbeddedError, TopicsError, StoreError, SchemaError, admin.CommandError) as error:
         _say(str(error))
         sys.exit(EXIT_FAILED)
-    except KafkaConnectionError as error:
+    except (KafkaConnectionError, LogUnavailable) as error:
         _say(
             f"Kafka cannot be reached ({error}). See that it runs, and where: "
             "PIPELINE_KAFKA_BOOTSTRAP, or --data DIR of a running `pipeline up`."
