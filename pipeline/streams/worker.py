@@ -55,6 +55,7 @@ _RAISE_RETENTION = (
 _IDLE_WAIT_S = 0.2
 _STOP_WAIT_S = 5.0
 _AWAY_PAUSE_S = 0.5
+_WATCH_EVERY_S = 0.5
 _END_CHECK_EVERY_S = 0.5
 _CHECKPOINT_EVERY_MS = 6 * 3_600_000
 """Far within the journal's retention, which is at least a day longer than ids must be known."""
@@ -101,6 +102,10 @@ def _end_process(what: str, error: BaseException) -> NoReturn:
     log.critical("%s: %s: %s", what, type(error).__name__, error, exc_info=error)
     logging.shutdown()
     os._exit(EXIT_BROKEN)
+
+
+class FaustCrashedError(Exception):
+    """A part of Faust is dead."""
 
 
 class Intake:
@@ -260,10 +265,21 @@ class Worker:
             asyncio.create_task(self._guarded(self._run, "worker")),
         ]
         await self.app.start()
+        self._tasks.append(asyncio.create_task(self._guarded(self._watch_faust, "Faust")))
+
+    async def _watch_faust(self) -> None:
+        """Raises once a part of Faust has crashed, which it only logs: the process would stay a
+        member of the group, own its shards, and read nothing more."""
+        while True:
+            for service in _with_children(self.app):
+                if service.crashed:
+                    raise FaustCrashedError(f"{service.label}: {service.crash_reason!r}")
+            await asyncio.sleep(_WATCH_EVERY_S)
 
     async def stop(self) -> None:
         """Leave the group, let what flies land, leave snapshots behind."""
         self.progress.state = "stopping"
+        self._tasks.pop().cancel()  # stopping is no crash
         await self.app.stop()
         for task in self._tasks:
             task.cancel()
@@ -632,6 +648,18 @@ class Worker:
             for tp, end in ends.items()
             if self.owned[tp.partition].taken[tp.topic] >= end
         }
+
+
+def _with_children(app: faust.App) -> list[Any]:
+    """The services of a Faust app, its consumer and fetcher with all that they run among them."""
+    found: list[Any] = []
+    waiting: list[Any] = [app, app._fetcher, app.consumer]
+    while waiting:
+        service = waiting.pop()
+        if service is not None and service not in found:
+            found.append(service)
+            waiting += getattr(service, "_children", [])
+    return found
 
 
 def _due(counts: Mapping[int, int], every: int) -> set[int]:

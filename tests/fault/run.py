@@ -16,6 +16,8 @@ from itertools import zip_longest
 from pathlib import Path
 from random import Random
 
+from aiokafka.errors import KafkaError
+
 from tests.fault.audit import Audit
 from tests.fault.cluster import PARTITIONS, FaultCluster
 from tests.fault.load import Load
@@ -93,14 +95,19 @@ def _step(
     before = len(audit.judged)
     faults = {one.name: one.long if long else one.short for lane in step.lanes for one in lane}
 
-    def inject(lane: list[Scenario]) -> None:
+    def inject(lane: list[Scenario]) -> list[str]:
+        failed = []
         for scenario in lane:
             stage = Stage(cluster, load, Random(f"{seed} {scenario.name}"))
-            scenario.inject(stage, faults[scenario.name])
+            try:
+                scenario.inject(stage, faults[scenario.name])
+            except (AssertionError, OSError, KafkaError) as error:
+                failed.append(f"{scenario.name}: {error!r}")
+        return failed
 
     with ThreadPoolExecutor(len(step.lanes)) as pool:
-        list(pool.map(inject, step.lanes))
-    differences = _look(cluster, load, audit)
+        differences = [text for failed in pool.map(inject, step.lanes) for text in failed]
+    differences += _look(cluster, load, audit)
     seconds = time.monotonic() - began_s
     events = len(audit.judged) - before
     return [Result(name, count, events, seconds, differences) for name, count in faults.items()]
@@ -108,10 +115,13 @@ def _step(
 
 def _look(cluster: FaultCluster, load: Load, audit: Audit) -> list[str]:
     load.pause()
-    cluster.settle()
-    differences = audit.look(cluster)
-    load.go_on()
-    return differences
+    try:
+        cluster.settle()
+        return audit.look(cluster)
+    except (AssertionError, OSError) as error:
+        return [f"no rest: {error!r}"]
+    finally:
+        load.go_on()
 
 
 def _close_all(cluster: FaultCluster, load: Load, audit: Audit) -> Result:
