@@ -29,7 +29,7 @@ from pipeline.streams.outbox import unsent_dispositions
 log = logging.getLogger(__name__)
 
 _SNAPSHOT_MAGIC = b"PPS1"
-_EVENTS_AT_ONCE = 20_000
+EVENTS_AT_ONCE = 20_000
 """How many events are folded at once; bounds the memory that they wait in."""
 
 
@@ -227,7 +227,7 @@ class _Fold:
             self._counted.append((header, events))
             self._counted_events += header.events
             self._unsent.append((record.offset, header, events))
-            if self._counted_events >= _EVENTS_AT_ONCE:
+            if self._counted_events >= EVENTS_AT_ONCE:
                 self.fold()
 
     def fold(self) -> None:

@@ -62,7 +62,7 @@ def run(
     only: str = "",
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Result]:
-    """Run the scenarios whose name matches `only`, a regular expression; results in the order they ended.
+    """Run the scenarios whose name matches `only`, a regular expression; results in their order.
 
     The last result is the look after every day is closed.
     """
