@@ -60,8 +60,15 @@ async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
     """A worker until told to stop."""
     worker = wiring.make_worker(settings)
     _collect_garbage_rarely()
+    stopping = asyncio.ensure_future(stop.wait())
+    waiting = asyncio.ensure_future(worker.await_kafka())
+    await asyncio.wait([waiting, stopping], return_when=asyncio.FIRST_COMPLETED)
+    if not waiting.done():  # Kafka may never answer
+        waiting.cancel()
+        return
+    waiting.result()
     await worker.start()
-    await stop.wait()
+    await stopping
     await worker.stop()
 
 

@@ -236,8 +236,8 @@ class Worker:
         async for event in stream.events():
             await self._intake.put(event.value)
 
-    async def _await_kafka(self) -> None:
-        """Return when Kafka answers; until then say that it does not."""
+    async def await_kafka(self) -> None:
+        """Return when Kafka answers, until then saying that it does not; comes before `start`."""
         self._ends = AIOKafkaConsumer(
             **self._settings.client_options,
             enable_auto_commit=False,
@@ -253,13 +253,12 @@ class Worker:
                 return
 
     async def start(self) -> None:
-        """Wait for Kafka, start the loops, then Faust; returns when shards may be assigned.
+        """Start the loops, then Faust; returns when shards may be assigned.
 
         Not Faust's own tasks: those start only after the first recovery, which needs the loops.
         """
         # Faust makes its own directory in it, and would not start without this one.
         self._settings.data_dir.mkdir(parents=True, exist_ok=True)
-        await self._await_kafka()
         self._tasks = [
             asyncio.create_task(self._guarded(self._feed.run, "catalog feed")),
             asyncio.create_task(self._guarded(self._run, "worker")),
