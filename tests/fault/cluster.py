@@ -104,6 +104,9 @@ class FaultCluster(Cluster):
         """Arm the next starts of a process, each with one of these texts."""
         self._armed[name] += failpoints
 
+    def pid(self, name: str) -> int:
+        return self._processes[name].pid
+
     def _start_one(self, name: str) -> None:
         armed = self._armed[name].popleft() if self._armed[name] else ""
         if name == "reporter":

@@ -182,8 +182,8 @@ class Kafka:
             enable_idempotence=True,
             max_request_size=8 << 20,
         )
-        await producer.start()
         try:
+            await producer.start()
             sends = [
                 await producer.send(
                     message.topic,
