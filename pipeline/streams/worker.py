@@ -27,7 +27,7 @@ from pipeline import failpoints
 from pipeline.billing import fold
 from pipeline.billing.batch import Assembler, Batch, Chunk, split
 from pipeline.contract.rejects import Reject
-from pipeline.contract.vocabulary import EVENT_TOPICS
+from pipeline.contract.vocabulary import CATALOG, EVENT_TOPICS
 from pipeline.streams import outbox, transport
 from pipeline.streams.catalog_feed import CatalogFeed
 from pipeline.streams.clock import Clock
@@ -55,7 +55,8 @@ _RAISE_RETENTION = (
 _IDLE_WAIT_S = 0.2
 _STOP_WAIT_S = 5.0
 _AWAY_PAUSE_S = 0.5
-_WATCH_EVERY_S = 0.5
+_LONGEST_PAUSE_S = 5.0
+_WATCH_EVERY_S = 1.0
 _END_CHECK_EVERY_S = 0.5
 _CHECKPOINT_EVERY_MS = 6 * 3_600_000
 """Far within the journal's retention, which is at least a day longer than ids must be known."""
@@ -181,6 +182,7 @@ class Worker:
         self._turning = asyncio.Lock()
         self._ready = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._watchers: list[asyncio.Task[None]] = []
         self._appends: list[tuple[Owned, asyncio.Task[None]]] = []
         self._unwritten = False
         """Whether the books hold a decision whose appends have not been started."""
@@ -243,12 +245,14 @@ class Worker:
             enable_auto_commit=False,
             isolation_level="read_committed",
         )
+        pause_s = _AWAY_PAUSE_S
         while True:
             try:
                 await self._ends.start()
             except KafkaConnectionError as error:
                 log.warning("waiting for Kafka: %s", error)
-                await asyncio.sleep(_AWAY_PAUSE_S)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             else:
                 return
 
@@ -263,8 +267,24 @@ class Worker:
             asyncio.create_task(self._guarded(self._feed.run, "catalog feed")),
             asyncio.create_task(self._guarded(self._run, "worker")),
         ]
+        self._watchers = [asyncio.create_task(self._guarded(self._watch_kafka, "watch"))]
         await self.app.start()
-        self._tasks.append(asyncio.create_task(self._guarded(self._watch_faust, "Faust")))
+        self._watchers.append(asyncio.create_task(self._guarded(self._watch_faust, "Faust")))
+
+    async def _watch_kafka(self) -> None:
+        """Note whether Kafka answers. The loop cannot tell: it may be waiting for an append."""
+        assert self._ends is not None
+        while True:
+            text = ""
+            try:
+                async with asyncio.timeout(ANSWER_WITHIN_S):
+                    await self._ends.end_offsets([TopicPartition(CATALOG, 0)])
+            except AWAY as error:
+                text = f"Kafka at {self._settings.bootstrap} does not answer: {error!r}"
+            if bool(text) != bool(self.progress.trouble):
+                log.warning("%s", text or f"Kafka at {self._settings.bootstrap} answers again")
+            self.progress.trouble = text
+            await asyncio.sleep(_WATCH_EVERY_S)
 
     async def _watch_faust(self) -> None:
         """Raises once a part of Faust has crashed, which it only logs: the process would stay a
@@ -278,7 +298,9 @@ class Worker:
     async def stop(self) -> None:
         """Leave the group, let what flies land, leave snapshots behind."""
         self.progress.state = "stopping"
-        self._tasks.pop().cancel()  # stopping is no crash
+        for watcher in self._watchers:
+            watcher.cancel()  # stopping is no crash
+        await asyncio.wait(self._watchers)
         await self.app.stop()
         for task in self._tasks:
             task.cancel()
@@ -413,25 +435,17 @@ class Worker:
             await self._stop()
 
     async def _catalog_is_read(self) -> bool:
-        """Whether all of the catalog has been read; False, and said so, while Kafka is away.
+        """Whether all of the catalog has been read; False while Kafka is away.
 
         Without Kafka nothing can be judged, for nobody knows whether the catalog has changed. What
-        flies waits as well: an idempotent producer tries again until it is answered.
+        flies waits as well: the producer tries again until it is answered.
         """
         assert self._ends is not None
         try:
             await self._feed.catch_up(self._ends)
-        except AWAY as error:
-            if not self.progress.trouble:
-                log.warning("Kafka at %s does not answer: waiting", self._settings.bootstrap)
-            self.progress.trouble = (
-                f"Kafka at {self._settings.bootstrap} does not answer: {error!r}"
-            )
+        except AWAY:
             await asyncio.sleep(_AWAY_PAUSE_S)
             return False
-        if self.progress.trouble:
-            log.warning("Kafka at %s answers again", self._settings.bootstrap)
-            self.progress.trouble = ""
         return True
 
     async def _wait_for_work(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -123,6 +124,9 @@ class JournalWriter:
             max_request_size=JOURNAL_MAX_BYTES,
             max_batch_size=1024 * 1024,
         )
+        # Without a leader to send it to, a batch would fail after the request timeout, and with it
+        # the worker; with idempotence nothing else expires. An outage is waited out instead.
+        self._producer._message_accumulator._batch_ttl = math.inf
         self.outbox = Outbox(self._producer, partitions)
         self.bytes_written = 0
 
