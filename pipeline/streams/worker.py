@@ -185,7 +185,7 @@ class Worker:
         self._watchers: list[asyncio.Task[None]] = []
         self._appends: list[tuple[Owned, asyncio.Task[None]]] = []
         self._unwritten = False
-        """Whether the books hold a decision whose appends have not been started."""
+        """Whether the books hold a decision that has not been appended, or may not have been."""
         self._since_snapshot: dict[int, int] = {}
         self._since_checkpoint: dict[int, int] = {}
         self._last_end_check_s = 0.0
@@ -551,6 +551,9 @@ class Worker:
         for owned, append in appends:
             error = append.exception()
             if error is not None and self.owned.get(owned.state.shard) is owned:
+                # The books hold a decision that may not be in the journal: nothing of them may be
+                # kept. Whoever owns the shard next starts from the journal.
+                self._unwritten = True
                 raise error
 
     # -- checkpoints and snapshots ------------------------------------------------------------

@@ -19,7 +19,7 @@ from pipeline.embedded.kafka import EmbeddedKafka
 from tests.integration.cluster import PARTITIONS, Cluster
 from tests.integration.product import EVENT_TOPICS, Kafka, until
 
-SESSION_TIMEOUT_S = 3.0
+SESSION_TIMEOUT_S = 2.0
 SETTINGS = {
     "worker_session_timeout_ms": str(round(SESSION_TIMEOUT_S * 1_000)),
     # So often that faults meet them.

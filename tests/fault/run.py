@@ -1,6 +1,6 @@
 """Runs the scenarios on one cluster under one load, and looks at the books after each.
 
-python -m tests.fault.run [--long] [--seed N] [--only REGEX] [--directory DIR] [--write]
+python -m tests.fault.run [--long] [--seed N] [--only REGEX] [--minutes M] [--write]
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tests.fault.report import Result, write
 from tests.fault.scenarios import SCENARIOS, Scenario, Stage
 
 SEED = 20260308
-SHORT_IN_TURN = 4
-"""Scenarios between two looks in the short form: a look costs seconds."""
+SHORT_IN_TURN, LONG_IN_TURN = 4, 2
+"""Scenarios of a lane between two looks: a look costs seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +58,27 @@ def run(
     seed: int = SEED,
     long: bool = False,
     only: str = "",
+    within_s: float = 7_200.0,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Result]:
     """Run the scenarios whose name matches `only`, a regular expression; results in their order.
 
-    The last result is the look after every day is closed.
+    The last results are those of the look after every day is closed. No step is begun after
+    `within_s`.
     """
     chosen = [scenario for scenario in SCENARIOS if re.search(only, scenario.name)]
     results: list[Result] = []
     audit = Audit()
+    began_s = time.monotonic()
     with FaultCluster(directory) as cluster:
         load = Load(lambda: cluster.kafka, seed, PARTITIONS)
         cluster.kafka.publish(load.catalog())
         cluster.run_always("reporter", "first")
         cluster.until_all_owned()
         with load:
-            for step in steps(chosen, 1 if long else SHORT_IN_TURN):
+            for step in steps(chosen, LONG_IN_TURN if long else SHORT_IN_TURN):
+                if time.monotonic() - began_s > within_s:
+                    break
                 for result in _step(cluster, load, audit, step, seed, long):
                     say(f"{result}")
                     results.append(result)
@@ -141,6 +146,7 @@ def main() -> None:
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--only", default="")
+    parser.add_argument("--minutes", type=float, default=120.0, help="begin nothing after these")
     parser.add_argument("--directory", type=Path)
     parser.add_argument("--write", action="store_true", help="the table of docs/reliability.md")
     given = parser.parse_args()
@@ -152,6 +158,7 @@ def main() -> None:
             seed=given.seed,
             long=given.long,
             only=given.only,
+            within_s=60 * given.minutes,
             say=lambda text: print(text, flush=True),
         )
     if given.write:

@@ -244,7 +244,7 @@ def _spoiled(spoil: Callable[[Path, Random], None], says: str) -> Inject:
     def inject(stage: Stage, times: int) -> None:
         cluster = stage.cluster
         for _ in range(times):
-            until(lambda: _snapshots(stage), "a snapshot")
+            until(lambda: _are_whole(_snapshots(stage)), "whole snapshots")
             said = cluster.log("first").count(says)
             with cluster.held_down("first"):
                 for path in _snapshots(stage):
@@ -253,6 +253,15 @@ def _spoiled(spoil: Callable[[Path, Random], None], says: str) -> Inject:
             assert cluster.log("first").count(says) > said, f"it did not say {says!r}"
 
     return inject
+
+
+def _are_whole(paths: list[Path]) -> bool:
+    """Whether there are snapshots, and none is still one that was spoiled before."""
+    contents = [path.read_bytes() for path in paths]
+    return bool(contents) and all(
+        hashlib.sha256(content[SNAPSHOT_HEAD:]).digest() == content[4:SNAPSHOT_HEAD]
+        for content in contents
+    )
 
 
 def _flip(path: Path, random: Random) -> None:
@@ -441,23 +450,23 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("fetch fails", _at_point("first", "fetch", 12, "raise"), 1, 6, "worker"),
     Scenario("worker frozen", _frozen("first"), 1, 8, "worker"),
     Scenario("reporter down, backlog", _reporter_down, 1, 4),
-    Scenario("broker killed", _broker_killed, 1, 10),
-    Scenario("broker restarted", _broker_restarted, 1, 8),
-    Scenario("broker away for long", _broker_away, 1, 3),
+    Scenario("broker killed", _broker_killed, 1, 8),
+    Scenario("broker restarted", _broker_restarted, 1, 6),
+    Scenario("broker away for long", _broker_away, 1, 2),
     Scenario("broker frozen", _broker_frozen, 1, 5),
-    Scenario("appends too large", _appends_too_large, 1, 4),
-    Scenario("zombie worker", _zombie, 1, 10),
-    Scenario("zombie at an append", _zombie_at_append, 1, 8),
-    Scenario("worker joins and leaves", _comes_and_goes, 1, 10),
-    Scenario("snapshot with a flipped bit", _spoiled(_flip, "is damaged"), 1, 6),
-    Scenario("snapshot cut off", _spoiled(_cut_off, "is damaged"), 1, 6),
-    Scenario("snapshot of a later version", _spoiled(_from_the_future, "not used"), 1, 4),
-    Scenario("snapshots unwritable", _unwritable, 1, 4),
-    Scenario("snapshot disk full", _disk_full, 1, 4),
-    Scenario("group offsets rewound", _rewound, 1, 4),
-    Scenario("topic resent whole", _resent_whole, 1, 4),
-    Scenario("same ids after a restart", _resent_otherwise(_as_it_was), 1, 4),
-    Scenario("same ids, other times", _resent_otherwise(_another_time), 1, 4),
-    Scenario("same ids, other campaign", _resent_otherwise(_another_campaign), 1, 4),
-    Scenario("clock jumps ahead", _clock_jumps, 1, 4),
+    Scenario("appends too large", _appends_too_large, 1, 3),
+    Scenario("zombie worker", _zombie, 1, 6),
+    Scenario("zombie at an append", _zombie_at_append, 1, 5),
+    Scenario("worker joins and leaves", _comes_and_goes, 1, 6),
+    Scenario("snapshot with a flipped bit", _spoiled(_flip, "is damaged"), 1, 3),
+    Scenario("snapshot cut off", _spoiled(_cut_off, "is damaged"), 1, 3),
+    Scenario("snapshot of a later version", _spoiled(_from_the_future, "not used"), 1, 3),
+    Scenario("snapshots unwritable", _unwritable, 1, 3),
+    Scenario("snapshot disk full", _disk_full, 1, 3),
+    Scenario("group offsets rewound", _rewound, 1, 2),
+    Scenario("topic resent whole", _resent_whole, 1, 3),
+    Scenario("same ids after a restart", _resent_otherwise(_as_it_was), 1, 3),
+    Scenario("same ids, other times", _resent_otherwise(_another_time), 1, 3),
+    Scenario("same ids, other campaign", _resent_otherwise(_another_campaign), 1, 3),
+    Scenario("clock jumps ahead", _clock_jumps, 1, 3),
 )

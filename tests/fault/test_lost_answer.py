@@ -1,0 +1,32 @@
+"""An append whose answer is lost is in the journal: its decision counts once, not twice.
+
+The worker ends, for it cannot know; what it leaves on its disk must not hold the decision already.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.fault.cluster import FaultCluster
+from tests.integration.product import at, until
+
+NOON_MS = at("2026-03-02T12:00")
+
+
+def test_the_books_are_the_journals_after_a_lost_answer(tmp_path: Path) -> None:
+    with FaultCluster(tmp_path) as cluster:
+        cluster.queue("first", "append_acknowledged:2:raise")
+        cluster.run_always("reporter", "first")
+        cluster.until_all_owned()
+        # Room for three clicks of 1 unit.
+        budget = {"budget_micros": 3_000_000}
+        ad = cluster.ad("lost", "traffic", at("2026-02-10"), ad_group=budget)
+        for number in range(3):
+            cluster.publish(ad.click(f"lost-{number}", NOON_MS + number))
+            # One by one, and idle between: an append is then waited for without a next decision.
+            cluster.settle()
+        until(lambda: cluster.exits["first", 70] == 1, "the worker to have ended")
+        assert cluster.judged(ad, "event_id", "disposition", "amount_nanos") == [
+            (f"lost-{number}", "charged", 1_000_000_000) for number in range(3)
+        ]
+        cluster.assert_reconciled(events=3)
