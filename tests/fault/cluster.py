@@ -104,6 +104,12 @@ class FaultCluster(Cluster):
         """Arm the next starts of a process, each with one of these texts."""
         self._armed[name] += failpoints
 
+    def restart_armed(self, name: str, *failpoints: str) -> None:
+        """Kill a process, and arm its next starts. In one: it may just be being started again."""
+        with self._lock:
+            self.queue(name, *failpoints)
+            self.kill(name)
+
     def pid(self, name: str) -> int:
         return self._processes[name].pid
 

@@ -84,8 +84,7 @@ def _fire(cluster: FaultCluster, process: str, point: str, specs: Sequence[str])
         return cluster.log(process).count(f"fail point {point} fires")
 
     wanted = fired() + len(specs)
-    cluster.queue(process, *specs)
-    cluster.kill(process)
+    cluster.restart_armed(process, *specs)
     until(lambda: fired() >= wanted, f"{specs} of {process} to fire", 60 + 30 * len(specs))
 
 
