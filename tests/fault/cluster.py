@@ -45,6 +45,8 @@ class FaultCluster(Cluster):
             f"PIPELINE_{key.upper()}": text for key, text in (SETTINGS | settings).items()
         }
         self._armed: dict[str, deque[str]] = defaultdict(deque)
+        self._live: dict[str, tuple[str, int]] = {}
+        """Process -> what it was started with, and how often that point had fired until then."""
         self._wanted: list[str] = []
         self._held: set[str] = set()
         self._lock = threading.RLock()
@@ -110,11 +112,17 @@ class FaultCluster(Cluster):
             self.queue(name, *failpoints)
             self.kill(name)
 
+    def fired(self, name: str, point: str) -> int:
+        """How often a fail point has fired in a process and those before it."""
+        known = (self.directory / f"{name}.log").exists()
+        return self.log(name).count(f"fail point {point} fires") if known else 0
+
     def pid(self, name: str) -> int:
         return self._processes[name].pid
 
     def _start_one(self, name: str) -> None:
         armed = self._armed[name].popleft() if self._armed[name] else ""
+        self._live[name] = (armed, self.fired(name, armed.partition(":")[0]) if armed else 0)
         if name == "reporter":
             self.start_reporter(failpoints=armed)
         else:
@@ -127,6 +135,9 @@ class FaultCluster(Cluster):
                     if name in self._held or self.is_running(name):
                         continue
                     self.exits[name, self._processes[name].returncode] += 1
+                    armed, before = self._live[name]
+                    if armed and self.fired(name, armed.partition(":")[0]) == before:
+                        self._armed[name].appendleft(armed)  # it ended of something else
                     self._start_one(name)
 
     # -- the broker ---------------------------------------------------------------------------

@@ -79,13 +79,13 @@ def _at_point(process: str, point: str, within: int, action: str) -> Inject:
 
 def _fire(cluster: FaultCluster, process: str, point: str, specs: Sequence[str]) -> None:
     """Restart a process with these specs, one a start, and wait until each has fired."""
-
-    def fired() -> int:
-        return cluster.log(process).count(f"fail point {point} fires")
-
-    wanted = fired() + len(specs)
+    wanted = cluster.fired(process, point) + len(specs)
     cluster.restart_armed(process, *specs)
-    until(lambda: fired() >= wanted, f"{specs} of {process} to fire", 60 + 30 * len(specs))
+    until(
+        lambda: cluster.fired(process, point) >= wanted,
+        f"{specs} of {process} to fire",
+        60 + 30 * len(specs),
+    )
 
 
 def _store_trouble(point: str, action: str) -> Inject:
