@@ -286,6 +286,7 @@ def _unwritable(stage: Stage, times: int) -> None:
     """A file stands where the snapshots' directory was."""
     directory = stage.cluster.directory / "first" / "snapshots"
     for _ in range(times):
+        until(lambda: _snapshots(stage), "a snapshot")
         said = stage.cluster.log("first").count("not written")
         shutil.rmtree(directory)
         directory.write_text("")
