@@ -86,7 +86,8 @@ def run(
             say(f"{results[-1]}")
             for name, count in cluster.kills.items():
                 whole = results[-1]
-                results.append(replace(whole, name=f"{name} killed at any moment", faults=count))
+                who = "worker" if name == "first" else name
+                results.append(replace(whole, name=f"{who} killed at any moment", faults=count))
                 say(f"{results[-1]}")
     return results
 
