@@ -33,7 +33,7 @@ demo: setup  ## the main job end to end on the embedded Kafka and ClickHouse
 	@$(BIN)/pipeline demo
 
 test: setup  ## all tests but the long ones
-	@$(BIN)/pytest -q tests/unit tests/property tests/integration
+	@$(BIN)/pytest -q tests/unit tests/property tests/integration tests/fault
 
 test-long: setup  ## the tests that take minutes
 	@$(BIN)/pytest -q -m long tests

@@ -97,6 +97,10 @@ class Settings(BaseSettings):
     clock: Literal["wall", "stream"] = "wall"
     """What now is. `stream`: the largest record timestamp read, for backfills and tests."""
 
+    worker_session_timeout_ms: int = Field(default=10_000, ge=1_000, le=300_000)
+    """How long a worker may be silent before its shards move to another one. The brokers' bounds
+    are `group.min.session.timeout.ms` (6,000 by default) and `group.max.session.timeout.ms`."""
+
     pacing_policy: Literal["plain", "inflight"] = "plain"
     """When ads are told to stop. `plain`: at a reached limit, nothing else. `inflight`: before it,
     by what has been served and is not billed yet; even pacing and forecasts too. See

@@ -524,6 +524,10 @@ class History(Generic[Version]):
                 place += 1
         self._versions.insert(place, (effective_ms, version))
 
+    def times_ms(self) -> list[int]:
+        """When each version takes effect."""
+        return [effective_ms for effective_ms, _ in self._versions]
+
     def in_force(self, time_ms: int) -> Version:
         """The version of the greatest effective_ms <= time_ms; before all of them, the first."""
         found = self._versions[0][1]
@@ -792,6 +796,34 @@ class Auditor:
         if limit not in DAILY_LIMITS or day is None:
             raise ValueError(f"no such bucket: {limit} {day}")
         return self._spend_nanos.get((limit, entity_id, day), 0)
+
+    def limit_micros(self, limit: str, entity_id: str, now_ms: int) -> int | None:
+        """The limit of this name that is in force then; None where the entity has none such.
+
+        Raises KeyError for an entity that is not in the catalog.
+        """
+        if limit in ("ad_group_daily", "ad_group_lifetime"):
+            ad_group = self._catalog.ad_groups[entity_id].in_force(now_ms)
+            return ad_group.budget_micros if limit == f"ad_group_{ad_group.budget_type}" else None
+        campaign = self._catalog.campaigns[entity_id].in_force(now_ms)
+        if limit == "campaign_daily":
+            return campaign.daily_spend_limit_micros
+        return campaign.lifetime_spend_limit_micros
+
+    def exceeded(self) -> list[str]:
+        """Which buckets hold more than the largest limit that their entity ever had; in words."""
+        found = []
+        for (limit, entity_id, day), spend_nanos in self._spend_nanos.items():
+            of_groups = limit.startswith("ad_group")
+            known = self._catalog.ad_groups if of_groups else self._catalog.campaigns
+            limits = [
+                self.limit_micros(limit, entity_id, effective_ms)
+                for effective_ms in known[entity_id].times_ms()
+            ]
+            largest = max((micros for micros in limits if micros is not None), default=0)
+            if None not in limits and spend_nanos > largest * 1000:
+                found.append(f"{limit} of {entity_id} {day}: {spend_nanos} of {largest * 1000}")
+        return found
 
     def blocks(self, ad_group_id: str, day: date) -> list[tuple[int, int]]:
         """The CPM blocks of an ad group's billing day: (charged impressions, nanos) each.

@@ -204,6 +204,12 @@ class Shard:
             unique=IdSet(again_ms + LONGEST_DAY_MS, keep_at_most_ids),
         )
 
+    def same_generations(self, one_ms: int, other_ms: int) -> bool:
+        """Whether ids added at these log times would age out together."""
+        return self.ids.generation(one_ms) == self.ids.generation(
+            other_ms
+        ) and self.unique.generation(one_ms) == self.unique.generation(other_ms)
+
     def closed_through(self, zone: str) -> int:
         """The zone's last closed billing day; -1 before the first."""
         return self.closed.get(zone, -1)

@@ -181,10 +181,14 @@ class IdSet:
         """Add keys at this log time, and drop generations that are due."""
         if len(keys) == 0:
             return
-        generation = log_time_ms // self._generation_ms
+        generation = self.generation(log_time_ms)
         table = self._generations.setdefault(generation, _Table())
         table.add(np.ascontiguousarray(keys))
         self._expire(log_time_ms)
+
+    def generation(self, log_time_ms: int) -> int:
+        """The number of the generation that keys added at this log time belong to."""
+        return log_time_ms // self._generation_ms
 
     def _expire(self, log_time_ms: int) -> None:
         for generation in sorted(self._generations):

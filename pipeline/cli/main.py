@@ -20,6 +20,7 @@ from pipeline.cli import (
     simulation,
     up,
 )
+from pipeline.contract.log import LogUnavailable
 from pipeline.embedded.errors import EmbeddedError
 from pipeline.reporting.clickhouse import StoreError
 from pipeline.reporting.corrections import TooManyError
@@ -70,7 +71,7 @@ def main() -> None:
     except _TOLD as error:
         _say(str(error))
         sys.exit(EXIT_FAILED)
-    except KafkaConnectionError as error:
+    except (KafkaConnectionError, LogUnavailable) as error:
         _say(
             f"Kafka cannot be reached ({error}). See that it runs, and where: "
             "PIPELINE_KAFKA_BOOTSTRAP, or --data DIR of a running `pipeline up`."

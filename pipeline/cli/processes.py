@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import typer
 
+from pipeline import failpoints
 from pipeline.cli import wiring
 from pipeline.cli.admin import DataOption
 from pipeline.cli.logs import configure_logging
@@ -44,8 +46,15 @@ async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
     """A worker until told to stop."""
     worker = wiring.make_worker(settings)
     _collect_garbage_rarely()
+    stopping = asyncio.ensure_future(stop.wait())
+    waiting = asyncio.ensure_future(worker.await_kafka())
+    await asyncio.wait([waiting, stopping], return_when=asyncio.FIRST_COMPLETED)
+    if not waiting.done():  # Kafka may never answer
+        waiting.cancel()
+        return
+    waiting.result()
     await worker.start()
-    await stop.wait()
+    await stopping
     await worker.stop()
 
 
@@ -88,6 +97,7 @@ def register(app: typer.Typer) -> None:
 
         Example: `PIPELINE_KAFKA_BOOTSTRAP=kafka:9092 pipeline worker`
         """
+        failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
         settings = load_settings()
         configure_logging(settings.log_format)
         asyncio.run(until_signalled(lambda stop: run_worker(settings, stop)))
@@ -102,6 +112,7 @@ def register(app: typer.Typer) -> None:
 
         Example: `PIPELINE_CLICKHOUSE_DSN=http://user:pw@host:8123/ pipeline reporter`
         """
+        failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
         settings = load_settings()
         configure_logging(settings.log_format)
         asyncio.run(until_signalled(lambda stop: report(settings, http_port, stop)))

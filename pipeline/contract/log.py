@@ -22,8 +22,16 @@ class LogRecord:
     value: bytes | None
 
 
+class LogUnavailable(Exception):
+    """The log cannot be reached: another try may succeed."""
+
+
 class LogReader(Protocol):
-    """A reader of all partitions of one topic, outside any consumer group."""
+    """A reader of all partitions of one topic, outside any consumer group.
+
+    While the log cannot be reached `fetch` brings nothing, and what asks it a question raises
+    `LogUnavailable`.
+    """
 
     async def start(self, positions: Mapping[int, int] | None = None) -> None:
         """Begin at these offsets; a partition not named begins at its first retained record."""

@@ -99,6 +99,7 @@ message.max.bytes=33554432
 replica.fetch.max.bytes=33554432
 
 group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
 # After kill -9 the controller takes the old broker for alive until its session ends, and the new
 # one waits for it: 5 s to be ready, against 12 s with Kafka's default of 9000.
 broker.session.timeout.ms=3000

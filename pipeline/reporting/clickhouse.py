@@ -21,6 +21,8 @@ from clickhouse_connect.driver.exceptions import (
     OperationalError,
 )
 
+from pipeline import failpoints
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -149,9 +151,13 @@ class Store:
         if rows.num_rows > BLOCK_ROWS:
             raise StoreError(f"an insert of {rows.num_rows} rows into {table} is not atomic")
         settings = {**_WRITE_SETTINGS, "insert_deduplication_token": token}
-        self._call(
-            lambda: self._client.insert_arrow(table, rows.combine_chunks(), settings=settings)
-        )
+
+        def call() -> None:
+            failpoints.reach("insert_sent")
+            self._client.insert_arrow(table, rows.combine_chunks(), settings=settings)
+            failpoints.reach("insert_acknowledged")
+
+        self._call(call)
 
     def insert_select(
         self, sql: str, parameters: Mapping[str, Any], token: str, settings: Mapping[str, Any]

@@ -16,6 +16,7 @@ from typing import Final
 
 import polars as pl
 
+from pipeline import failpoints
 from pipeline.reporting.clickhouse import Store
 from pipeline.reporting.daybook import DueClose
 from pipeline.reporting.digest import day_digests
@@ -121,6 +122,7 @@ def close_day(
             _write_daily(store, due.day, right, totals)
             confirm()
             _write_closes(store, due, right, totals, currencies)
+            failpoints.reach("day_closed")
     return refused
 
 

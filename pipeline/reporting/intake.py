@@ -139,16 +139,19 @@ class Intake:
         self._chains[record.partition] = chain
 
 
-def check_same_journal(plan: Plan, ends: Mapping[int, int]) -> None:
-    """Raises `RetentionError` where the journal cannot be the one that the plan was made of."""
+def ahead_of_journal(plan: Plan, ends: Mapping[int, int]) -> dict[int, str]:
+    """Partitions whose journal cannot be the one that the plan was made of -> what to do."""
+    ahead = {}
     for number, position in plan.journal.items():
         if number not in ends:
-            raise RetentionError(f"the journal has no partition {number}")
-        if position.next_offset > ends[number]:
-            raise RetentionError(
+            ahead[number] = f"the journal has no partition {number}: run `pipeline topics`"
+        elif position.next_offset > ends[number]:
+            ahead[number] = (
                 f"journal partition {number} ends at offset {ends[number]}, but was reported up to "
-                f"{position.next_offset}: this is another journal, or it has lost records"
+                f"{position.next_offset}: this is another journal, or it has lost records. Connect "
+                "to the Kafka that the tables were written from, or restore the partition"
             )
+    return ahead
 
 
 def not_after(records: Sequence[LogRecord], plan: Plan) -> list[LogRecord]:

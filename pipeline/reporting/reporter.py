@@ -13,7 +13,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
@@ -22,9 +22,10 @@ from typing import Any, Final, TypeVar
 import polars as pl
 import pyarrow as pa
 
+from pipeline import failpoints
 from pipeline.contract.catalog import Accepted, Catalog, Change
 from pipeline.contract.days import Calendar
-from pipeline.contract.log import LogReader, LogRecord
+from pipeline.contract.log import LogReader, LogRecord, LogUnavailable
 from pipeline.reporting import closes, statements
 from pipeline.reporting.clickhouse import Store, insistently
 from pipeline.reporting.credits import (
@@ -35,7 +36,7 @@ from pipeline.reporting.credits import (
     credit_rows,
 )
 from pipeline.reporting.daybook import DayBook, DueClose
-from pipeline.reporting.intake import Cut, Intake, check_same_journal, not_after
+from pipeline.reporting.intake import Cut, Intake, ahead_of_journal, not_after
 from pipeline.reporting.metrics import ReporterMetrics, Standing
 from pipeline.reporting.plans import Plan, PlanBook
 from pipeline.reporting.rows import (
@@ -60,6 +61,9 @@ EVENTS_WORTH_A_BATCH: Final = 50_000
 REST_S: Final = 0.4
 """Between two batches of fewer events: how late the tables are, against how many inserts."""
 FETCH_WAIT_MS: Final = 200
+QUIET_S: Final = 5.0
+"""After so long without a record the log is asked whether it is there."""
+AWAY_PAUSE_S: Final = 0.5
 
 CHANGE_SCHEMA: Final[dict[str, pl.DataType]] = {
     "entity": pl.String(),
@@ -165,6 +169,7 @@ class Reporter:
         self._book = DayBook(partitions)
         self._intake: Intake
         self._last: Plan
+        self._last_fetched_s = 0.0
         self._claimed: int | None = None
         """The last batch whose plan this reporter wrote."""
         self.progress = Progress()
@@ -173,13 +178,17 @@ class Reporter:
         """Report for ever. Raises `TakenOver` where another reporter writes."""
         complete, planned = await self._insist(self._plans.last_two)
         self._book = await self._insist(lambda: DayBook.load(self._store, self._partitions))
-        await self._catalog.start()
-        end = (await self._catalog.end_offsets())[0]
+        starts = {partition: at.next_offset for partition, at in complete.journal.items()}
+        await self._when_there(self._catalog.start)
+        end = (await self._when_there(self._catalog.end_offsets))[0]
         while await self._catalog.position(0) < end:
             self._changes.take(await self._catalog.fetch(FETCH_WAIT_MS))
-        await self._journal.start({p: at.next_offset for p, at in complete.journal.items()})
-        check_same_journal(planned or complete, await self._journal.end_offsets())
+        await self._when_there(lambda: self._journal.start(starts))
         self._intake = Intake(complete)
+        ends = await self._when_there(self._journal.end_offsets)
+        ahead = ahead_of_journal(planned or complete, ends)
+        for partition, reason in ahead.items():
+            self._intake.stop(partition, reason)
         self._last = complete
         if planned is not None:
             await self._finish(complete, planned)
@@ -228,6 +237,20 @@ class Reporter:
     async def _insist(self, call: Callable[[], T]) -> T:
         return await insistently(call, self._note_trouble)
 
+    async def _when_there(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """What the log says, when it can be reached; until then why not is on the health page."""
+        while True:
+            try:
+                answer = await ask()
+            except LogUnavailable as error:
+                if self.progress.trouble != str(error):
+                    log.warning("%s; waiting", error)
+                self._note_trouble(str(error))
+                await asyncio.sleep(AWAY_PAUSE_S)
+            else:
+                self._note_trouble("")
+                return answer
+
     def _note_trouble(self, text: str) -> None:
         self.progress.trouble = text
 
@@ -236,11 +259,13 @@ class Reporter:
     async def _finish(self, complete: Plan, planned: Plan) -> None:
         """Write the last planned batch again: it may have been cut off anywhere."""
         ends = {partition: at.next_offset for partition, at in planned.journal.items()}
-        while any(self._intake.next_offsets[p] < end for p, end in ends.items()):
+        while any(
+            self._intake.next_offsets[p] < end
+            for p, end in ends.items()
+            if p not in self._intake.stopped
+        ):
             records = await self._journal.fetch(FETCH_WAIT_MS)
             self._intake.take(not_after(records, planned))
-            if self._intake.stopped:
-                break
         await self._read_catalog_to(planned.catalog_next)
         cut = self._intake.cut(planned.batch, EVENTS_WAITING * 1_000, planned.catalog_next)
         changes = self._changes.cut(complete.catalog_next, planned.catalog_next)
@@ -256,11 +281,21 @@ class Reporter:
         waiting = self._intake.events
         wait_ms = 0 if waiting else FETCH_WAIT_MS
         if waiting < EVENTS_WAITING:
-            self._intake.take(await self._journal.fetch(wait_ms))
+            await self._fetch_journal(wait_ms)
         self._changes.take(await self._catalog.fetch(0))
         # A close must not be read without the changes of time zone that the shards knew of.
         await self._read_catalog_to(self._intake.catalog_end)
         self.progress.stopped = dict(self._intake.stopped)
+
+    async def _fetch_journal(self, wait_ms: int) -> None:
+        records = await self._journal.fetch(wait_ms)
+        self._intake.take(records)
+        if records:
+            self._last_fetched_s = time.monotonic()
+        elif time.monotonic() - self._last_fetched_s > QUIET_S:
+            # Nothing new, or nobody there? A fetch does not tell.
+            await self._when_there(self._journal.end_offsets)
+            self._last_fetched_s = time.monotonic()
 
     async def _read_catalog_to(self, offset: int) -> None:
         """Take in the catalog up to this offset, which is known to be there."""
@@ -279,6 +314,7 @@ class Reporter:
         changes = self._changes.cut(self._last.catalog_next, cut.plan.catalog_next)
         inserts = await self._rows(cut, changes)
         await self._insist(lambda: self._plans.write(cut.plan))
+        failpoints.reach("plan_stored")
         self._claimed = cut.plan.batch
         await self._insert(cut.plan, inserts)
         self._last = cut.plan

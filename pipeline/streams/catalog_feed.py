@@ -14,7 +14,7 @@ from pipeline.contract.rejects import Reject, to_base64
 from pipeline.contract.vocabulary import CATALOG
 from pipeline.streams.clock import Clock
 from pipeline.streams.engine import Engine
-from pipeline.streams.log_reader import KafkaLogReader
+from pipeline.streams.log_reader import ANSWER_WITHIN_S, KafkaLogReader
 
 _MAX_REFUSALS_KEPT = 100_000
 
@@ -61,9 +61,12 @@ class CatalogFeed:
 
         Its end is asked for through another client: a broker answers a connection in order, and on
         the reader's own the question would wait behind a fetch that waits for news.
+
+        Raises TimeoutError where Kafka does not answer.
         """
         catalog = TopicPartition(CATALOG, 0)
-        end = (await ends.end_offsets([catalog]))[catalog]
+        async with asyncio.timeout(ANSWER_WITHIN_S):
+            end = (await ends.end_offsets([catalog]))[catalog]
         async with self._moved:
             await self._moved.wait_for(lambda: self._read_to >= end)
 

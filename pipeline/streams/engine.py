@@ -7,19 +7,18 @@ order; everything that a turn did in one shard is one draft. Time is what it is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from pipeline.billing import fold, posting
 from pipeline.billing.batch import Batch
 from pipeline.billing.books import Balances, Shard
 from pipeline.billing.credits import CreditDesk
 from pipeline.billing.decide import Outcome, Policy, decide
-from pipeline.billing.journal import AccountTerms, Header
+from pipeline.billing.journal import AccountTerms
 from pipeline.billing.posting import Draft, ShardEvents
 from pipeline.billing.terms import UNLIMITED, Columns, Terms
 from pipeline.contract.catalog import Accepted, Catalog, Refused
@@ -106,9 +105,9 @@ class Engine:
         self._credits.look_again(shard)
         self._next_close_ms.pop(shard, None)
 
-    def fold(self, shard: int, header: Header, events: pl.DataFrame) -> None:
-        """Take over a journal record that counts."""
-        fold.fold_record(self.shards[shard], self.balances, self.terms, header, events)
+    def fold(self, shard: int, records: Sequence[fold.Counted]) -> None:
+        """Take over journal records that count, in their order."""
+        fold.fold_records(self.shards[shard], self.balances, self.terms, records)
 
     def adopt(self, shard: int) -> None:
         """The shard's state is complete: what stands in it counts from now on."""

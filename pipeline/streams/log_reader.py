@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError, NodeNotReadyError
 
-from pipeline.contract.log import LogRecord
+from pipeline.contract.log import LogRecord, LogUnavailable
 
 _FETCH_BYTES = 64 * 1024 * 1024
+
+ANSWER_WITHIN_S = 5.0
+"""How long Kafka may take to tell a topic's end before it counts as away."""
+AWAY = (TimeoutError, KafkaConnectionError, KafkaTimeoutError, NodeNotReadyError)
+"""What the client raises while Kafka does not answer."""
 
 
 class KafkaLogReader:
@@ -38,7 +45,10 @@ class KafkaLogReader:
         self._assigned: list[TopicPartition] = []
 
     async def start(self, positions: Mapping[int, int] | None = None) -> None:
-        await self._consumer.start()
+        try:
+            await self._consumer.start()
+        except KafkaConnectionError as error:
+            raise LogUnavailable(str(error)) from error
         known = self._only
         if known is None:
             known = sorted(await self._partitions())
@@ -67,7 +77,11 @@ class KafkaLogReader:
         return {tp.partition: offset for tp, offset in offsets.items()}
 
     async def end_offsets(self) -> dict[int, int]:
-        offsets = await self._consumer.end_offsets(self._assigned)
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                offsets = await self._consumer.end_offsets(self._assigned)
+        except AWAY as error:
+            raise LogUnavailable(f"Kafka does not tell the end of {self._topic}") from error
         return {tp.partition: offset for tp, offset in offsets.items()}
 
     async def seek(self, positions: Mapping[int, int]) -> None:

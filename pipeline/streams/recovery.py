@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from pipeline import failpoints
 from pipeline.billing import fold
 from pipeline.billing.books import Shard
-from pipeline.billing.chain import Chain
-from pipeline.billing.journal import Header, decode_events, decode_header
+from pipeline.billing.chain import BrokenChainError, Chain
+from pipeline.billing.journal import Header, JournalError, decode_events, decode_header
 from pipeline.contract.log import LogRecord
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import JOURNAL
@@ -27,6 +29,8 @@ from pipeline.streams.outbox import unsent_dispositions
 log = logging.getLogger(__name__)
 
 _SNAPSHOT_MAGIC = b"PPS1"
+EVENTS_AT_ONCE = 20_000
+"""How many events are folded at once; bounds the memory that they wait in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,7 @@ class SnapshotStore:
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
+            failpoints.reach("snapshot_written")
         except OSError as error:
             log.warning("snapshot of shard %d not written: %s", shard, error)
 
@@ -95,19 +100,39 @@ class SnapshotStore:
         return packed
 
 
+@dataclass(slots=True)
+class TakenOver:
+    """What became of the shards that were to be taken over: each is in one of the two."""
+
+    owned: dict[int, Owned] = field(default_factory=dict)
+    broken: dict[int, str] = field(default_factory=dict)
+    """Shard -> why its journal cannot be gone on from; the engine does not hold it."""
+
+    def attempt(self, shard: int, step: Callable[[], None]) -> None:
+        """Do a step of a shard's recovery, unless the shard is broken already."""
+        if shard in self.broken:
+            return
+        try:
+            step()
+        except (BrokenChainError, JournalError, fold.StateError) as error:
+            self.broken[shard] = str(error)
+
+
 async def take_over(
     shards: list[int],
     engine: Engine,
     clock: Clock,
     snapshots: SnapshotStore,
     client_options: Mapping[str, Any],
-) -> dict[int, Owned]:
+) -> TakenOver:
     """Bring these shards to the end of their journals, in the engine and for the writer.
 
-    Raises `BrokenChainError` where a journal contradicts itself.
+    A shard whose journal contradicts itself, or that nothing can be folded from, is left out with
+    the reason; the others go on.
     """
     reader = KafkaLogReader(JOURNAL, client_options, partitions=shards)
     folds = {shard: _Fold(shard, engine, clock) for shard in shards}
+    taken = TakenOver()
     try:
         await reader.start()
         begin, end = await reader.begin_offsets(), await reader.end_offsets()
@@ -116,15 +141,24 @@ async def take_over(
             starts[shard] = one.start_from(snapshots.load(shard), begin[shard], end[shard])
         await reader.seek(starts)
         behind = set(shards)
-        while True:
-            behind = {shard for shard in behind if await reader.position(shard) < end[shard]}
-            if not behind:
-                break
+        while behind := {
+            shard
+            for shard in behind - taken.broken.keys()
+            if await reader.position(shard) < end[shard]
+        }:
             for record in await reader.fetch(timeout_ms=500):
-                folds[record.partition].take(record)
-        return {shard: one.finish(end[shard]) for shard, one in folds.items()}
+                taken.attempt(record.partition, partial(folds[record.partition].take, record))
     finally:
         await reader.stop()
+    for shard, one in folds.items():
+        taken.attempt(shard, partial(_finish, taken, shard, one, end[shard]))
+    for shard in taken.broken:
+        engine.release(shard)
+    return taken
+
+
+def _finish(taken: TakenOver, shard: int, one: _Fold, end: int) -> None:
+    taken.owned[shard] = one.finish(end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +180,11 @@ class _Fold:
         self._anchor: bytes | None = None
         """Digest of the record that the snapshot claims to stand on, until that was checked."""
         self._search: _CheckpointSearch | None = None
-        self._unsent: list[Unsent] = []
+        self._counted: list[fold.Counted] = []
+        """Records that count and are not folded yet: many small ones are folded faster at once."""
+        self._counted_events = 0
+        self._unsent: list[tuple[int, Header, pl.DataFrame]] = []
+        """Journal offset, header and events of the records that may not have been sent."""
         self._sent_catalog_end = 0
         engine.new_shard(shard)
 
@@ -186,11 +224,23 @@ class _Fold:
         chain: Chain = self._state.chain
         if chain.admit(record.offset, header, body):
             events = decode_events(header, body)
-            self._engine.fold(self._shard, header, events)
+            self._counted.append((header, events))
+            self._counted_events += header.events
+            self._unsent.append((record.offset, header, events))
+            if self._counted_events >= EVENTS_AT_ONCE:
+                self.fold()
+
+    def fold(self) -> None:
+        """Fold what was taken in."""
+        self._engine.fold(self._shard, self._counted)
+        for header, _ in self._counted:
             self._clock.observe(header.now_ms)
-            self._unsent.append(_unsent(record.offset, header, events))
-            while self._unsent and self._unsent[0].journal_offset <= self._state.outbox_through:
-                self._sent_catalog_end = self._unsent.pop(0).catalog_end
+        self._counted, self._counted_events = [], 0
+        sent = 0
+        while sent < len(self._unsent) and self._unsent[sent][0] <= self._state.outbox_through:
+            self._sent_catalog_end = self._unsent[sent][1].catalog_end
+            sent += 1
+        del self._unsent[:sent]
 
     def _found_checkpoint(self, search: _CheckpointSearch, read: _Read) -> bool:
         """Whether the fold has a state to stand on, on which this record may follow."""
@@ -223,9 +273,10 @@ class _Fold:
         self._clock.observe(read.header.now_ms)
         if self._state.outbox_through < self._state.chain.last_offset:
             events = decode_events(read.header, read.body)
-            self._unsent.append(_unsent(read.offset, read.header, events))
+            self._unsent.append((read.offset, read.header, events))
 
     def finish(self, end: int) -> Owned:
+        self.fold()
         state = self._state
         if self._search is not None:
             if state.chain.last_offset < 0:
@@ -236,7 +287,7 @@ class _Fold:
             state=state,
             journal_end=end,
             taken=dict(state.chain.next_offsets),
-            unsent=self._unsent,
+            unsent=[_unsent(*one) for one in self._unsent],
             refusals_from=self._sent_catalog_end if self._unsent else state.catalog_end,
         )
 

@@ -113,7 +113,7 @@ class Replay:
 
     def fold(self, header: Header, events: pl.DataFrame) -> None:
         """A journal record from before the window that counts."""
-        self.engine.fold(self.shard, header, events)
+        self.engine.fold(self.shard, [(header, events)])
 
     def judge(self, header: Header, events: pl.DataFrame, sources: Sequence[LogRecord]) -> None:
         """A journal record within the window, and the source records that it judged."""

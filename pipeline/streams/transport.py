@@ -27,6 +27,7 @@ from faust.transport.drivers import TRANSPORTS
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
+from pipeline import failpoints
 from pipeline.billing.batch import Chunk
 from pipeline.contract.vocabulary import EVENT_TOPICS
 
@@ -200,6 +201,7 @@ class ChunkConsumer(driver.Consumer):
         if not records:
             return
         assert isinstance(records, _Fetched)
+        failpoints.reach("fetch")
         if not self.flow_active:
             # A rebalance: what was fetched before its seek is fetched again, what was fetched
             # after it is kept until the flow resumes.
@@ -243,7 +245,9 @@ class ChunkConsumer(driver.Consumer):
         offsets = self._chunk_transport.owner.journaled()
         if not offsets or not self.flow_active:
             return False
-        return bool(await self._thread.commit(offsets))
+        committed = bool(await self._thread.commit(offsets))
+        failpoints.reach("offset_commit")
+        return committed
 
 
 class ChunkProducer(driver.Producer):

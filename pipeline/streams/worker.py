@@ -20,19 +20,21 @@ from typing import Any, NoReturn
 
 import faust
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 from faust.types import TP
 
+from pipeline import failpoints
 from pipeline.billing import fold
 from pipeline.billing.batch import Assembler, Batch, Chunk, split
 from pipeline.contract.rejects import Reject
-from pipeline.contract.vocabulary import EVENT_TOPICS
+from pipeline.contract.vocabulary import CATALOG, EVENT_TOPICS
 from pipeline.pacing.serving import PlainLimits
 from pipeline.pacing.serving import Policy as PacingPolicy
 from pipeline.streams import outbox, transport
 from pipeline.streams.catalog_feed import CatalogFeed
 from pipeline.streams.clock import Clock
 from pipeline.streams.engine import READ_TO_THE_END, Engine, EngineSettings
+from pipeline.streams.log_reader import ANSWER_WITHIN_S, AWAY
 from pipeline.streams.metrics import CONTENT_TYPE, ShardGauges, WorkerMetrics
 from pipeline.streams.recovery import Owned, SnapshotStore, take_over
 from pipeline.streams.transport import Delivery
@@ -44,11 +46,23 @@ GROUP = "promoted-pins-billing"
 EXIT_BROKEN = 70
 """Exit code of a worker that stopped because going on could have been wrong; start it again."""
 
+_REPAIR_JOURNAL = (
+    "Nothing of it is lost: its events wait in Kafka. Find what wrote to its partition of "
+    "billing.journal, restore that partition, and restart the worker"
+)
+_RAISE_RETENTION = (
+    "Deleted by retention or by hand: raise the topic's retention over the longest outage. Restore "
+    "the records and restart the worker; without them the shard cannot go on"
+)
+
 _IDLE_WAIT_S = 0.2
 _LONGEST_REST_S = 0.05
 _STUCK_AFTER_S = 60.0
 _SCRAPE_WITHIN_S = 3.0
 _STOP_WAIT_S = 5.0
+_AWAY_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 5.0
+_WATCH_EVERY_S = 1.0
 _END_CHECK_EVERY_S = 0.5
 _CHECKPOINT_EVERY_MS = 6 * 3_600_000
 """Far within the journal's retention, which is at least a day longer than ids must be known."""
@@ -74,6 +88,7 @@ class WorkerSettings:
     checkpoint_every_records: int = 5_000
     snapshot_every_records: int = 1_000
     session_timeout_s: float = 10.0
+    """How long a worker may be silent before its shards move to others."""
     pacing: Callable[[], PacingPolicy] = PlainLimits
     """Makes the policy by which serving is stopped."""
 
@@ -89,6 +104,8 @@ class Progress:
     signals: int = 0
     last_pass_monotonic_s: float = field(default_factory=time.monotonic)
     state: str = "starting"
+    trouble: str = ""
+    """What the worker waits for; empty where nothing is in its way."""
 
 
 def _end_process(what: str, error: BaseException) -> NoReturn:
@@ -97,8 +114,8 @@ def _end_process(what: str, error: BaseException) -> NoReturn:
     os._exit(EXIT_BROKEN)
 
 
-class SourceGapError(Exception):
-    """Source records were deleted before they were judged."""
+class FaustCrashedError(Exception):
+    """A part of Faust is dead."""
 
 
 class Intake:
@@ -169,15 +186,19 @@ class Worker:
         self.engine = Engine(settings.engine, settings.pacing())
         self.progress = Progress()
         self.owned: dict[int, Owned] = {}
+        self.stopped: dict[int, str] = {}
+        """Assigned shards that an invariant is broken in -> which and what to do. They are not
+        judged here until they are assigned anew; the others go on."""
         self._assembler = Assembler()
         self._intake = Intake(settings.max_buffered_events)
         self._snapshots = SnapshotStore(settings.data_dir / "snapshots")
         self._turning = asyncio.Lock()
         self._ready = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._watchers: list[asyncio.Task[None]] = []
         self._appends: list[tuple[Owned, asyncio.Task[None]]] = []
         self._unwritten = False
-        """Whether the books hold a decision whose appends have not been started."""
+        """Whether the books hold a decision that has not been appended, or may not have been."""
         self._since_snapshot: dict[int, int] = {}
         self._since_checkpoint: dict[int, int] = {}
         self._last_end_check_s = 0.0
@@ -247,6 +268,24 @@ class Worker:
         async for event in stream.events():
             await self._intake.put(event.value)
 
+    async def await_kafka(self) -> None:
+        """Return when Kafka answers, until then saying that it does not; comes before `start`."""
+        self._ends = AIOKafkaConsumer(
+            **self._settings.client_options,
+            enable_auto_commit=False,
+            isolation_level="read_committed",
+        )
+        pause_s = _AWAY_PAUSE_S
+        while True:
+            try:
+                await self._ends.start()
+            except KafkaConnectionError as error:
+                log.warning("waiting for Kafka: %s", error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            else:
+                return
+
     async def start(self) -> None:
         """Start the loops, then Faust; returns when shards may be assigned.
 
@@ -258,7 +297,33 @@ class Worker:
             asyncio.create_task(self._guarded(self._feed.run, "catalog feed")),
             asyncio.create_task(self._guarded(self._run, "worker")),
         ]
+        self._watchers = [asyncio.create_task(self._guarded(self._watch_kafka, "watch"))]
         await self.app.start()
+        self._watchers.append(asyncio.create_task(self._guarded(self._watch_faust, "Faust")))
+
+    async def _watch_kafka(self) -> None:
+        """Note whether Kafka answers. The loop cannot tell: it may be waiting for an append."""
+        assert self._ends is not None
+        while True:
+            text = ""
+            try:
+                async with asyncio.timeout(ANSWER_WITHIN_S):
+                    await self._ends.end_offsets([TopicPartition(CATALOG, 0)])
+            except AWAY as error:
+                text = f"Kafka at {self._settings.bootstrap} does not answer: {error!r}"
+            if bool(text) != bool(self.progress.trouble):
+                log.warning("%s", text or f"Kafka at {self._settings.bootstrap} answers again")
+            self.progress.trouble = text
+            await asyncio.sleep(_WATCH_EVERY_S)
+
+    async def _watch_faust(self) -> None:
+        """Raises once a part of Faust has crashed, which it only logs: the process would stay a
+        member of the group, own its shards, and read nothing more."""
+        while True:
+            for service in _with_children(self.app):
+                if service.crashed:
+                    raise FaustCrashedError(f"{service.label}: {service.crash_reason!r}")
+            await asyncio.sleep(_WATCH_EVERY_S)
 
     async def stop(self) -> None:
         """Let what flies land, leave snapshots behind, then leave the group.
@@ -268,6 +333,9 @@ class Worker:
         """
         self.progress.state = "stopping"
         self._intake.close()
+        for watcher in self._watchers:
+            watcher.cancel()  # stopping is no crash
+        await asyncio.wait(self._watchers)
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
@@ -287,7 +355,9 @@ class Worker:
         """What the health page says."""
         return {
             "state": self.progress.state,
+            "trouble": self.progress.trouble,
             "shards": sorted(self.owned),
+            "stopped": {str(shard): reason for shard, reason in sorted(self.stopped.items())},
             "events": self.progress.events,
             "turns": self.progress.turns,
             "signals": self.progress.signals,
@@ -357,14 +427,15 @@ class Worker:
         for shard in set(self.owned) - shards:
             self._give_up(shard)
         self._intake.close()
-        new = sorted(shards - set(self.owned))
+        self.stopped = {s: reason for s, reason in self.stopped.items() if s in shards}
+        new = sorted(shards - self.owned.keys() - self.stopped.keys())
         if new:
             await self._take_over(new)
         self.progress.state = "running"
         self._intake.wake.set()
         return {
             TP(topic, shard): self.owned[shard].taken.get(topic, -1)
-            for shard in sorted(shards)
+            for shard in sorted(shards & self.owned.keys())
             for topic in EVENT_TOPICS
         }
 
@@ -376,17 +447,24 @@ class Worker:
             taken = await take_over(
                 new, self.engine, self._clock, self._snapshots, self._settings.client_options
             )
-            for owned in taken.values():
+            failpoints.reach("taken_over")
+            for owned in taken.owned.values():
                 await self._send_unsent(owned)
         except BaseException:
             for shard in new:
                 self.engine.release(shard)
             raise
-        self.owned.update(taken)
-        events = sum(owned.state.chain.seq for owned in taken.values())
+        self.owned.update(taken.owned)
+        for shard, reason in taken.broken.items():
+            self._note_stopped(shard, f"{reason}. {_REPAIR_JOURNAL}")
+        events = sum(owned.state.chain.seq for owned in taken.owned.values())
         elapsed_s = time.monotonic() - started_s
         self._metrics.recovery_s.observe(elapsed_s)
-        log.info("took over shards %s (%d events) in %.2f s", new, events, elapsed_s)
+        log.info("took over shards %s (%d events) in %.2f s", list(taken.owned), events, elapsed_s)
+
+    def _note_stopped(self, shard: int, reason: str) -> None:
+        self.stopped[shard] = reason
+        log.critical("shard %d is stopped, the others go on: %s", shard, reason)
 
     def _give_up(self, shard: int) -> None:
         del self.owned[shard]
@@ -425,30 +503,33 @@ class Worker:
     # -- the loop -----------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        options = self._settings.client_options
-        self._ends = AIOKafkaConsumer(
-            **options, enable_auto_commit=False, isolation_level="read_committed"
-        )
         await self._writer.start()
-        await self._ends.start()
         self._ready.set()
         try:
             while True:
                 await self._wait_for_work()
                 self.progress.last_pass_monotonic_s = time.monotonic()
-                self._check_faust()
-                await self._feed.catch_up(self._ends)
-                async with self._turning:
-                    started_s = time.monotonic()
-                    await self._work()
-                    self._turn_took_s = time.monotonic() - started_s
+                if await self._catalog_is_read():
+                    async with self._turning:
+                        started_s = time.monotonic()
+                        await self._work()
+                        self._turn_took_s = time.monotonic() - started_s
         finally:
             await self._stop()
 
-    def _check_faust(self) -> None:
-        """Raises what a part of Faust has crashed with: it would stay up, and read no more."""
-        if self.app.crashed:
-            raise self.app.crash_reason or RuntimeError("Faust has crashed")
+    async def _catalog_is_read(self) -> bool:
+        """Whether all of the catalog has been read; False while Kafka is away.
+
+        Without Kafka nothing can be judged, for nobody knows whether the catalog has changed. What
+        flies waits as well: the producer tries again until it is answered.
+        """
+        assert self._ends is not None
+        try:
+            await self._feed.catch_up(self._ends)
+        except AWAY:
+            await asyncio.sleep(_AWAY_PAUSE_S)
+            return False
+        return True
 
     async def _wait_for_work(self) -> None:
         wake = self._intake.wake
@@ -494,13 +575,16 @@ class Worker:
                 continue
             expected = owned.taken[topic]
             if chunk.start > expected:
-                raise SourceGapError(
-                    f"{topic}-{chunk.shard}: records {expected} to {chunk.start - 1} were deleted "
-                    "before they were judged. Raise the topic's retention over the longest outage"
+                self._give_up(chunk.shard)
+                self._note_stopped(
+                    chunk.shard,
+                    f"{topic}-{chunk.shard}: records {expected} to {chunk.start - 1} are gone, and "
+                    f"were not judged. {_RAISE_RETENTION}",
                 )
+                continue
             kept.append(chunk.from_offset(expected) if chunk.start < expected else chunk)
             owned.taken[topic] = chunk.end
-        return kept
+        return [chunk for chunk in kept if chunk.shard in self.owned]
 
     def _in_steps(self, batch: Batch) -> list[tuple[Batch, int]]:
         """The batch with its now; with the stream's clock cut so that time moves in small steps.
@@ -529,6 +613,7 @@ class Worker:
         self._unwritten = True
         started_s = time.perf_counter()
         turn = self.engine.turn(batch, now_ms, read_through_ms)
+        failpoints.reach("decide")
         signals = [signal for draft in turn.drafts.values() for signal in draft.signals]
         elapsed_s = time.perf_counter() - started_s
         self._metrics.turn(turn.outcome, self.engine.terms, signals, elapsed_s)
@@ -569,6 +654,9 @@ class Worker:
         for owned, append in appends:
             error = append.exception()
             if error is not None and self.owned.get(owned.state.shard) is owned:
+                # The books hold a decision that may not be in the journal: nothing of them may be
+                # kept. Whoever owns the shard next starts from the journal.
+                self._unwritten = True
                 raise error
 
     # -- checkpoints and snapshots ------------------------------------------------------------
@@ -667,9 +755,14 @@ class Worker:
 
     async def _at_end(self, shards: list[int]) -> set[tuple[int, int]]:
         """Which sources (shard, topic code) of these shards have been read to their ends."""
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                ends = await self._source_ends(shards)
+        except AWAY:
+            return set()  # not known to be
         return {
             (shard, EVENT_TOPICS.index(topic))
-            for (shard, topic), end in (await self._source_ends(shards)).items()
+            for (shard, topic), end in ends.items()
             if self.owned[shard].taken[topic] >= end
         }
 
@@ -679,6 +772,18 @@ class Worker:
         tps = [TopicPartition(topic, shard) for shard in shards for topic in EVENT_TOPICS]
         ends = await self._ends.end_offsets(tps) if tps else {}
         return {(tp.partition, tp.topic): end for tp, end in ends.items()}
+
+
+def _with_children(app: faust.App) -> list[Any]:
+    """The services of a Faust app, its consumer and fetcher with all that they run among them."""
+    found: list[Any] = []
+    waiting: list[Any] = [app, app._fetcher, app.consumer]
+    while waiting:
+        service = waiting.pop()
+        if service is not None and service not in found:
+            found.append(service)
+            waiting += getattr(service, "_children", [])
+    return found
 
 
 def _due(counts: Mapping[int, int], every: int) -> set[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import msgspec
 from aiokafka import AIOKafkaProducer
 
+from pipeline import failpoints
 from pipeline.billing.decide import Outcome
 from pipeline.billing.journal import Header, encode_events, seal
 from pipeline.billing.posting import Draft, ShardEvents
@@ -125,6 +127,9 @@ class JournalWriter:
             max_request_size=JOURNAL_MAX_BYTES,
             max_batch_size=1024 * 1024,
         )
+        # Without a leader to send it to, a batch would fail after the request timeout, and with it
+        # the worker; with idempotence nothing else expires. An outage is waited out instead.
+        self._producer._message_accumulator._batch_ttl = math.inf
         self.outbox = Outbox(self._producer, partitions)
         self.bytes_written = 0
 
@@ -146,9 +151,12 @@ class JournalWriter:
             entry.body,
             chain.digest,
         )
-        where = await self._producer.send_and_wait(
+        sent = await self._producer.send(
             JOURNAL, value, partition=entry.shard, timestamp_ms=header.now_ms
         )
+        failpoints.reach("append_sent")
+        where = await sent
+        failpoints.reach("append_acknowledged")
         if where.offset != owned.journal_end:
             raise ContestedShardError(
                 f"shard {entry.shard}: appended at journal offset {where.offset}, expected "
@@ -159,6 +167,7 @@ class JournalWriter:
         state.catalog_end = header.catalog_end
         self.bytes_written += len(value)
         await self.outbox.send(header.signals, entry.originals, entry.refusals)
+        failpoints.reach("signals_sent")
         state.outbox_through = where.offset
 
 

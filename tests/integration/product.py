@@ -182,8 +182,8 @@ class Kafka:
             enable_idempotence=True,
             max_request_size=8 << 20,
         )
-        await producer.start()
         try:
+            await producer.start()
             sends = [
                 await producer.send(
                     message.topic,
@@ -208,12 +208,14 @@ class Kafka:
 
         return dict(self._consume(topics, ask))
 
-    def read(self, topic: str) -> list[ConsumerRecord]:
-        """All records of a topic now, each partition's in order."""
+    def read(self, topic: str, starts: Mapping[int, int] | None = None) -> list[ConsumerRecord]:
+        """All records of a topic now, each partition's in order; `starts`: partition -> the offset
+        to begin with, else 0."""
 
         async def collect(consumer: AIOKafkaConsumer, tps: list[TopicPartition]) -> Any:
             ends = await consumer.end_offsets(tps)
-            await consumer.seek_to_beginning(*tps)
+            for tp in tps:
+                consumer.seek(tp, (starts or {}).get(tp.partition, 0))
             found: list[ConsumerRecord] = []
             while any([await consumer.position(tp) < ends[tp] for tp in tps]):
                 for records in (await consumer.getmany(timeout_ms=200)).values():

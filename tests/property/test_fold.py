@@ -51,18 +51,23 @@ def run(world: World, batch: int) -> tuple[Engine, list[dict[int, bytes]]]:
     return engine, journal
 
 
-def folded(world: World, journal: list[dict[int, bytes]]) -> Engine:
+def folded(world: World, journal: list[dict[int, bytes]], at_once: int = 1) -> Engine:
+    """The state that the journal folds to, so many records at once."""
     engine = make_engine()
     for record in catalog_records(world):
         engine.apply_catalog(record, world.now_ms)
     offsets = dict.fromkeys(range(PARTITIONS), 0)
+    counted: dict[int, list[fold.Counted]] = {shard: [] for shard in offsets}
     for turn in journal:
         for shard, value in turn.items():
             record = decode(value)
             chain = engine.shards[shard].chain
             assert chain.admit(offsets[shard], record.header, record.body)
-            engine.fold(shard, record.header, record.events)
+            counted[shard].append((record.header, record.events))
             offsets[shard] += 1
+    for shard, records in counted.items():
+        for start in range(0, len(records), at_once):
+            engine.fold(shard, records[start : start + at_once])
     return engine
 
 
@@ -98,6 +103,14 @@ def _keys(generations: dict[int, bytes] | None) -> Any:
 def test_the_fold_of_the_journal_is_the_live_state(world: World, batch: int) -> None:
     live, journal = run(world, batch)
     assert state(folded(world, journal)) == state(live)
+
+
+@given(worlds(), st.integers(1, 5), st.integers(2, 20))
+def test_records_folded_at_once_come_to_what_they_do_one_by_one(
+    world: World, batch: int, at_once: int
+) -> None:
+    live, journal = run(world, batch)
+    assert state(folded(world, journal, at_once)) == state(live)
 
 
 @given(worlds(), st.integers(1, 30))

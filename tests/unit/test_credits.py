@@ -124,7 +124,7 @@ def test_a_shard_that_starts_over_does_not_post_again() -> None:
     for with_ids in (True, False, None):
         restarted = engine_with_ads()
         if with_ids is None:
-            restarted.fold(number, record.header, record.events)
+            restarted.fold(number, [(record.header, record.events)])
         else:
             shard = engine.shards[number]
             packed = fold.pack(shard, engine.balances, engine.terms, with_ids=with_ids)

@@ -1,0 +1,120 @@
+"""How fast a shard's journal is folded: decode, check the chain, post, remember.
+
+    python -m bench.recovery [--events N] [--sizes 20000 2000 300]
+
+One core, the journal in memory: what a takeover costs beside Kafka's bytes. Prints for each size of
+record the journal's events a second (of CPU time: the machine may be shared).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from itertools import islice
+
+import msgspec
+import numpy as np
+
+from bench import workload
+from pipeline.billing.batch import Assembler, Chunk
+from pipeline.billing.chain import Chain
+from pipeline.billing.decide import Policy
+from pipeline.billing.fold import Counted
+from pipeline.billing.journal import decode_events, decode_header, seal
+from pipeline.contract.log import LogRecord
+from pipeline.contract.vocabulary import EVENT_TOPICS
+from pipeline.streams.engine import Engine, EngineSettings
+from pipeline.streams.recovery import EVENTS_AT_ONCE
+from pipeline.streams.writer import prepare
+
+CAMPAIGNS = 200
+START_MS = 1_772_323_200_000
+
+
+def engine() -> Engine:
+    """One that owns the only shard, and knows the catalog."""
+    policy = Policy(acceptance_horizon_days=7, user_hash_key=b"0123456789abcdef")
+    made = Engine(EngineSettings(partitions=1, judging=policy, grace_ms=7_200_000))
+    for offset, (key, value) in enumerate(workload.catalog(CAMPAIGNS, START_MS)):
+        record = LogRecord("ads.catalog", 0, offset, START_MS, key, value)
+        made.apply_catalog(record, START_MS)
+    made.new_shard(0)
+    return made
+
+
+def chunks(messages: list[workload.Message], ends: dict[str, int]) -> list[Chunk]:
+    """The messages by topic; moves the topics' ends on."""
+    made = []
+    for source, topic in enumerate(EVENT_TOPICS):
+        of_topic = [message for message in messages if message.topic == topic]
+        start, end = ends[topic], ends[topic] + len(of_topic)
+        ends[topic] = end
+        made.append(
+            Chunk(
+                source=source,
+                shard=0,
+                start=start,
+                end=end,
+                offsets=np.arange(start, end),
+                timestamps_ms=np.array([message.timestamp_ms for message in of_topic]),
+                values=[message.value for message in of_topic],
+                keys=[message.key for message in of_topic],
+            )
+        )
+    return made
+
+
+def journal(events: int, size: int) -> list[bytes]:
+    """The records of a journal with so many events, in records of this size."""
+    decided, chain, assembler = engine(), Chain(0), Assembler()
+    ends = dict.fromkeys(EVENT_TOPICS, 0)
+    messages = workload.messages(events, CAMPAIGNS, START_MS)
+    records = []
+    while batch := list(islice(messages, size)):
+        assembled = assembler.assemble(chunks(batch, ends))
+        turn = decided.turn(assembled, batch[-1].timestamp_ms, {})
+        for entry in prepare(decided, turn):
+            placed = msgspec.structs.replace(
+                entry.header, previous=chain.last_offset, seq=chain.seq
+            )
+            header, value = seal(placed, entry.body, chain.digest)
+            chain.extend(len(records), header)
+            records.append(value)
+    return records
+
+
+def fold(records: list[bytes]) -> tuple[int, float]:
+    """Fold a journal as a takeover does: (events, CPU seconds)."""
+    folding = engine()
+    chain = folding.shards[0].chain
+    began_s = time.process_time()
+    counted: list[Counted] = []
+    waiting = 0
+    for offset, value in enumerate(records):
+        header, body = decode_header(value)
+        if chain.admit(offset, header, body):
+            counted.append((header, decode_events(header, body)))
+            waiting += header.events
+        if waiting >= EVENTS_AT_ONCE:
+            folding.fold(0, counted)
+            counted, waiting = [], 0
+    folding.fold(0, counted)
+    return chain.seq, time.process_time() - began_s
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--events", type=int, default=400_000)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[20_000, 2_000, 300])
+    given = parser.parse_args()
+    for size in given.sizes:
+        records = journal(given.events, size)
+        rates = []
+        for _ in range(3):
+            events, seconds = fold(records)
+            rates.append(events / seconds)
+        print(f"records of {size:6,} events: {max(rates):9,.0f} events/s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""A process that is started before its Kafka waits for it, says so, and can be told to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.embedded.ports import free_port
+from tests.fault.cluster import FaultCluster
+from tests.integration.product import until
+
+
+@pytest.mark.parametrize("command", ["worker", "reporter"])
+def test_it_waits_and_ends_when_told(tmp_path: Path, command: str) -> None:
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline", command],
+            env={
+                **os.environ,
+                "PIPELINE_KAFKA_BOOTSTRAP": f"127.0.0.1:{free_port()}",
+                "PIPELINE_DATA_DIR": str(tmp_path),
+            },
+            stderr=out,
+        )
+    try:
+        until(lambda: "waiting" in log.read_text(), "a word about waiting")
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[FaultCluster]:
+    with FaultCluster(tmp_path) as running:
+        yield running
+
+
+def test_it_starts_once_kafka_answers(cluster: FaultCluster) -> None:
+    with cluster.broker_away():
+        cluster.run_always("reporter", "first")
+        until(lambda: "waiting for Kafka" in cluster.log("first"), "the worker to wait")
+        until(lambda: cluster.health("reporter").get("trouble"), "the reporter to wait")
+    cluster.until_all_owned()
+    until(lambda: cluster.health("reporter").get("trouble") == "", "the reporter to run")
+    assert cluster.exits.total() == 0
