@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
 
+from pipeline.contract.catalog import Accepted, Catalog
+from pipeline.contract.log import LogRecord
 from pipeline.contract.pacing_notes import PacingNote
 from pipeline.reporting import schema
 from pipeline.reporting.clickhouse import Store
-from pipeline.reporting.explain import explain_ad_group
+from pipeline.reporting.explain import Sources, explain_ad_group
 from pipeline.reporting.rows import CountedRecord, pacing_rows, to_arrow
 from tests.unit.test_journal_pacing import header
 
@@ -23,6 +26,24 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     schema.apply(found)
     yield found
     found.close()
+
+
+def catalog() -> Catalog:
+    """An account, a campaign and the ad group g."""
+    entities = (
+        ("account:a", {"account_id": "a", "country": "US", "currency": "USD"}),
+        ("campaign:c", {"campaign_id": "c", "account_id": "a", "objective": "traffic"}),
+        (
+            "ad_group:g",
+            {"ad_group_id": "g", "campaign_id": "c", "budget_type": "daily"}
+            | {"budget_micros": 10_000_000, "bid_micros": 500_000},
+        ),
+    )
+    found = Catalog()
+    for offset, (key, entity) in enumerate(entities):
+        record = LogRecord("ads.catalog", 0, offset, 0, key.encode(), json.dumps(entity).encode())
+        assert isinstance(found.apply(record), Accepted)
+    return found
 
 
 def rows_of(*notes: PacingNote) -> list[CountedRecord]:
@@ -41,7 +62,8 @@ def test_predictions_and_their_quality_can_be_read(store: Store) -> None:
     [quality] = store.dicts("SELECT * FROM reporting.pacing_quality")
     assert (quality["predictions"], quality["within_interval"]) == (2, 1)
     assert (quality["error_q10"], quality["error_q90"]) == (-10, 100)
-    found = explain_ad_group(store, "g")
+    found = explain_ad_group(Sources(store, catalog(), 0), "g")
+    assert found is not None
     assert found["forecast"]["runs_out_ms"] == 75_000
     assert found["predictions"][0]["realised_total"] == 290
 

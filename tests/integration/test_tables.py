@@ -86,6 +86,7 @@ def test_live_shows_open_days_provisionally(product: Product) -> None:
         "currency": "USD",
     }
     none = {"closeups": 0, "saves": 0, "installs": 0, "charged_impressions": 0}
+    none |= {"runs_out_ms": 0, "runs_out_low_ms": 0, "runs_out_high_ms": 0}
     for row in rows:
         assert row.pop("as_of_ms") >= NOON_MS
     # Duplicates are not counted twice; what was over the budget is, free of charge.
