@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-long check format schemas bench bench-all bench-quick \
+.PHONY: help setup demo test test-faults test-long check format schemas bench bench-all bench-quick \
   screenshots audit lock clean
 
 help:  ## this list
@@ -34,6 +34,9 @@ demo: setup  ## the main job end to end on the embedded Kafka and ClickHouse
 
 test: setup  ## all tests but the long ones
 	@$(BIN)/pytest -q tests/unit tests/property tests/integration tests/fault
+
+test-faults: setup  ## a few faults of each scenario of the fault harness
+	@$(BIN)/pytest -q -m faults tests/fault
 
 test-long: setup  ## the tests that take minutes
 	@$(BIN)/pytest -q -m long tests

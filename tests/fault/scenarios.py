@@ -53,7 +53,7 @@ class Scenario:
     name: str
     inject: Inject
     short: int
-    """How many faults of it in the short form (`make test`)."""
+    """How many faults of it in the short form (`make test-faults`)."""
     long: int
     lane: str = ""
     """Scenarios of different lanes run at the same time; those without a lane alone."""

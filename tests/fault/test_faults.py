@@ -1,7 +1,7 @@
 """Every scenario under one load: the books are the auditor's after each, whatever was done to them.
 
-The short form runs each scenario at least once, 40 faults and more; `make test-long` runs some 300
-and writes the table of docs/reliability.md.
+The short form (`make test-faults`) runs each scenario at least once, 40 faults and more;
+`make test-long` runs some 300 and writes the table of docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def check(results: list[Result]) -> None:
     assert {scenario.name for scenario in SCENARIOS} <= {result.name for result in results}
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.faults
+@pytest.mark.timeout(1_200)
 def test_a_few_faults_of_each_scenario(tmp_path: Path) -> None:
     results = run(tmp_path)
     check(results)
