@@ -19,6 +19,7 @@ from pipeline.billing import ids
 from pipeline.billing.batch import Batch
 from pipeline.billing.books import Balances, Shard
 from pipeline.billing.terms import AD_COLUMNS, UNLIMITED, Terms
+from pipeline.contract.days import LAST_DAY
 from pipeline.contract.partitioning import partition_of
 from pipeline.contract.vocabulary import (
     AD_GROUP_DAILY,
@@ -148,7 +149,8 @@ def _columns(batch: Batch, terms: Terms, now_ms: int, policy: Policy) -> Outcome
     ad_keys = ids.keys_of(derived, "ad")
     pin = terms.find_ads(ad_keys)
     group = np.where(pin >= 0, terms.pin.group[pin], -1).astype(np.int64)
-    record_day = batch.record_ms // MS_PER_DAY
+    # A record's timestamp is its producer's word: an absurd one must not stop the shard.
+    record_day = np.clip(batch.record_ms // MS_PER_DAY, 0, LAST_DAY)
     nothing = np.zeros(size, dtype=np.int64)
     return Outcome(
         batch=batch,

@@ -106,7 +106,7 @@ def start_of(group: AdGroup, created_ms: int) -> int:
     """When the ad group starts: its start_ms, else the next UTC midnight after it was created."""
     if group.start_ms is not None:
         return group.start_ms
-    return (created_ms // MS_PER_DAY + 1) * MS_PER_DAY
+    return min((created_ms // MS_PER_DAY + 1) * MS_PER_DAY, NEVER_ENDS)
 
 
 def bid_for(group: AdGroup, keyword: str | None) -> int:

@@ -227,6 +227,8 @@ class Catalog:
         """A deletion takes an entity out of the catalog at once."""
         for waiting in self._orphans.values():
             waiting[:] = [orphan for orphan in waiting if orphan.key != record.key]
+        if kind == "credit":
+            return Refused("malformed", "key", "a credit cannot be taken back")
         if kind == "fx":
             self.fx.pop(entity_id, None)
         elif kind in self._histories:

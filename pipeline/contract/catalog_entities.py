@@ -6,9 +6,10 @@ depends on other entities or on an entity's past is `pipeline.contract.catalog`'
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import date
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -199,12 +200,17 @@ def _field_of(message: str) -> str:
     return name.partition("`")[0] if found else ""
 
 
+_NO_CALENDAR = date(9998, 12, 30)
+
+
 def _check_day(entity: FxRates | DayClose) -> Refused | None:
     text = entity.fx_day if isinstance(entity, FxRates) else entity.day
+    name = "fx_day" if isinstance(entity, FxRates) else "day"
     try:
-        date.fromisoformat(text)
+        if date.fromisoformat(text) >= _NO_CALENDAR:
+            return Refused("malformed", name, f"{text} is beyond the calendars")
     except ValueError as error:
-        return Refused("malformed", "fx_day" if isinstance(entity, FxRates) else "day", str(error))
+        return Refused("malformed", name, str(error))
     if isinstance(entity, FxRates):
         for currency, rate in entity.usd_per_unit.items():
             if not _is_rate(rate):
@@ -221,12 +227,13 @@ def _check_credit_days(credit: Credit) -> Refused | None:
     return None
 
 
+_RATE = re.compile(r"[0-9]{1,16}(\.[0-9]{1,16})?")
+_LEAST_RATE, _GREATEST_RATE = Decimal("1e-6"), Decimal("1e6")
+"""No currency is nearly worth so little or so much: a rate beyond is a slip."""
+
+
 def _is_rate(text: str) -> bool:
-    try:
-        rate = Decimal(text)
-    except InvalidOperation:
-        return False
-    return rate.is_finite() and rate > 0 and len(text) <= 64
+    return _RATE.fullmatch(text) is not None and _LEAST_RATE <= Decimal(text) <= _GREATEST_RATE
 
 
 def _check_amounts(entity: Entity) -> Refused | None:

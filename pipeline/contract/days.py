@@ -24,8 +24,8 @@ import numpy.typing as npt
 
 _EPOCH = date(1970, 1, 1)
 _MS_PER_DAY = 86_400_000
-_LAST_DAY = (date(9998, 12, 31) - _EPOCH).days
-_FIRST_MS, _LAST_MS = 0, _LAST_DAY * _MS_PER_DAY
+LAST_DAY = (date(9998, 12, 31) - _EPOCH).days
+_FIRST_MS, _LAST_MS = 0, LAST_DAY * _MS_PER_DAY
 _SPAN = 64
 """Days computed at a time."""
 

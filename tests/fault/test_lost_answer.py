@@ -5,6 +5,7 @@ The worker ends, for it cannot know; what it leaves on its disk must not hold th
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from tests.fault.cluster import FaultCluster
@@ -22,6 +23,7 @@ def test_the_books_are_the_journals_after_a_lost_answer(tmp_path: Path) -> None:
         ad = cluster.ad("lost", "traffic", at("2026-02-10"), ad_group=budget)
         cluster.publish(ad.click("lost-0", NOON_MS))
         cluster.settle()
+        time.sleep(2.0)  # the clock has moved on: let the checkpoints that are due be written
         cluster.restart_armed("first", "append_acknowledged:1:raise")
         until(lambda: "fail points are armed" in cluster.log("first"), "the armed worker")
         cluster.until_all_owned()
