@@ -92,7 +92,7 @@ def fold(records: list[bytes]) -> tuple[int, float]:
     waiting = 0
     for offset, value in enumerate(records):
         header, body = decode_header(value)
-        if chain.admit(offset, header, body):
+        if chain.admit(offset, header, value):
             counted.append((header, decode_events(header, body)))
             waiting += header.events
         if waiting >= EVENTS_AT_ONCE:

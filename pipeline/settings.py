@@ -22,6 +22,8 @@ from aiokafka.abc import AbstractTokenProvider
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pipeline.billing.journal import NEWEST, VERSIONS
+
 PREFIX = "PIPELINE_"
 
 DEVELOPMENT_USER_HASH_KEY = "promoted-pins development key"
@@ -100,6 +102,10 @@ class Settings(BaseSettings):
     worker_session_timeout_ms: int = Field(default=10_000, ge=1_000, le=300_000)
     """How long a worker may be silent before its shards move to another one. The brokers' bounds
     are `group.min.session.timeout.ms` (6,000 by default) and `group.max.session.timeout.ms`."""
+
+    worker_journal_version: int = Field(default=NEWEST, ge=VERSIONS[0], le=NEWEST)
+    """The version of the journal's format that workers write; all that are allowed here are read.
+    Lower it while an upgrade to this release is under way: docs/operations.md, Upgrade."""
 
     pacing_policy: Literal["plain", "inflight"] = "plain"
     """When ads are told to stop. `plain`: at a reached limit, nothing else. `inflight`: before it,

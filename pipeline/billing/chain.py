@@ -30,8 +30,8 @@ class Chain:
     skipped: int = 0
     """Records of losing owners seen so far."""
 
-    def admit(self, offset: int, header: Header, body: bytes) -> bool:
-        """Whether the record at this journal offset counts; moves on if so.
+    def admit(self, offset: int, header: Header, value: bytes) -> bool:
+        """Whether the record at this journal offset counts; moves on if so. `value`: all its bytes.
 
         Raises `BrokenChainError` where the record follows the last one that counted but its
         digest, shard, sequence or source ranges do not.
@@ -39,7 +39,7 @@ class Chain:
         if header.previous != self.last_offset:
             self.skipped += 1
             return False
-        self._check(offset, header, body)
+        self._check(offset, header, value)
         self.extend(offset, header)
         return True
 
@@ -51,7 +51,7 @@ class Chain:
         self.seq += header.events
         self.digest = header.digest
 
-    def _check(self, offset: int, header: Header, body: bytes) -> None:
+    def _check(self, offset: int, header: Header, value: bytes) -> None:
         where = f"journal partition {self.shard} offset {offset}"
         if header.shard != self.shard:
             raise BrokenChainError(f"{where}: written for shard {header.shard}")
@@ -63,5 +63,5 @@ class Chain:
                 raise BrokenChainError(
                     f"{where}: takes {topic} from {start} to {end}, expected to start at {expected}"
                 )
-        if not digest_holds(header, body, self.digest):
+        if not digest_holds(header, value, self.digest):
             raise BrokenChainError(f"{where}: its digest does not follow from the record before it")

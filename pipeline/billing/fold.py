@@ -236,7 +236,7 @@ def _note_parents(parents: dict[str, str], terms: Terms, groups: list[int]) -> N
 def _decode(value: bytes) -> PackedState:
     try:
         state = _decoder.decode(value)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StateError(f"not a packed state: {error}") from error
     if state.version != STATE_VERSION:
         raise StateError(f"packed state of version {state.version}, expected {STATE_VERSION}")

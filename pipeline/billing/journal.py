@@ -1,12 +1,16 @@
 """The journal record: what one decision of a shard did, as bytes in `billing.journal`.
 
-Layout, version 1, little-endian (documented for readers outside in docs/journal.md):
+Layout, little-endian (documented for readers outside in docs/journal.md):
 
-    magic "PPJ1" | header length u32 | header (MessagePack) | events (Arrow IPC stream, zstd)
+    magic "PPJ2" | header length u32 | digest | header (MessagePack) | events (Arrow IPC, zstd)
 
-The header's `digest` is SHA-256 over the previous counted record's digest, the header with an
-empty digest, and the events' bytes: a hash chain over everything the shard ever did. Events are
-in the order of judgement; the n-th event of a record has shard_seq `header.seq + n`.
+The digest is SHA-256 over the previous counted record's digest and all of the record but its
+digest: a hash chain over everything the shard ever did. Events are in the order of judgement; the
+n-th event of a record has shard_seq `header.seq + n`.
+
+Version 1 has its digest as the header's last field, made over the header *as its reader encodes it
+again*; so a reader had to know every field, and none could be added. This module is the one place
+that knows of two versions: what it returns is the same for both.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import hashlib
 import struct
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Final
 
 import msgspec
 import polars as pl
@@ -31,9 +36,13 @@ from pipeline.contract.vocabulary import (
     PLACEMENTS,
 )
 
-MAGIC = b"PPJ1"
+VERSIONS: Final = (1, 2)
+"""The versions of the format that this program reads, and can be told to write."""
+NEWEST: Final = VERSIONS[-1]
+_MAGIC = {version: b"PPJ%d" % version for version in VERSIONS}
 _PREFIX = struct.Struct("<4sI")
-EMPTY_DIGEST = bytes(32)
+_DIGEST_BYTES = 32
+EMPTY_DIGEST = bytes(_DIGEST_BYTES)
 
 EVENT_SCHEMA: dict[str, pl.DataType] = {
     "source": pl.UInt8(),
@@ -78,6 +87,10 @@ CODE_NAMES: dict[str, tuple[str, ...]] = {
 
 class JournalError(Exception):
     """Bytes that are not a journal record of a version this reader knows."""
+
+
+class LaterVersionError(JournalError):
+    """A journal record of a later version than this reader knows."""
 
 
 class Ad(msgspec.Struct, frozen=True, array_like=True):
@@ -136,8 +149,12 @@ class CreditPosting(msgspec.Struct, frozen=True, array_like=True):
     by: str
 
 
-class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything of a decision but its events. Times are ms since the epoch, UTC."""
+class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Everything of a decision but its events. Times are ms since the epoch, UTC.
+
+    A field that readers may ignore is added with a default, and needs no new version of the format;
+    one that they must know needs one.
+    """
 
     shard: int
     previous: int
@@ -161,14 +178,13 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     outbox_through: int
     """Every record up to this journal offset has had its signals, rejects and strays sent."""
     pacing: list[PacingNote] | UnsetType = UNSET
-    """Predictions of pacing and how right they were. Left out where there are none, so that a
-    record of a version without them encodes to the same bytes, and its digest holds."""
+    """Predictions of pacing and how right they were. Left out where there are none."""
     checkpoint: bytes = b""
     """State carried over retention (a checkpoint record has no events), else empty."""
     credits: list[CreditPosting] | UnsetType = UNSET
-    """Credits that the shard posts. Left out where there are none: records of versions that knew
-    no credits encode, and so digest, as they did."""
+    """Credits that the shard posts. Left out where there are none."""
     digest: bytes = EMPTY_DIGEST
+    """Of the record. Beside the header in its bytes; in version 1 in it, as its last field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +195,29 @@ class Record:
     events: pl.DataFrame
     body: bytes
 
+
+_FIELDS_OF_VERSION_1: Final = (
+    "shard",
+    "previous",
+    "sources",
+    "seq",
+    "events",
+    "now_ms",
+    "log_time_ms",
+    "catalog_end",
+    "ads",
+    "accounts",
+    "signals",
+    "blocks",
+    "closed",
+    "outbox_through",
+    "pacing",
+    "checkpoint",
+    "credits",
+    "digest",
+)
+"""In their order. What was added since is left out of a record of version 1: its readers would take
+the record for a forged one."""
 
 _encoder = msgspec.msgpack.Encoder()
 _header_decoder = msgspec.msgpack.Decoder(Header)
@@ -193,33 +232,62 @@ def encode_events(events: pl.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def seal(header: Header, body: bytes, previous_digest: bytes) -> tuple[Header, bytes]:
+def seal(
+    header: Header, body: bytes, previous_digest: bytes, version: int = NEWEST
+) -> tuple[Header, bytes]:
     """Chain a header to what came before it.
 
-    Returns the header with its digest, and the record's bytes.
+    Returns the header with its digest, and the record's bytes in a version of the format.
     """
-    sealed = msgspec.structs.replace(header, digest=_digest(header, body, previous_digest))
-    packed = _encoder.encode(sealed)
-    return sealed, _PREFIX.pack(MAGIC, len(packed)) + packed + body
+    if version == 1:
+        digest = _digest_1(header, body, previous_digest)
+        sealed = msgspec.structs.replace(header, digest=digest)
+        packed = _encode_1(sealed)
+        return sealed, _PREFIX.pack(_MAGIC[1], len(packed)) + packed + body
+    packed = _encoder.encode(msgspec.structs.replace(header, digest=EMPTY_DIGEST))
+    prefix = _PREFIX.pack(_MAGIC[2], len(packed))
+    digest = _digest(previous_digest, prefix, packed, body)
+    return msgspec.structs.replace(header, digest=digest), prefix + digest + packed + body
+
+
+def version_of(value: bytes) -> int:
+    """The version of the format that a record is written in.
+
+    Raises `LaterVersionError`, or `JournalError` where it is no journal record.
+    """
+    magic = value[:4]
+    for version, known in _MAGIC.items():
+        if magic == known:
+            return version
+    number = magic[3:].decode("ascii", "replace")
+    if magic.startswith(b"PPJ") and number.isdecimal() and int(number) > NEWEST:
+        raise LaterVersionError(
+            f"journal record of format version {number}, this program reads up to {NEWEST}: a "
+            "later version has written here. Upgrade this process; nothing is lost meanwhile. "
+            "(Upgrade all before any writes the new format: docs/operations.md, Upgrade)"
+        )
+    raise JournalError(
+        f"journal record begins with {magic!r}, this program reads versions "
+        f"{', '.join(known.decode() for known in _MAGIC.values())}"
+    )
 
 
 def decode_header(value: bytes) -> tuple[Header, bytes]:
     """Header and events' bytes of a record. Raises `JournalError` on anything else."""
+    version = version_of(value)
     if len(value) < _PREFIX.size:
         raise JournalError(f"journal record of {len(value)} bytes is too short for a header")
-    magic, length = _PREFIX.unpack_from(value)
-    if magic != MAGIC:
-        raise JournalError(
-            f"journal record begins with {magic!r}, this version reads {MAGIC!r}: "
-            "read it with the version that wrote it, or a later one"
-        )
-    end = _PREFIX.size + length
+    _, length = _PREFIX.unpack_from(value)
+    start = _PREFIX.size + (0 if version == 1 else _DIGEST_BYTES)
+    end = start + length
     if len(value) < end:
         raise JournalError(f"journal record is cut off: {len(value)} bytes, header ends at {end}")
     try:
-        header = _header_decoder.decode(value[_PREFIX.size : end])
-    except msgspec.MsgspecError as error:
+        header = _header_decoder.decode(value[start:end])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise JournalError(f"journal record's header does not decode: {error}") from error
+    if version != 1:
+        header = msgspec.structs.replace(header, digest=value[_PREFIX.size : start])
     return header, value[end:]
 
 
@@ -245,14 +313,29 @@ def decode(value: bytes) -> Record:
     return Record(header, decode_events(header, body), body)
 
 
-def _digest(header: Header, body: bytes, previous_digest: bytes) -> bytes:
-    unsealed = msgspec.structs.replace(header, digest=EMPTY_DIGEST)
-    digest = hashlib.sha256(previous_digest)
-    digest.update(_encoder.encode(unsealed))
-    digest.update(body)
+def digest_holds(header: Header, value: bytes, previous_digest: bytes) -> bool:
+    """Whether the record, given as its header and all its bytes, is the one that was appended
+    after the record with that digest."""
+    if version_of(value) == 1:
+        body = memoryview(value)[_PREFIX.size + _PREFIX.unpack_from(value)[1] :]
+        return header.digest == _digest_1(header, body, previous_digest)
+    whole = memoryview(value)
+    after = _PREFIX.size + _DIGEST_BYTES
+    return header.digest == _digest(previous_digest, whole[: _PREFIX.size], whole[after:])
+
+
+def _digest(*parts: bytes | memoryview) -> bytes:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
     return digest.digest()
 
 
-def digest_holds(header: Header, body: bytes, previous_digest: bytes) -> bool:
-    """Whether the record is the one that was appended after the record with that digest."""
-    return header.digest == _digest(header, body, previous_digest)
+def _encode_1(header: Header) -> bytes:
+    fields = {name: getattr(header, name) for name in _FIELDS_OF_VERSION_1}
+    return _encoder.encode({name: field for name, field in fields.items() if field is not UNSET})
+
+
+def _digest_1(header: Header, body: bytes | memoryview, previous_digest: bytes) -> bytes:
+    unsealed = msgspec.structs.replace(header, digest=EMPTY_DIGEST)
+    return _digest(previous_digest, _encode_1(unsealed), body)

@@ -99,6 +99,7 @@ def make_worker(settings: Settings) -> Worker:
             max_turn_events=settings.chunk_max_events,
             checkpoint_every_records=settings.checkpoint_every_records,
             snapshot_every_records=settings.snapshot_every_records,
+            journal_version=settings.worker_journal_version,
             pacing=PACING_POLICIES[settings.pacing_policy],
         ),
         make_clock(settings.clock),

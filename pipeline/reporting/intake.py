@@ -113,7 +113,7 @@ class Intake:
                 self._start_behind_gap(record, header)
             chain = self._chains[partition]
             counted = None
-            if chain.admit(offset, header, body):
+            if chain.admit(offset, header, record.value):
                 counted = CountedRecord(partition, offset, header, decode_events(header, body))
                 counted.check()
         except JournalError as error:

@@ -133,7 +133,8 @@ class _Feed:
 
     def admit(self, record: LogRecord) -> tuple[Header, bytes] | None:
         """The record, where it counts and the fold can begin at or before it."""
-        header, body = decode_header(record.value or b"")
+        value = record.value or b""
+        header, body = decode_header(value)
         engine = self._replay.engine
         state = engine.shards[self._replay.shard]
         if self._await_checkpoint:
@@ -146,4 +147,4 @@ class _Feed:
             upto += 1
         self._replay.apply_catalog(self._catalog[self._taken : upto], header.now_ms)
         self._taken = upto
-        return (header, body) if state.chain.admit(record.offset, header, body) else None
+        return (header, body) if state.chain.admit(record.offset, header, value) else None

@@ -17,7 +17,13 @@ from pipeline import failpoints
 from pipeline.billing import fold
 from pipeline.billing.books import Shard
 from pipeline.billing.chain import BrokenChainError, Chain
-from pipeline.billing.journal import Header, JournalError, decode_events, decode_header
+from pipeline.billing.journal import (
+    Header,
+    JournalError,
+    LaterVersionError,
+    decode_events,
+    decode_header,
+)
 from pipeline.contract.log import LogRecord
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import JOURNAL
@@ -29,6 +35,10 @@ from pipeline.streams.outbox import unsent_dispositions
 log = logging.getLogger(__name__)
 
 _SNAPSHOT_MAGIC = b"PPS1"
+_REPAIR_JOURNAL = (
+    "Nothing of it is lost: its events wait in Kafka. Find what wrote to its partition of "
+    "billing.journal, restore that partition, and restart the worker"
+)
 EVENTS_AT_ONCE = 20_000
 """How many events are folded at once; bounds the memory that they wait in."""
 
@@ -106,7 +116,8 @@ class TakenOver:
 
     owned: dict[int, Owned] = field(default_factory=dict)
     broken: dict[int, str] = field(default_factory=dict)
-    """Shard -> why its journal cannot be gone on from; the engine does not hold it."""
+    """Shard -> why its journal cannot be gone on from, and what to do; the engine does not hold
+    it."""
 
     def attempt(self, shard: int, step: Callable[[], None]) -> None:
         """Do a step of a shard's recovery, unless the shard is broken already."""
@@ -114,8 +125,10 @@ class TakenOver:
             return
         try:
             step()
-        except (BrokenChainError, JournalError, fold.StateError) as error:
+        except LaterVersionError as error:
             self.broken[shard] = str(error)
+        except (BrokenChainError, JournalError, fold.StateError) as error:
+            self.broken[shard] = f"{error}. {_REPAIR_JOURNAL}"
 
 
 async def take_over(
@@ -212,7 +225,8 @@ class _Fold:
         return begin
 
     def take(self, record: LogRecord) -> None:
-        header, body = decode_header(record.value or b"")
+        value = record.value or b""
+        header, body = decode_header(value)
         read = _Read(record.offset, header, body)
         if self._anchor is not None:
             self._check_anchor(read)
@@ -222,7 +236,7 @@ class _Fold:
             if self._state.chain.last_offset < 0 and not self._found_checkpoint(self._search, read):
                 return
         chain: Chain = self._state.chain
-        if chain.admit(record.offset, header, body):
+        if chain.admit(record.offset, header, value):
             events = decode_events(header, body)
             self._counted.append((header, events))
             self._counted_events += header.events

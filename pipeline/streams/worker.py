@@ -26,6 +26,7 @@ from faust.types import TP
 from pipeline import failpoints
 from pipeline.billing import fold
 from pipeline.billing.batch import Assembler, Batch, Chunk, split
+from pipeline.billing.journal import NEWEST
 from pipeline.contract.rejects import Reject
 from pipeline.contract.vocabulary import CATALOG, EVENT_TOPICS
 from pipeline.pacing.serving import PlainLimits
@@ -46,10 +47,6 @@ GROUP = "promoted-pins-billing"
 EXIT_BROKEN = 70
 """Exit code of a worker that stopped because going on could have been wrong; start it again."""
 
-_REPAIR_JOURNAL = (
-    "Nothing of it is lost: its events wait in Kafka. Find what wrote to its partition of "
-    "billing.journal, restore that partition, and restart the worker"
-)
 _RAISE_RETENTION = (
     "Deleted by retention or by hand: raise the topic's retention over the longest outage. Restore "
     "the records and restart the worker; without them the shard cannot go on"
@@ -89,6 +86,8 @@ class WorkerSettings:
     snapshot_every_records: int = 1_000
     session_timeout_s: float = 10.0
     """How long a worker may be silent before its shards move to others."""
+    journal_version: int = NEWEST
+    """Of the journal's format: what is written; what is read is any that this program knows."""
     pacing: Callable[[], PacingPolicy] = PlainLimits
     """Makes the policy by which serving is stopped."""
 
@@ -205,7 +204,7 @@ class Worker:
         self._turn_took_s = 0.0
         self._ends: AIOKafkaConsumer | None = None
         options = settings.client_options
-        self._writer = JournalWriter(options, settings.engine.partitions)
+        self._writer = JournalWriter(options, settings.engine.partitions, settings.journal_version)
         self._feed = CatalogFeed(self.engine, clock, options, self._intake.wake.set)
         self.app = self._make_app()
 
@@ -362,6 +361,7 @@ class Worker:
             "turns": self.progress.turns,
             "signals": self.progress.signals,
             "journal_bytes": self._writer.bytes_written,
+            "journal_version": self._writer.journal_version,
             "catalog_offset": self.engine.catalog.end_offset,
             "now_ms": self._clock.now_ms(),
         }
@@ -456,7 +456,7 @@ class Worker:
             raise
         self.owned.update(taken.owned)
         for shard, reason in taken.broken.items():
-            self._note_stopped(shard, f"{reason}. {_REPAIR_JOURNAL}")
+            self._note_stopped(shard, reason)
         events = sum(owned.state.chain.seq for owned in taken.owned.values())
         elapsed_s = time.monotonic() - started_s
         self._metrics.recovery_s.observe(elapsed_s)

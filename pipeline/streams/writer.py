@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaProducer
 
 from pipeline import failpoints
 from pipeline.billing.decide import Outcome
-from pipeline.billing.journal import Header, encode_events, seal
+from pipeline.billing.journal import NEWEST, Header, encode_events, seal
 from pipeline.billing.posting import Draft, ShardEvents
 from pipeline.contract.rejects import Reject
 from pipeline.contract.vocabulary import JOURNAL
@@ -118,7 +118,14 @@ def _header(engine: Engine, shard: int, now_ms: int, **parts: Any) -> Header:
 class JournalWriter:
     """Appends entries and, once they count, sends their outbox."""
 
-    def __init__(self, client_options: Mapping[str, Any], partitions: int) -> None:
+    def __init__(
+        self,
+        client_options: Mapping[str, Any],
+        partitions: int,
+        journal_version: int = NEWEST,
+    ) -> None:
+        self.journal_version = journal_version
+        """Of the format that records are written in."""
         self._producer = AIOKafkaProducer(
             **client_options,
             enable_idempotence=True,
@@ -150,6 +157,7 @@ class JournalWriter:
             _placed(entry.header, chain.last_offset, chain.seq, state.outbox_through),
             entry.body,
             chain.digest,
+            self.journal_version,
         )
         sent = await self._producer.send(
             JOURNAL, value, partition=entry.shard, timestamp_ms=header.now_ms

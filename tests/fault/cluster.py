@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import threading
 import time
-import urllib.request
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from urllib.error import URLError
 
 from pipeline.embedded.kafka import EmbeddedKafka
@@ -162,16 +160,6 @@ class FaultCluster(Cluster):
             self.kafka = Kafka(self.broker.bootstrap)
 
     # -- what it says -------------------------------------------------------------------------
-
-    def health(self, name: str) -> dict[str, Any]:
-        """The health page of a worker or the reporter; empty while it does not answer."""
-        port = self._reporter_port if name == "reporter" else self._web_ports[name]
-        try:
-            address = f"http://127.0.0.1:{port}/health"
-            with urllib.request.urlopen(address, timeout=2) as answer:
-                return dict(json.loads(answer.read()))
-        except (URLError, TimeoutError, ConnectionError):
-            return {}
 
     def until_all_owned(self) -> None:
         """Wait until the workers that are to run own all shards between them."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 from pipeline.embedded.ports import free_port
@@ -73,7 +74,7 @@ class Cluster(Running):
 
     def start_worker(self, name: str, **settings: str) -> None:
         port = self._web_ports[name] = free_port()
-        data_dir = str(self._directory / name)
+        data_dir = str(self.data_dir(name))
         self.start(name, "worker", data_dir=data_dir, worker_web_port=str(port), **settings)
 
     def send(self, name: str, number: signal.Signals) -> None:
@@ -88,14 +89,22 @@ class Cluster(Running):
     def log(self, name: str) -> str:
         return (self._directory / f"{name}.log").read_text()
 
+    def data_dir(self, name: str) -> Path:
+        """A worker's own."""
+        return self._directory / name
+
+    def health(self, name: str) -> dict[str, Any]:
+        """The health page of a worker or the reporter; empty while it does not answer."""
+        port = self._reporter_port if name == "reporter" else self._web_ports[name]
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+                return dict(json.loads(answer.read()))
+        except (URLError, TimeoutError, ConnectionError):
+            return {}
+
     def shards(self, name: str) -> list[int]:
         """The shards that a worker says it owns; none while it does not answer."""
-        try:
-            address = f"http://127.0.0.1:{self._web_ports[name]}/health"
-            with urllib.request.urlopen(address, timeout=2) as answer:
-                return list(json.loads(answer.read())["shards"])
-        except (URLError, TimeoutError, ConnectionError):
-            return []
+        return list(self.health(name).get("shards", []))
 
     def workers(self) -> list[str]:
         """The names of those that run."""

@@ -35,6 +35,7 @@ from pipeline.reporting.reconcile import Report, reconcile
 from pipeline.reporting.reporter import Reporter
 from pipeline.streams.log_reader import KafkaLogReader
 from pipeline.streams.topics import ensure_topics, topic_specs
+from tests.headers import a_header
 
 EVENTS, A_RECORD, ADS = 10_000_000, 20_000, 200
 DAY = "2026-03-02"
@@ -57,21 +58,17 @@ def journal_records(shard: int) -> Iterator[bytes]:
 
 
 def _header(shard: int, previous: int, seq: int, events: int, ads: list[Ad]) -> Header:
-    return Header(
+    return a_header(
+        previous,
         shard=shard,
-        previous=previous,
         sources={CLICKS: (seq, seq + events)} if events else {},
         seq=seq,
         events=events,
         now_ms=DAY_MS + MS_PER_DAY,
         log_time_ms=DAY_MS,
-        catalog_end=0,
         ads=ads,
         accounts={"acc": AccountTerms("USD", "UTC")} if ads else {},
-        signals=[],
-        blocks=[],
         closed={} if events else {"UTC": DAY},
-        outbox_through=-1,
     )
 
 

@@ -5,14 +5,11 @@ As in production: a broker, two `pipeline worker`, one `pipeline reporter`, by t
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import URLError
 
 import pytest
 
@@ -179,7 +176,7 @@ def test_a_backlog_is_punctual_however_far_the_topics_are_apart(tmp_path: Path) 
         running.start_worker("first")
         running.start_worker("second")
         until(lambda: running.shards("first") or running.shards("second"), "a worker")
-        until(lambda: "running" in _state(running), "the reporter")
+        until(lambda: running.health("reporter").get("state") == "running", "the reporter")
         running.settle()
         late = running.query(
             "SELECT count() AS n FROM billing.events WHERE posting_day != billing_day"
@@ -193,11 +190,3 @@ def test_a_backlog_is_punctual_however_far_the_topics_are_apart(tmp_path: Path) 
             {"billing_day": "2026-03-06", "disposition": "counted", "n": 6},
             {"billing_day": "2026-03-09", "disposition": "counted", "n": 6},
         ]
-
-
-def _state(running: Cluster) -> str:
-    try:
-        with urllib.request.urlopen(f"{running.clickhouse}/health", timeout=2) as answer:
-            return str(json.loads(answer.read())["state"])
-    except (URLError, TimeoutError, ConnectionError):
-        return ""

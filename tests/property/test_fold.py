@@ -62,7 +62,7 @@ def folded(world: World, journal: list[dict[int, bytes]], at_once: int = 1) -> E
         for shard, value in turn.items():
             record = decode(value)
             chain = engine.shards[shard].chain
-            assert chain.admit(offsets[shard], record.header, record.body)
+            assert chain.admit(offsets[shard], record.header, value)
             counted[shard].append((record.header, record.events))
             offsets[shard] += 1
     for shard, records in counted.items():

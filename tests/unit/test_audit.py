@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from pipeline.billing import fold
-from pipeline.billing.journal import Header, seal
+from pipeline.billing.journal import seal
 from pipeline.contract.log import LogRecord
 from pipeline.contract.vocabulary import JOURNAL
 from pipeline.reporting.audit import _CheckpointStart, compare_rows
+from tests.headers import a_header
 from tests.property.worlds import make_engine
 
 ROW = {"shard_seq": "1", "event_id": "e1", "amount_nanos": "5"}
@@ -46,23 +47,7 @@ def journal_record(offset: int, previous: int, *, checkpoint: bool = False) -> L
         engine = make_engine()
         engine.shards[0].chain.seq = 77
         packed = fold.pack(engine.shards[0], engine.balances, engine.terms, with_ids=False)
-    header = Header(
-        shard=0,
-        previous=previous,
-        sources={},
-        seq=77,
-        events=0,
-        now_ms=0,
-        log_time_ms=0,
-        catalog_end=0,
-        ads=[],
-        accounts={},
-        signals=[],
-        blocks=[],
-        closed={},
-        outbox_through=-1,
-        checkpoint=packed,
-    )
+    header = a_header(previous, seq=77, checkpoint=packed)
     return LogRecord(JOURNAL, 0, offset, 0, None, seal(header, b"", bytes(32))[1])
 
 

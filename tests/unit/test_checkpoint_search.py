@@ -5,31 +5,14 @@ from __future__ import annotations
 import pytest
 
 from pipeline.billing.fold import StateError
-from pipeline.billing.journal import Header
 from pipeline.streams.recovery import _CheckpointSearch, _Read
+from tests.headers import a_header
 
 HORIZON_MS = 7 * 86_400_000
 
 
 def record(offset: int, previous: int, *, checkpoint: bytes = b"", now_ms: int = 0) -> _Read:
-    header = Header(
-        shard=0,
-        previous=previous,
-        sources={},
-        seq=0,
-        events=0,
-        now_ms=now_ms,
-        log_time_ms=0,
-        catalog_end=0,
-        ads=[],
-        accounts={},
-        signals=[],
-        blocks=[],
-        closed={},
-        outbox_through=-1,
-        checkpoint=checkpoint,
-    )
-    return _Read(offset, header, b"")
+    return _Read(offset, a_header(previous, now_ms=now_ms, checkpoint=checkpoint), b"")
 
 
 def counted(records: list[_Read]) -> list[int]:

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import typer
 
-from pipeline.billing.journal import CODE_NAMES, EVENT_SCHEMA, MAGIC, Header
+from pipeline.billing.journal import CODE_NAMES, EVENT_SCHEMA, VERSIONS, Header
 from pipeline.cli.main import EXIT_FAILED, EXIT_USAGE, app, main
 from pipeline.contract import catalog, catalog_entities
 from pipeline.contract.asyncapi import CONTRACT_VERSION
@@ -170,4 +170,5 @@ def test_the_journals_codes_are_positions_in_the_vocabulary() -> None:
 
 
 def test_the_journals_magic_is_told() -> None:
-    assert f"`{MAGIC.decode()}`" in section(JOURNAL, "Record")
+    for version in VERSIONS:
+        assert f"`PPJ{version}`" in section(JOURNAL, "Record")

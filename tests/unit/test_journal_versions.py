@@ -1,0 +1,119 @@
+"""Two versions of the journal: what the older one wrote is read, and written, as it was."""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pipeline.billing.chain import BrokenChainError, Chain
+from pipeline.billing.journal import (
+    EMPTY_DIGEST,
+    NEWEST,
+    JournalError,
+    LaterVersionError,
+    decode,
+    decode_header,
+    digest_holds,
+    seal,
+    version_of,
+)
+from pipeline.contract.log import LogRecord
+from pipeline.contract.vocabulary import CHARGED, JOURNAL
+from pipeline.reporting.intake import Intake
+from pipeline.reporting.plans import Plan, Position
+from tests.headers import a_header
+
+WRITTEN = Path(__file__).parent / "data" / "journal-version-1.txt"
+"""Two records that a program wrote which knew version 1 alone: one with everything that a record
+can hold, and a checkpoint after it."""
+FIRST, CHECKPOINT = (b64decode(line) for line in WRITTEN.read_text().splitlines())
+BEFORE_FIRST = bytes(range(32))
+
+
+def test_what_version_1_wrote_is_read() -> None:
+    first = decode(FIRST)
+    assert version_of(FIRST) == 1
+    assert first.header.signals[0].entity == "ad_group:g"
+    assert [credit.event_id for credit in first.header.credits or ()] == ["e0"]
+    assert [note.realised for note in first.header.pacing or ()] == [90]
+    [event] = first.events.to_dicts()
+    assert (event["event_id"], event["disposition"]) == ("e1", CHARGED)
+    assert event["amount_nanos"] == 500_000_000
+    assert digest_holds(first.header, FIRST, BEFORE_FIRST)
+    header, body = decode_header(CHECKPOINT)
+    assert (header.checkpoint, body) == (b"state", b"")
+    assert digest_holds(header, CHECKPOINT, first.header.digest)
+
+
+def test_version_1_is_written_to_the_byte_as_it_was() -> None:
+    """So that readers of version 1 take it, while an upgrade is under way."""
+    digest = BEFORE_FIRST
+    for value in (FIRST, CHECKPOINT):
+        header, body = decode_header(value)
+        sealed, again = seal(header, body, digest, version=1)
+        assert (sealed, again) == (header, value)
+        digest = sealed.digest
+
+
+def test_a_chain_goes_on_from_either_version_in_the_other() -> None:
+    chain = Chain(shard=0)
+    digest = EMPTY_DIGEST
+    for offset, version in enumerate((1, 2, 1, 1, 2, 2)):
+        sealed, value = seal(a_header(previous=offset - 1), b"", digest, version=version)
+        assert version_of(value) == version
+        header, _ = decode_header(value)
+        assert header == sealed
+        assert chain.admit(offset, header, value)
+        digest = sealed.digest
+
+
+def test_a_changed_byte_anywhere_breaks_the_chain() -> None:
+    """Not so in version 1: what its readers pass over when they encode a header again is in no
+    digest, the name of a field that is null for one."""
+    header, body = decode_header(FIRST)
+    placed = msgspec.structs.replace(header, shard=0, previous=-1, seq=0)
+    _, value = seal(placed, body, EMPTY_DIGEST)
+    unnoticed = []
+    for at in range(len(value)):
+        changed = bytearray(value)
+        changed[at] ^= 1
+        try:
+            altered, _ = decode_header(bytes(changed))
+            admitted = Chain(shard=0).admit(0, altered, bytes(changed))
+        except (JournalError, BrokenChainError):
+            continue
+        if admitted:
+            unnoticed.append(at)
+    assert unnoticed == []
+
+
+def test_a_field_that_a_later_release_adds_can_be_passed_over_in_version_2() -> None:
+    sealed, value = seal(a_header(), b"", EMPTY_DIGEST)
+    length = int.from_bytes(value[4:8], "little")
+    fields = msgspec.msgpack.decode(value[40 : 40 + length]) | {"added_later": [1, 2]}
+    packed = msgspec.msgpack.encode(fields)
+    prefix = b"PPJ2" + len(packed).to_bytes(4, "little")
+    later_value = prefix + sha256(EMPTY_DIGEST + prefix + packed).digest() + packed
+    later, _ = decode_header(later_value)
+    assert later == msgspec.structs.replace(sealed, digest=later.digest)
+    assert Chain(shard=0).admit(0, later, later_value)
+
+
+def test_a_later_version_is_told_with_what_to_do() -> None:
+    later = b"PPJ%d" % (NEWEST + 1) + FIRST[4:]
+    with pytest.raises(LaterVersionError, match=r"version 3.*up to 2.*Upgrade this process"):
+        decode_header(later)
+    with pytest.raises(JournalError, match="begins with b'what'"):
+        decode_header(b"whatever")
+
+
+def test_the_reporter_holds_the_partition_and_says_so() -> None:
+    intake = Intake(Plan(0, {0: Position.of(0, Chain(shard=0))}, 0))
+    later = b"PPJ%d" % (NEWEST + 1) + seal(a_header(), b"", EMPTY_DIGEST)[1][4:]
+    intake.take([LogRecord(JOURNAL, 0, 0, 0, None, later)])
+    assert "Upgrade this process" in intake.stopped[0]
+    assert intake.is_empty
