@@ -251,7 +251,10 @@ class Terms:
         columns.end_ms[row] = NEVER_ENDS if latest.end_ms is None else latest.end_ms
         columns.bid_micros[row] = latest.bid_micros
         columns.has_keywords[row] = bool(latest.keyword_bids_micros)
-        columns.campaign[row] = self.campaign_row(latest.campaign_id)
+        was, columns.campaign[row] = columns.campaign[row], self.campaign_row(latest.campaign_id)
+        if was not in (-1, columns.campaign[row]):
+            for pin_row in np.flatnonzero(self.pin.group[: len(self.pin_ids)] == row).tolist():
+                self._update_pin(self.pin_ids[pin_row])
         columns.since_ms[row] = _since_ms(history)
         budget_nanos = history.at(now_ms).budget_micros * NANOS_PER_MICRO
         daily = latest.budget_type == "daily"
@@ -269,13 +272,17 @@ class Terms:
                 self.pin.alive[row] = False
             return
         latest = history.latest
+        group = self.catalog.ad_groups[latest.ad_group_id].latest
+        ad = hash_text(group.campaign_id, latest.ad_group_id, promoted_pin_id)
+        if row is not None and self._ads.find(np.array([ad], np.uint64))[0] != row:
+            self.pin.alive[row] = False  # its parents were not what they were taken for
+            row = None
         if row is None:
             row = self._pin_rows[promoted_pin_id] = len(self.pin_ids)
             self.pin_ids.append(promoted_pin_id)
             self._ads_by_row.append(None)
             self.pin.reserve(row + 1)
-            group = self.catalog.ad_groups[latest.ad_group_id].latest
-            self._ads.add(hash_text(group.campaign_id, latest.ad_group_id, promoted_pin_id), row)
+            self._ads.add(ad, row)
             self.pin.group[row] = self.group_row(latest.ad_group_id)
         self.pin.alive[row] = True
         self.pin.serves[row] = latest.status == "active" and latest.review == "approved"

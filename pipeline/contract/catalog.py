@@ -4,6 +4,11 @@
 its entity's history; an invalid one is refused with a reason and changes nothing, so the last
 valid version stays in force. Histories are ordered by effective time; before its first version an
 entity is judged by that version, for nothing else is known of it.
+
+The topic is compacted, so a reader may begin behind records that others have read. Two rules keep
+such a reader's catalog the same: a record whose parent comes again later waits for it
+(`Catalog.apply`), and after a refusal the last valid record is published once more
+(`Catalog.repetition_of`, `pipeline.contract.catalog_repeats`).
 """
 
 from __future__ import annotations
@@ -29,11 +34,13 @@ from pipeline.contract.catalog_entities import (
     Refused,
     parse_entity,
     parse_key,
+    to_record,
 )
+from pipeline.contract.catalog_repeats import Repeated, repeated_by
 from pipeline.contract.days import Calendar, changed_calendar, from_iso, valid_zone
 from pipeline.contract.log import LogRecord
 from pipeline.contract.money import COUNTRY_CURRENCY, minimum_bid_micros
-from pipeline.contract.vocabulary import MS_PER_DAY
+from pipeline.contract.vocabulary import CATALOG, MS_PER_DAY
 
 __all__ = [
     "Accepted",
@@ -53,7 +60,8 @@ T = TypeVar("T", bound=Entity)
 
 @dataclass(frozen=True, slots=True)
 class Version(Generic[T]):
-    """An entity as it was from `effective_ms` on; `offset` is its record's."""
+    """An entity as it was from `effective_ms` on; `offset` is its record's, where that was
+    repeated the first one's."""
 
     effective_ms: int
     offset: int
@@ -69,6 +77,10 @@ class History(Generic[T]):
     """Effective time of the first version read."""
     deleted: bool = False
     """Whether its last record was a deletion; its versions stay for what is fixed."""
+    last_offset: int = -1
+    """Of the last record that was taken over, a deletion included."""
+    binds: bool = True
+    """Whether what it says is fixed is so; not where it turned out never to have been in force."""
 
     @property
     def latest(self) -> T:
@@ -84,6 +96,11 @@ class History(Generic[T]):
         """Add a version at its place; of two with one effective time the later read wins."""
         at = bisect_right(self.versions, version.effective_ms, key=lambda v: v.effective_ms)
         self.versions.insert(at, version)
+        self.last_offset = version.offset
+
+    def last(self) -> Version[T]:
+        """The version read last."""
+        return max(self.versions, key=lambda version: version.offset)
 
     def prune(self, before_ms: int) -> None:
         """Drop versions that had been superseded by this time."""
@@ -123,7 +140,7 @@ class Catalog:
         self.campaigns: dict[str, History[Campaign]] = {}
         self.ad_groups: dict[str, History[AdGroup]] = {}
         self.promoted_pins: dict[str, History[PromotedPin]] = {}
-        self.fx: dict[str, FxRates] = {}
+        self.fx: dict[str, Version[FxRates]] = {}
         self.credits: dict[str, Credit] = {}
         """By event_id; an event is credited once, by the first record that orders it."""
         self.forced_close_day: int | None = None
@@ -162,22 +179,31 @@ class Catalog:
         if isinstance(parsed, Refused):
             return parsed
         kind, entity_id = parsed
+        repeated = repeated_by(record.headers)
+        if repeated is not None:
+            known = self._meet_repetition(kind.name, entity_id, repeated)
+            if known is not None:
+                return known
         if record.value is None:
-            return self._delete(kind.name, entity_id, record)
+            return self._delete(kind.name, entity_id, record, repeated)
         entity = parse_entity(kind, entity_id, record.value)
         if isinstance(entity, Refused):
             return entity
         effective_ms = entity.effective_ms
         if effective_ms is None:
             effective_ms = record.timestamp_ms
-        for check in _CHECKS:
+        for check in _CHECKS if repeated is None else _CHECKS_OF_A_REPETITION:
             refused = check(self, entity, effective_ms)
             if refused is not None:
                 if refused.reason == "missing_parent" and self.end_offset > self._records:
                     self._orphans.setdefault(_needs(entity), []).append(record)
                 return refused
         self.revision += 1
-        old = self._store(kind.name, entity_id, entity, effective_ms, record.offset)
+        first_offset = record.offset
+        if repeated is not None:
+            self._forget(kind.name, entity_id)
+            first_offset = repeated.offset
+        old = self._store(kind.name, entity_id, entity, effective_ms, first_offset)
         changes = _changes(f"{kind.prefix}:{entity_id}", old, entity, effective_ms, record.offset)
         return Accepted(kind.name, entity_id, changes, self._adopt(kind.name, entity_id))
 
@@ -189,6 +215,60 @@ class Catalog:
             if isinstance(result, Accepted):
                 adopted += [(result.entity_kind, result.entity_id), *result.adopted]
         return tuple(adopted)
+
+    def repetition_of(self, key: bytes, timestamp_ms: int) -> LogRecord | None:
+        """What to publish after a refused record of this key: its last valid one, once more.
+
+        Its timestamp is to be the refused record's, so that a stream's clock is not moved. None
+        where there is none, and for the kinds that nothing depends on for long: a close that
+        was released has happened, a credit that was ordered is in the journal.
+        """
+        parsed = parse_key(key)
+        if isinstance(parsed, Refused):
+            return None
+        kind, entity_id = parsed
+        version: Version[Any] | None = self.fx.get(entity_id) if kind.name == "fx" else None
+        history: History[Any] | None = self._histories.get(kind.name, {}).get(entity_id)
+        if history is not None and history.deleted:
+            repeated = Repeated(history.last_offset, self.end_offset)
+            return LogRecord(CATALOG, 0, -1, timestamp_ms, key, None, repeated.headers)
+        if history is not None:
+            version = history.last()
+        if version is None:
+            return None
+        # Its effective time would else be that of the repetition.
+        entity = msgspec.structs.replace(version.entity, effective_ms=version.effective_ms)
+        repeated = Repeated(version.offset, self.end_offset)
+        value = to_record(entity)[1]
+        return LogRecord(CATALOG, 0, -1, timestamp_ms, key, value, repeated.headers)
+
+    def _meet_repetition(
+        self, kind: str, entity_id: str, repeated: Repeated
+    ) -> Accepted | Refused | None:
+        """What a repetition is to this reader; None: it takes it over in place of all it knows.
+
+        It knows better where it has taken a record over that the repeating one had not read: then
+        the repetition is refused, and repeated over in its turn. It knows the same where the
+        repeated record is the last that it took over. Otherwise it has taken over what others had
+        refused, or not seen what they saw.
+        """
+        last_offset = self._last_offset(kind, entity_id)
+        if last_offset >= repeated.read_to:
+            return Refused("overtaken", "", "a record of this key came before its repetition")
+        return Accepted(kind, entity_id, ()) if last_offset == repeated.offset else None
+
+    def _last_offset(self, kind: str, entity_id: str) -> int:
+        """Of the last record of an entity that was taken over; -1 where none was."""
+        if kind == "fx":
+            return self.fx[entity_id].offset if entity_id in self.fx else -1
+        history: History[Any] | None = self._histories.get(kind, {}).get(entity_id)
+        return -1 if history is None else history.last_offset
+
+    def _forget(self, kind: str, entity_id: str) -> None:
+        """What was known of an entity was not so."""
+        self._histories.get(kind, {}).pop(entity_id, None)
+        if kind == "account":
+            self._zones.pop(entity_id, None)
 
     def prune(self, before_ms: int) -> None:
         """Drop history that no event from this time on can need."""
@@ -202,8 +282,9 @@ class Catalog:
         """Put an accepted entity in its place; returns what it replaces."""
         if isinstance(entity, FxRates):
             old = self.fx.get(entity_id)
-            self.fx[entity_id] = self._last_fx_read = entity
-            return old
+            self.fx[entity_id] = Version(effective_ms, offset, entity)
+            self._last_fx_read = entity
+            return None if old is None else old.entity
         if isinstance(entity, DayClose):
             day = from_iso(entity.day)
             self.forced_close_day = max(day, self.forced_close_day or day)
@@ -216,14 +297,16 @@ class Catalog:
         history: History[Any] | None = self._histories[kind].get(entity_id)
         if history is None or history.deleted:
             self._histories[kind][entity_id] = History(
-                [Version(effective_ms, offset, entity)], effective_ms
+                [Version(effective_ms, offset, entity)], effective_ms, last_offset=offset
             )
             return None
         replaced: Entity = history.at(effective_ms)
         history.insert(Version(effective_ms, offset, entity))
         return replaced
 
-    def _delete(self, kind: str, entity_id: str, record: LogRecord) -> Accepted | Refused:
+    def _delete(
+        self, kind: str, entity_id: str, record: LogRecord, repeated: Repeated | None
+    ) -> Accepted | Refused:
         """A deletion takes an entity out of the catalog at once."""
         for waiting in self._orphans.values():
             waiting[:] = [orphan for orphan in waiting if orphan.key != record.key]
@@ -235,6 +318,8 @@ class Catalog:
             history = self._histories[kind].get(entity_id)
             if history is not None:
                 history.deleted = True
+                history.last_offset = record.offset if repeated is None else repeated.offset
+                history.binds = history.binds and repeated is None
         self.revision += 1
         name = f"{kind}:{entity_id}"
         change = Change(name, "deleted", "false", "true", "", record.timestamp_ms, record.offset)
@@ -271,7 +356,8 @@ class Catalog:
         day; None where no rate was ever read.
         """
         day = effective_ms // MS_PER_DAY
-        known = [fx for fx in self.fx.values() if currency in fx.usd_per_unit]
+        read = (version.entity for version in self.fx.values())
+        known = [fx for fx in read if currency in fx.usd_per_unit]
         past = [fx for fx in known if from_iso(fx.fx_day) <= day]
         if past:
             chosen = max(past, key=lambda fx: date.fromisoformat(fx.fx_day))
@@ -347,7 +433,7 @@ def _check_parent(catalog: Catalog, entity: Entity, _: int) -> Refused | None:
 def _check_fixed(reason: str, *fields: str) -> _Check:
     def check(catalog: Catalog, entity: Entity, _: int) -> Refused | None:
         past = catalog.past_of(entity)
-        if past is None:
+        if past is None or not past.binds:
             return None
         for name in fields:
             before, now = getattr(past.latest, name, None), getattr(entity, name, None)
@@ -421,18 +507,24 @@ def _check_credit(catalog: Catalog, entity: Entity, _: int) -> Refused | None:
     return None
 
 
+_check_currency_fixed = _check_fixed("currency_changed", "country", "currency")
+_check_budget_type_fixed = _check_fixed("budget_type_changed", "budget_type")
+
 _CHECKS: tuple[_Check, ...] = (
     _check_currency,
     _check_time_zone,
     _check_parent,
     _check_parent_fixed,
-    _check_fixed("currency_changed", "country", "currency"),
-    _check_fixed("budget_type_changed", "budget_type"),
+    _check_currency_fixed,
+    _check_budget_type_fixed,
     _check_strategy,
     _check_dates,
     _check_bids,
     _check_credit,
 )
+_AGAINST_THE_PAST = (_check_parent_fixed, _check_currency_fixed, _check_budget_type_fixed)
+_CHECKS_OF_A_REPETITION = tuple(check for check in _CHECKS if check not in _AGAINST_THE_PAST)
+"""It says what the entity's past is."""
 
 
 def _changes(

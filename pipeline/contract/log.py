@@ -20,6 +20,7 @@ class LogRecord:
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 class LogUnavailable(Exception):

@@ -67,7 +67,9 @@ class KafkaLogReader:
     async def fetch(self, timeout_ms: int) -> list[LogRecord]:
         fetched = await self._consumer.getmany(timeout_ms=timeout_ms)
         return [
-            LogRecord(tp.topic, tp.partition, r.offset, r.timestamp, r.key, r.value)
+            LogRecord(
+                tp.topic, tp.partition, r.offset, r.timestamp, r.key, r.value, tuple(r.headers)
+            )
             for tp, records in fetched.items()
             for r in records
         ]

@@ -1,7 +1,8 @@
 """What goes out after a journal record counts: signals, rejects, and strays sent home.
 
 Everything here may be sent again: signals are versioned levels, a reject's key names its source
-record, and a stray that arrives twice is a `duplicate` there.
+record, a stray that arrives twice is a `duplicate` there, and a repeated record of the catalog is
+passed over.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from pipeline.billing.decide import Outcome
 from pipeline.billing.decode import Decoder, Fault
 from pipeline.contract.events import Event
+from pipeline.contract.log import LogRecord
 from pipeline.contract.partitioning import partition_of
 from pipeline.contract.rejects import Reject, to_base64
 from pipeline.contract.signals import Signal, encode_signal
 from pipeline.contract.vocabulary import (
+    CATALOG,
     DISPOSITIONS,
     EVENT_TOPICS,
     FUTURE,
@@ -60,7 +63,11 @@ class Outbox:
         self._partitions = partitions
 
     async def send(
-        self, signals: Iterable[Signal], originals: Iterable[Original], refusals: Iterable[Reject]
+        self,
+        signals: Iterable[Signal],
+        originals: Iterable[Original],
+        refusals: Iterable[Reject] = (),
+        repetitions: Iterable[LogRecord] = (),
     ) -> None:
         """Send all of it; returns when every send is acknowledged."""
         sends = [await self._send_signal(signal) for signal in signals]
@@ -70,6 +77,7 @@ class Outbox:
             else:
                 sends.append(await self._send_reject(reject_of(original)))
         sends += [await self._send_reject(reject) for reject in refusals]
+        sends += [await self._repeat(record) for record in repetitions]
         if sends:
             await asyncio.gather(*sends)
 
@@ -80,6 +88,16 @@ class Outbox:
     async def _send_reject(self, reject: Reject) -> Any:
         key = reject.message_key.encode()
         return await self._producer.send(REJECTS, msgspec.json.encode(reject), key=key)
+
+    async def _repeat(self, record: LogRecord) -> Any:
+        """Publish a record of the catalog once more. The partition is the topic's only one."""
+        return await self._producer.send(
+            CATALOG,
+            record.value,
+            key=record.key,
+            timestamp_ms=record.timestamp_ms,
+            headers=list(record.headers),
+        )
 
     async def _send_home(self, original: Original) -> Any:
         """Republish a stray unchanged, timestamp included, in its campaign's partition."""

@@ -14,7 +14,7 @@ let happen in addition are not known to anybody, and so are not in the figures.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import msgspec
@@ -101,14 +101,7 @@ class Replay:
             fields = self._change.catalog.get((record.key or b"").decode(errors="replace"))
             if fields and record.value is not None:
                 value = msgspec.json.encode(msgspec.json.decode(record.value) | dict(fields))
-                record = LogRecord(
-                    record.topic,
-                    record.partition,
-                    record.offset,
-                    record.timestamp_ms,
-                    record.key,
-                    value,
-                )
+                record = replace(record, value=value)
             self.engine.apply_catalog(record, now_ms)
 
     def fold(self, header: Header, events: pl.DataFrame) -> None:

@@ -497,7 +497,7 @@ class Worker:
         )
         signals = [signal for unsent in owned.unsent for signal in unsent.signals]
         standing = list(owned.state.standing.values())
-        await self._writer.outbox.send([*signals, *standing], originals, [])
+        await self._writer.outbox.send([*signals, *standing], originals)
         owned.unsent.clear()
 
     # -- the loop -----------------------------------------------------------------------------

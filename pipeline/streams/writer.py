@@ -15,6 +15,8 @@ from pipeline import failpoints
 from pipeline.billing.decide import Outcome
 from pipeline.billing.journal import NEWEST, Header, encode_events, seal
 from pipeline.billing.posting import Draft, ShardEvents
+from pipeline.contract.catalog import Catalog
+from pipeline.contract.log import LogRecord
 from pipeline.contract.rejects import Reject
 from pipeline.contract.vocabulary import JOURNAL
 from pipeline.streams.engine import Engine, Turn
@@ -38,6 +40,8 @@ class Entry:
     body: bytes
     originals: list[Original]
     refusals: list[Reject]
+    repetitions: list[LogRecord]
+    """Of catalog records that must not go down with refused ones."""
 
 
 def prepare(
@@ -83,13 +87,22 @@ def _entry(
         pacing=draft.notes or msgspec.UNSET,
     )
     originals = originals_of(outcome, draft.rows)
-    return Entry(draft.shard, header, encode_events(events.columns), originals, refusals)
+    repetitions = _repetitions(engine.catalog, refusals)
+    body = encode_events(events.columns)
+    return Entry(draft.shard, header, body, originals, refusals, repetitions)
+
+
+def _repetitions(catalog: Catalog, refusals: list[Reject]) -> list[LogRecord]:
+    """The last valid record of every key that a record was refused of, to be published again."""
+    refused_ms = {refusal.key_bytes or b"": refusal.timestamp_ms for refusal in refusals}
+    found = (catalog.repetition_of(key, at_ms) for key, at_ms in refused_ms.items())
+    return [record for record in found if record is not None]
 
 
 def checkpoint_entry(engine: Engine, shard: int, packed: bytes, now_ms: int) -> Entry:
     """An entry without events that carries the shard's state over retention."""
     header = _header(engine, shard, now_ms, checkpoint=packed)
-    return Entry(shard, header, b"", [], [])
+    return Entry(shard, header, b"", [], [], [])
 
 
 def _header(engine: Engine, shard: int, now_ms: int, **parts: Any) -> Header:
@@ -174,7 +187,7 @@ class JournalWriter:
         chain.extend(where.offset, header)
         state.catalog_end = header.catalog_end
         self.bytes_written += len(value)
-        await self.outbox.send(header.signals, entry.originals, entry.refusals)
+        await self.outbox.send(header.signals, entry.originals, entry.refusals, entry.repetitions)
         failpoints.reach("signals_sent")
         state.outbox_through = where.offset
 

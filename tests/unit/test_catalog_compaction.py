@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from pipeline.billing.ids import hash_text
 from pipeline.contract.catalog import Accepted, Catalog, Refused
+from pipeline.contract.catalog_repeats import Repeated
 from pipeline.contract.log import LogRecord
+from pipeline.streams.engine import Engine
+from tests.property.worlds import make_engine
 
 ACCOUNT = {"account_id": "a", "country": "US", "currency": "USD"}
 CAMPAIGN = {"campaign_id": "c", "account_id": "a", "objective": "traffic"}
@@ -52,3 +59,36 @@ def test_a_child_that_was_deleted_while_it_waited_does_not_come_back() -> None:
     assert isinstance(parent, Accepted)
     assert parent.adopted == ()
     assert "c" not in catalog.campaigns
+
+
+def test_an_ad_is_found_under_the_parents_that_it_turned_out_to_have() -> None:
+    """What was refused for its parent, and is taken over by who begins behind the valid record, is
+    put right by the repetition of that."""
+    engine = make_engine()
+    pin = {"promoted_pin_id": "p", "ad_group_id": "g", "status": "active", "review": "approved"}
+    other = CAMPAIGN | {"campaign_id": "d"}
+    records = [
+        record(0, "account:a", ACCOUNT),
+        record(1, "campaign:c", CAMPAIGN),
+        record(2, "campaign:d", other),
+        record(8, "ad_group:g", GROUP | {"campaign_id": "d"}),  # of c in record 3, compacted away
+        record(9, "promoted_pin:p", pin),
+    ]
+    for one in records:
+        engine.apply_catalog(one, 0)
+    assert ads_found(engine) == {"d"}
+    repetition = replace(record(10, "ad_group:g", GROUP), headers=Repeated(3, 10).headers)
+    assert isinstance(engine.apply_catalog(repetition, 0), Accepted)
+    assert ads_found(engine) == {"c"}
+    assert engine.terms.ad(int(find(engine, "c"))).campaign_id == "c"
+
+
+def find(engine: Engine, campaign_id: str) -> int:
+    key = np.array([hash_text(campaign_id, "g", "p")], np.uint64)
+    return int(engine.terms.find_ads(key)[0])
+
+
+def ads_found(engine: Engine) -> set[str]:
+    """The campaigns under which the pin is found and alive."""
+    rows = {campaign_id: find(engine, campaign_id) for campaign_id in ("c", "d")}
+    return {name for name, row in rows.items() if row >= 0 and engine.terms.pin.alive[row]}
