@@ -44,5 +44,6 @@ GRANT SELECT ON reporting.* TO pins_views;
 ALTER TABLE reporting.dashboard_daily MODIFY SQL SECURITY DEFINER DEFINER = pins_views;
 ALTER TABLE reporting.open_days MODIFY SQL SECURITY DEFINER DEFINER = pins_views;
 ALTER TABLE reporting.daily_adjusted MODIFY SQL SECURITY DEFINER DEFINER = pins_views;
+ALTER TABLE reporting.live_rows MODIFY SQL SECURITY DEFINER DEFINER = pins_views;
 ALTER TABLE reporting.live_figures MODIFY SQL SECURITY DEFINER DEFINER = pins_views;
 ALTER TABLE reporting.live MODIFY SQL SECURITY DEFINER DEFINER = pins_views;

@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +17,9 @@ from rich.progress import track
 from rich.table import Table
 
 from pipeline.cli import wiring
-from pipeline.contract.catalog import Catalog, Refused
-from pipeline.contract.catalog_entities import DayClose, record_of_line, to_record
+from pipeline.cli.catalog_topic import publish, read_catalog, record_of, refusal_of
+from pipeline.contract.catalog import Catalog
+from pipeline.contract.catalog_entities import DayClose, record_of_line
 from pipeline.contract.days import calendar, from_iso
 from pipeline.contract.log import LogRecord
 from pipeline.contract.partitioning import partition_of
@@ -62,30 +62,6 @@ def now_by_clock_ms(settings: Settings) -> int:
 # -- the catalog ------------------------------------------------------------------------------
 
 
-async def read_catalog(settings: Settings) -> Catalog:
-    """The catalog as its topic has it now."""
-    catalog = Catalog()
-    reader = KafkaLogReader(CATALOG, settings.kafka_client_options())
-    try:
-        await reader.start()
-        end = (await reader.end_offsets())[0]
-        while await reader.position(0) < end:
-            for record in await reader.fetch(timeout_ms=500):
-                catalog.apply(record)
-    finally:
-        await reader.stop()
-    return catalog
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """One valid line of a catalog file, as a record."""
-
-    key: bytes
-    value: bytes | None
-    timestamp_ms: int
-
-
 def _lines(paths: list[Path]) -> Iterator[tuple[str, bytes]]:
     for path in paths:
         try:
@@ -99,7 +75,7 @@ def _lines(paths: list[Path]) -> Iterator[tuple[str, bytes]]:
 
 def check_lines(
     catalog: Catalog, paths: list[Path], timestamp_ms: int | None
-) -> tuple[list[_Line], list[str]]:
+) -> tuple[list[LogRecord], list[str]]:
     """The valid lines as records, and what is wrong with the others; applied to the catalog."""
     valid, wrong = [], []
     for where, line in _lines(paths):
@@ -110,13 +86,10 @@ def check_lines(
             continue
         stamp_ms = _timestamp_ms(value) if timestamp_ms is None else timestamp_ms
         record = LogRecord(CATALOG, 0, catalog.end_offset, stamp_ms, key, value)
-        result = catalog.apply(record)
-        if isinstance(result, Refused):
-            wrong.append(
-                f"{where}: {key.decode()}: {result.reason}: {result.field} {result.detail}"
-            )
+        if refusal := refusal_of(catalog, record):
+            wrong.append(f"{where}: {key.decode()}: {refusal}")
         else:
-            valid.append(_Line(key, value, stamp_ms))
+            valid.append(record)
     return valid, wrong
 
 
@@ -141,16 +114,7 @@ async def _load(settings: Settings, paths: list[Path], at_ms: int | None, skip: 
             f"{len(wrong)} of {len(valid) + len(wrong)} lines are not valid; nothing was "
             "published. Correct them, or pass --skip-invalid to publish the others."
         )
-    producer = AIOKafkaProducer(**settings.kafka_client_options(), acks="all", linger_ms=5)
-    await producer.start()
-    try:
-        sends = [
-            await producer.send(CATALOG, line.value, key=line.key, timestamp_ms=line.timestamp_ms)
-            for line in track(valid, "Publishing", console=err, transient=True)
-        ]
-        await asyncio.gather(*sends)
-    finally:
-        await producer.stop()
+    await publish(settings, track(valid, "Publishing", console=err, transient=True))
     return len(valid)
 
 
@@ -219,13 +183,7 @@ async def publish_day_close(settings: Settings, day: str, *, without_grace: bool
         stamp_ms = end_ms + (0 if without_grace else settings.day_grace_minutes * 60_000)
     elif stamp_ms < end_ms:
         raise CommandError(f"{day} is not over yet in every account's time zone; wait until it is")
-    key, value = to_record(DayClose(day=day))
-    producer = AIOKafkaProducer(**settings.kafka_client_options(), acks="all")
-    await producer.start()
-    try:
-        await producer.send_and_wait(CATALOG, value, key=key, timestamp_ms=stamp_ms)
-    finally:
-        await producer.stop()
+    await publish(settings, [record_of(catalog, DayClose(day=day), stamp_ms)])
 
 
 async def close_day(

@@ -10,7 +10,6 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
-from aiokafka import AIOKafkaProducer
 from rich.table import Table
 
 from pipeline.cli import wiring
@@ -21,14 +20,11 @@ from pipeline.cli.admin import (
     err,
     now_by_clock_ms,
     out,
-    read_catalog,
 )
-from pipeline.contract.catalog import Catalog, Refused
-from pipeline.contract.catalog_entities import to_record
+from pipeline.cli.catalog_topic import publish, read_catalog, record_of, refusal_of
+from pipeline.contract.catalog import Catalog
 from pipeline.contract.edits import AmountEdit, Edit, Edited, EditError, GroupSelection, How, edited
 from pipeline.contract.log import LogRecord
-from pipeline.contract.vocabulary import CATALOG
-from pipeline.settings import Settings
 
 
 class NewStatus(StrEnum):
@@ -64,30 +60,17 @@ def parse_amount(text: str | None, ceiling_micros: int | None, what: str) -> Amo
         ) from error
 
 
-def check_edits(catalog: Catalog, edits: Sequence[Edited], timestamp_ms: int) -> list[str]:
-    """What the catalog would refuse of the edits, in words; applies the others to it."""
-    refused = []
+def check_edits(
+    catalog: Catalog, edits: Sequence[Edited], timestamp_ms: int
+) -> tuple[list[LogRecord], list[str]]:
+    """The records of the edits, and what the catalog would refuse of them, in words."""
+    records, refused = [], []
     for one in edits:
-        key, value = to_record(one.new)
-        record = LogRecord(CATALOG, 0, catalog.end_offset, timestamp_ms, key, value)
-        result = catalog.apply(record)
-        if isinstance(result, Refused):
-            refused.append(f"{key.decode()}: {result.reason}: {result.field} {result.detail}")
-    return refused
-
-
-async def publish_edits(settings: Settings, edits: Sequence[Edited], timestamp_ms: int) -> None:
-    """Publish the ad groups as edited."""
-    producer = AIOKafkaProducer(**settings.kafka_client_options(), acks="all", linger_ms=5)
-    await producer.start()
-    try:
-        sends = []
-        for one in edits:
-            key, value = to_record(one.new)
-            sends.append(await producer.send(CATALOG, value, key=key, timestamp_ms=timestamp_ms))
-        await asyncio.gather(*sends)
-    finally:
-        await producer.stop()
+        record = record_of(catalog, one.new, timestamp_ms)
+        if refusal := refusal_of(catalog, record):
+            refused.append(f"ad_group:{one.new.ad_group_id}: {refusal}")
+        records.append(record)
+    return records, refused
 
 
 def _edits_dict(edits: Sequence[Edited], *, published: bool) -> dict[str, Any]:
@@ -158,11 +141,11 @@ def register(catalog_app: typer.Typer) -> None:
         if unknown:
             raise CommandError(f"no ad group to edit: {', '.join(sorted(unknown))}")
         edits = edited(groups, edit, by, at_ms)
-        refused = check_edits(catalog, edits, min(at_ms, now_ms))
+        records, refused = check_edits(catalog, edits, min(at_ms, now_ms))
         for text in refused:
             err.print(text, style="red", markup=False, highlight=False)
         if yes and not refused:
-            asyncio.run(publish_edits(settings, edits, min(at_ms, now_ms)))
+            asyncio.run(publish(settings, records))
         if as_json:
             print(json.dumps(_edits_dict(edits, published=yes and not refused)))
         else:

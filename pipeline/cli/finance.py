@@ -16,7 +16,6 @@ from typing import Annotated, Any
 
 import pyarrow.parquet as pq
 import typer
-from aiokafka import AIOKafkaProducer
 from rich.table import Table
 
 from pipeline.cli import wiring
@@ -27,17 +26,14 @@ from pipeline.cli.admin import (
     err,
     now_by_clock_ms,
     out,
-    read_catalog,
 )
-from pipeline.contract.catalog import Catalog, Refused
-from pipeline.contract.catalog_entities import Credit, to_record
-from pipeline.contract.log import LogRecord
+from pipeline.cli.catalog_topic import publish, read_catalog, record_of, refusal_of
+from pipeline.contract.catalog import Catalog
+from pipeline.contract.catalog_entities import Credit
 from pipeline.contract.money import units
-from pipeline.contract.vocabulary import CATALOG
 from pipeline.reporting.clickhouse import Store
 from pipeline.reporting.corrections import Correctable, Selection, find_charged
 from pipeline.reporting.statements import ACCOUNT_LINE, Line, read_statement, to_table
-from pipeline.settings import Settings
 
 
 class StatementFormat(StrEnum):
@@ -166,27 +162,11 @@ def plan_credits(
             plan.not_charged[event_id] = "was charged 0"
             continue
         credit = one.credit(reason, by)
-        key, value = to_record(credit)
-        checked = catalog.apply(LogRecord(CATALOG, 0, catalog.end_offset, 0, key, value))
-        if isinstance(checked, Refused):
-            plan.not_charged[event_id] = f"{checked.reason}: {checked.field} {checked.detail}"
+        if refusal := refusal_of(catalog, record_of(catalog, credit, 0)):
+            plan.not_charged[event_id] = refusal
         else:
             plan.to_post.append(credit)
     return plan
-
-
-async def publish_credits(settings: Settings, credits: Sequence[Credit], timestamp_ms: int) -> None:
-    """Order the credits, by records with this Kafka timestamp."""
-    producer = AIOKafkaProducer(**settings.kafka_client_options(), acks="all", linger_ms=5)
-    await producer.start()
-    try:
-        sends = []
-        for credit in credits:
-            key, value = to_record(credit)
-            sends.append(await producer.send(CATALOG, value, key=key, timestamp_ms=timestamp_ms))
-        await asyncio.gather(*sends)
-    finally:
-        await producer.stop()
 
 
 def _plan_dict(plan: CreditPlan, *, posted: bool) -> dict[str, Any]:
@@ -277,7 +257,8 @@ def register(app: typer.Typer) -> None:
         plan = plan_credits(catalog, charged, ids or [], reason, by)
         if post:
             now_ms = now_by_clock_ms(settings)
-            asyncio.run(publish_credits(settings, plan.to_post, now_ms))
+            records = [record_of(catalog, credit, now_ms) for credit in plan.to_post]
+            asyncio.run(publish(settings, records))
         if as_json:
             print(json.dumps(_plan_dict(plan, posted=post)))
         else:

@@ -20,8 +20,8 @@ from pipeline.cli.admin import (
     err,
     now_by_clock_ms,
     out,
-    read_catalog,
 )
+from pipeline.cli.catalog_topic import read_catalog
 from pipeline.contract.money import units
 from pipeline.contract.vocabulary import EVENT_TOPICS, JOURNAL
 from pipeline.reporting.audit import Audit, audit_journal

@@ -27,20 +27,33 @@ _COLUMNS: Final = [
     "spend_nanos",
     "free_nanos",
 ]
-# The rows' own columns are named row_*, so that a plain name is a sum. A campaign is charged by one
-# thing alone, so what was charged by clicks, say, is the spend of the rows with charged clicks.
+# The rows' own columns are named row_*, so that a plain name is a sum.
 _ROW_COLUMNS: Final = ", ".join(f"{name} AS row_{name}" for name in _COLUMNS)
+_COUNTED_BY: Final = {
+    "cpc": "charged_clicks",
+    "cpm": "charged_impressions",
+    "cpe": "charged_engagements",
+}
+# A campaign is charged by one thing alone, so what was charged by clicks, say, is on a closed day
+# the spend of the rows with charged clicks. A row of an open day says what it was charged by.
+_SPEND_BY_BASIS: Final = {
+    False: "".join(
+        f", if({counted} > 0, spend_nanos, 0) AS row_{basis}_nanos"
+        for basis, counted in _COUNTED_BY.items()
+    ),
+    True: "".join(
+        f", if(basis = '{basis}', spend_nanos, 0) AS row_{basis}_nanos" for basis in _COUNTED_BY
+    ),
+}
+"""By whether the day is open."""
 _SUMS: Final = (
     ",\n".join(f"    sum(row_{name}) AS {name}" for name in _COLUMNS)
     + """,
     clicks + closeups + saves AS engagements,
     if(impressions = 0, 0, clicks / impressions) AS ctr,
-    intDiv(sumIf(row_spend_nanos, row_charged_clicks > 0), greatest(charged_clicks, 1))
-        AS cpc_nanos,
-    intDiv(sumIf(row_spend_nanos, row_charged_impressions > 0) * 1000,
-           greatest(charged_impressions, 1)) AS cpm_nanos,
-    intDiv(sumIf(row_spend_nanos, row_charged_engagements > 0), greatest(charged_engagements, 1))
-        AS cpe_nanos"""
+    intDiv(sum(row_cpc_nanos), greatest(charged_clicks, 1)) AS cpc_nanos,
+    intDiv(sum(row_cpm_nanos) * 1000, greatest(charged_impressions, 1)) AS cpm_nanos,
+    intDiv(sum(row_cpe_nanos), greatest(charged_engagements, 1)) AS cpe_nanos"""
 )
 
 _RECENT: Final = "posting_day >= (SELECT max(posting_day) FROM billing.events) - 1"
@@ -72,9 +85,10 @@ def _rows(view: View, *, live: bool) -> tuple[str, dict[str, Any]]:
         conditions.append(f"positionCaseInsensitiveUTF8({view.ids[-1]}, {{text:String}}) > 0")
         parameters["text"] = view.text
     ids = ", ".join((*view.ids, "currency"))
-    table = "reporting.live" if live else "reporting.daily"
+    columns = _ROW_COLUMNS + _SPEND_BY_BASIS[live]
+    table = "reporting.live_rows" if live else "reporting.daily"
     where = " AND ".join(conditions)
-    return f"SELECT {ids}, {_ROW_COLUMNS} FROM {table} WHERE {where}", parameters
+    return f"SELECT {ids}, {columns} FROM {table} WHERE {where}", parameters
 
 
 def figures(view: View, *, live: bool, every_row: bool = False) -> Query:
@@ -109,7 +123,7 @@ def last_closed_day() -> Query:
 def live_days() -> Query:
     """The days with provisional figures, the latest first, and how far these go."""
     return Query(
-        "SELECT billing_day, max(as_of_ms) AS as_of_ms FROM reporting.live "
+        "SELECT billing_day, max(decided_at_ms) AS as_of_ms FROM reporting.live_rows "
         "GROUP BY billing_day ORDER BY billing_day DESC"
     )
 

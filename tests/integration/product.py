@@ -329,6 +329,26 @@ class Running:
     def query(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
         return query(self.clickhouse, sql, **parameters)
 
+    def assert_each_charged_once(self, ads: Sequence[Ad], unique: int, nanos: int) -> None:
+        """Of these ads' so many different clicks, every tenth of which was sent twice, each is in
+        the tables and charged once, with so many nanos; and the books balance."""
+        self.settle()
+        [found] = self.query(
+            "SELECT count() AS rows, uniqExact(event_id) AS ids, sum(amount_nanos) AS nanos, "
+            "countIf(disposition = 'charged') AS charged, "
+            "countIf(disposition = 'duplicate') AS duplicates FROM billing.events "
+            "WHERE campaign_id IN {campaigns:Array(String)}",
+            campaigns=str([ad.campaign_id for ad in ads]),
+        )
+        assert found == {
+            "rows": unique + unique // 10,
+            "ids": unique,
+            "nanos": unique * nanos,
+            "charged": unique,
+            "duplicates": unique // 10,
+        }
+        self.assert_reconciled()
+
     def settle(self) -> None:
         """Wait until every offset of the event topics has its row, strays sent home included."""
 

@@ -14,7 +14,7 @@ from pipeline.reporting import schema
 from pipeline.reporting.clickhouse import Store
 from pipeline.reporting.explain import Sources, explain_ad_group
 from pipeline.reporting.rows import CountedRecord, pacing_rows, to_arrow
-from tests.unit.test_journal_pacing import header
+from tests.headers import a_header
 
 DAY = "2026-03-02"
 
@@ -47,7 +47,7 @@ def catalog() -> Catalog:
 
 
 def rows_of(*notes: PacingNote) -> list[CountedRecord]:
-    sealed = header(pacing=list(notes))
+    sealed = a_header(pacing=list(notes))
     return [CountedRecord(0, 7, sealed, None)]  # type: ignore[arg-type]
 
 

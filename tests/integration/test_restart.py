@@ -86,23 +86,7 @@ class Load:
         self._thread.join()
         if self._failure is not None:
             raise self._failure
-        self._product.settle()
-        unique = self._chunks * self._each
-        [found] = self._product.query(
-            "SELECT count() AS rows, uniqExact(event_id) AS ids, sum(amount_nanos) AS nanos, "
-            "countIf(disposition = 'charged') AS charged, "
-            "countIf(disposition = 'duplicate') AS duplicates FROM billing.events "
-            "WHERE campaign_id IN {campaigns:Array(String)}",
-            campaigns=str([ad.campaign_id for ad in self._ads]),
-        )
-        assert found == {
-            "rows": unique + unique // 10,
-            "ids": unique,
-            "nanos": unique * UNIT,
-            "charged": unique,
-            "duplicates": unique // 10,
-        }
-        self._product.assert_reconciled()
+        self._product.assert_each_charged_once(self._ads, self._chunks * self._each, UNIT)
 
 
 def kill_part(product: Product, part: str) -> None:

@@ -114,5 +114,5 @@ def test_an_edit_that_the_catalog_would_refuse_is_said_before() -> None:
     known = catalog()
     groups = list(GroupSelection(campaign_id="d").of(known))
     low = edited(groups, Edit(bid=AmountEdit("set", micros=99_999)), "ana", 77)
-    [refusal] = check_edits(known, low, 77)
+    _, [refusal] = check_edits(known, low, 77)
     assert refusal.startswith("ad_group:g4: bid_too_low: bid_micros 99999 is under the minimum")

@@ -57,7 +57,7 @@ FROM reporting.pacing
 WHERE kind = 'exhaustion' AND realised_at_ms = 0
 GROUP BY entity, billing_day;
 
--- As before (0004_finance.sql), with when the ad group's budget is predicted to have run out; 0 where
+-- The provisional figures, with when the ad group's budget is predicted to have run out; 0 where
 -- nothing says that it will on that day. ifNull: for clients that ask for join_use_nulls.
 CREATE OR REPLACE VIEW reporting.live ${on_cluster} AS
 SELECT
