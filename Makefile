@@ -79,7 +79,7 @@ screenshots: setup  ## docs/screenshots, by the dashboard's tests (needs chromiu
 audit:  ## known vulnerabilities in what is installed (asks a vulnerability service)
 	@test -x .venv-lock/bin/pip-audit || { $(PYTHON) -m venv .venv-lock; \
 	  .venv-lock/bin/python -m pip install --quiet pip-audit==2.10.1; }
-	@.venv-lock/bin/pip-audit --require-hashes --disable-pip --requirement requirements.lock
+	@$(PYTHON) .ci/audit.py $(AUDIT_FLAGS) .venv-lock/bin/pip-audit requirements.lock
 
 lock:  ## resolve pyproject.toml anew into requirements.lock
 	@test -x .venv-lock/bin/uv || $(PYTHON) -m venv .venv-lock

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 from urllib.error import URLError
@@ -28,7 +28,7 @@ from pipeline.embedded.kafka import bundled_java
 from pipeline.reporting import schema
 from pipeline.reporting.clickhouse import Store, StoreError
 from pipeline.settings import Settings, misspelt_variables
-from pipeline.streams.topics import differences, find_topics
+from pipeline.streams.topics import FoundTopic, differences, find_topics
 
 EXIT_UNWELL = 1
 LEAST_FREE_BYTES = 1_000_000_000
@@ -167,20 +167,32 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
         yield Finding("topics", "fail", "; ".join(wrong), fix)
     if not missing and not wrong:
         yield Finding("topics", "ok", f"{len(specs)} topics, as the contract needs them")
-    stamped = [
-        topic
-        for topic in EVENT_TOPICS
-        if topic in found and found[topic].config.get("message.timestamp.type") != "LogAppendTime"
-    ]
-    if stamped and settings.clock == "wall" and not _is_embedded(settings):
-        fix = "set message.timestamp.type=LogAppendTime: an event's age is then the broker's word"
-        yield Finding("time stamps", "warn", f"{', '.join(stamped)}: producers date records", fix)
+    if settings.clock == "wall" and not _is_embedded(settings):
+        yield _time_stamps(found, settings.acceptance_horizon_days)
     wanted = settings.kafka_replication_factor
     thin = [name for name, topic in found.items() if topic.replicas < wanted]
     if thin:
         fix = "reassign their partitions with Kafka's own tools"
         says = f"{', '.join(thin)} with fewer than {wanted} replicas"
         yield Finding("replication", "fail", says, fix)
+
+
+def _time_stamps(found: Mapping[str, FoundTopic], horizon_days: int) -> Finding:
+    """Who dates the events' records, and what that means for those that are sent again."""
+    by_producers = [
+        topic
+        for topic in EVENT_TOPICS
+        if topic in found and found[topic].config.get("message.timestamp.type") != "LogAppendTime"
+    ]
+    if by_producers:
+        fix = "set message.timestamp.type=LogAppendTime: an event's age is then the broker's word"
+        says = f"{', '.join(by_producers)}: producers date records"
+        return Finding("time stamps", "warn", says, fix)
+    says = (
+        "the broker dates events' records, and anew those of `pipeline redrive`, which is so in "
+        f"vain for events older than {horizon_days} days"
+    )
+    return Finding("time stamps", "ok", says)
 
 
 # -- ClickHouse -------------------------------------------------------------------------------

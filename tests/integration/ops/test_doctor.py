@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 from pathlib import Path
 
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from pipeline.contract.vocabulary import EVENT_TOPICS
 from pipeline.embedded import ports
 from pipeline.streams.topics import FoundTopic, TopicSpec, differences
 
@@ -53,6 +58,46 @@ def test_what_does_not_answer_is_named_with_what_to_do(tmp_path: Path, running: 
         assert found[what]["fix"]
     assert found["settings"]["fix"] == "did you mean PIPELINE_PARTITIONS?"
     assert "secret" not in done.stdout + done.stderr
+
+
+def test_who_dates_events_is_told_with_what_follows(running: Running) -> None:
+    # By another name than 127.0.0.1 it is production to doctor, which wants LogAppendTime.
+    bootstrap = json.loads((running.data / "endpoints.json").read_text())["kafka_bootstrap"]
+    environment = running.environment | {
+        "PIPELINE_CLOCK": "wall",
+        "PIPELINE_KAFKA_BOOTSTRAP": bootstrap.replace("127.0.0.1", "localhost"),
+        "PIPELINE_CLICKHOUSE_DSN": running.clickhouse,
+    }
+
+    def found() -> dict[str, str]:
+        return findings(pipeline("doctor", "--json", environment=environment))["time stamps"]
+
+    by_producers = found()
+    assert by_producers["state"] == "warn"
+    assert "ads.impressions, ads.clicks, ads.engagements" in by_producers["says"]
+    assert "LogAppendTime" in by_producers["fix"]
+    set_timestamp_type(bootstrap, "LogAppendTime")
+    try:
+        by_broker = found()
+    finally:
+        set_timestamp_type(bootstrap, "CreateTime")
+    assert by_broker["state"] == "ok"
+    assert "in vain for events older than 7 days" in by_broker["says"]
+
+
+def set_timestamp_type(bootstrap: str, wanted: str) -> None:
+    async def alter() -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+        await admin.start()
+        try:
+            config = {"message.timestamp.type": wanted}
+            await admin.alter_configs(
+                [ConfigResource(ConfigResourceType.TOPIC, topic, config) for topic in EVENT_TOPICS]
+            )
+        finally:
+            await admin.close()
+
+    asyncio.run(alter())
 
 
 def test_only_what_is_less_than_needed_differs() -> None:
