@@ -216,12 +216,13 @@ class Catalog:
                 adopted += [(result.entity_kind, result.entity_id), *result.adopted]
         return tuple(adopted)
 
-    def repetition_of(self, key: bytes, timestamp_ms: int) -> LogRecord | None:
+    def repetition_of(self, key: bytes, offset: int, timestamp_ms: int) -> LogRecord | None:
         """What to publish after a refused record of this key: its last valid one, once more.
 
-        Its timestamp is to be the refused record's, so that a stream's clock is not moved. None
-        where there is none, and for the kinds that nothing depends on for long: a close that
-        was released has happened, a credit that was ordered is in the journal.
+        Offset and timestamp are the refused record's; the repetition has that timestamp, so that a
+        stream's clock is not moved. None where there is no valid one, where the record has been
+        taken over since (it had waited for its parent), and for the kinds that nothing depends on
+        for long: a close that was released has happened, an ordered credit is in the journal.
         """
         parsed = parse_key(key)
         if isinstance(parsed, Refused):
@@ -234,7 +235,7 @@ class Catalog:
             return LogRecord(CATALOG, 0, -1, timestamp_ms, key, None, repeated.headers)
         if history is not None:
             version = history.last()
-        if version is None:
+        if version is None or version.offset == offset:
             return None
         # Its effective time would else be that of the repetition.
         entity = msgspec.structs.replace(version.entity, effective_ms=version.effective_ms)

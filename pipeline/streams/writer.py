@@ -94,8 +94,8 @@ def _entry(
 
 def _repetitions(catalog: Catalog, refusals: list[Reject]) -> list[LogRecord]:
     """The last valid record of every key that a record was refused of, to be published again."""
-    refused_ms = {refusal.key_bytes or b"": refusal.timestamp_ms for refusal in refusals}
-    found = (catalog.repetition_of(key, at_ms) for key, at_ms in refused_ms.items())
+    last = {refusal.key_bytes or b"": refusal for refusal in refusals}
+    found = (catalog.repetition_of(key, one.offset, one.timestamp_ms) for key, one in last.items())
     return [record for record in found if record is not None]
 
 

@@ -89,7 +89,9 @@ class Log:
             if isinstance(self.owner.apply(record), Refused):
                 self.refused.append(record)
         for record in self.refused:
-            repetition = self.owner.repetition_of(record.key or b"", record.timestamp_ms)
+            repetition = self.owner.repetition_of(
+                record.key or b"", record.offset, record.timestamp_ms
+            )
             if repetition is not None:
                 self.waiting.append(repetition)
         self.refused.clear()

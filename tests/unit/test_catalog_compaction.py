@@ -92,3 +92,12 @@ def ads_found(engine: Engine) -> set[str]:
     """The campaigns under which the pin is found and alive."""
     rows = {campaign_id: find(engine, campaign_id) for campaign_id in ("c", "d")}
     return {name for name, row in rows.items() if row >= 0 and engine.terms.pin.alive[row]}
+
+
+def test_what_has_waited_for_its_parent_is_not_repeated() -> None:
+    catalog = Catalog()
+    catalog.apply(record(1, "campaign:c", CAMPAIGN))
+    catalog.apply(record(3, "account:a", ACCOUNT))
+    assert catalog.repetition_of(b"campaign:c", 1, 0) is None
+    catalog.apply(record(4, "campaign:c", CAMPAIGN | {"objective": "fame"}))
+    assert catalog.repetition_of(b"campaign:c", 4, 0) is not None
