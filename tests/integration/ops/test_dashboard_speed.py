@@ -16,7 +16,7 @@ from pipeline.reporting.clickhouse import Store
 ADS = 100_000
 DAY = date(2026, 3, 2)
 TODAY = date(2026, 3, 3)
-EVENTS_TODAY = 1_000_000
+EVENTS_TODAY = 400_000
 TRIES = 5
 NAMES = (
     "toString(intDiv(number, 1000)) AS account_id, toString(intDiv(number, 100)) AS campaign_id, "
