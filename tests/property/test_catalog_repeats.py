@@ -13,16 +13,8 @@ from hypothesis import strategies as st
 from pipeline.contract.catalog import Accepted, Catalog, Refused, Version
 from pipeline.contract.log import LogRecord
 from pipeline.contract.vocabulary import CATALOG
+from tests.unit.test_catalog_compaction import ACCOUNT, CAMPAIGN, GROUP
 
-ACCOUNT = {"account_id": "a", "country": "US", "currency": "USD"}
-CAMPAIGN = {"campaign_id": "c", "account_id": "a", "objective": "traffic"}
-GROUP = {
-    "ad_group_id": "g",
-    "campaign_id": "c",
-    "budget_type": "daily",
-    "budget_micros": 10_000_000,
-    "bid_micros": 500_000,
-}
 PIN = {"promoted_pin_id": "p", "ad_group_id": "g", "status": "active", "review": "approved"}
 FX = {"fx_day": "2026-03-01", "usd_per_unit": {"EUR": "1.1"}}
 OTHERS = [
