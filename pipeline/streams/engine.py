@@ -31,10 +31,11 @@ from pipeline.contract.vocabulary import (
     CAMPAIGN_DAILY,
     CAMPAIGN_LIFETIME,
     LIMITS,
+    NO_LIMIT,
     OVER_BUDGET,
 )
 from pipeline.pacing.lag import lag_signals
-from pipeline.pacing.serving import LimitUse, PlainLimits, Standing
+from pipeline.pacing.serving import LIMIT_REACHED, LimitUse, PlainLimits, Standing
 from pipeline.pacing.serving import Policy as PacingPolicy
 from pipeline.streams.observing import facts_of, seen_of, today_of
 
@@ -242,7 +243,12 @@ class Engine:
             return
         self._next_close_ms.pop(shard.shard, None)
         closed, blocks = posting.close_days(
-            shard, self.terms, now_ms, read_through_ms, self.settings.grace_ms
+            shard,
+            self.balances.blocks,
+            self.terms,
+            now_ms,
+            read_through_ms,
+            self.settings.grace_ms,
         )
         draft.closed = {zone: iso(day) for zone, day in closed.items()}
         draft.blocks += [posting.named_block(self.terms, block) for block in blocks]
@@ -290,16 +296,31 @@ class Engine:
                 drafts[number].signals.append(signal)
 
     def _worth_review(self, level: str, rows: Rows, now_ms: int) -> list[int]:
-        """Of these rows, those that are stopped or have a limit reached: no other can change."""
+        """Of these rows, those that are stopped or have a limit reached: no other can change.
+
+        Nor can what is stopped for the very limit that is reached, as everybody's who goes on
+        clicking on what has spent its budget.
+        """
         if len(rows) == 0:
             return []
-        reached = np.zeros(len(rows), dtype=np.bool_)
-        for bounds, spend in self._limits_of(level, rows, now_ms):
+        lifetime, daily = _LIMITS_OF[level]
+        limits = zip((lifetime, daily), self._limits_of(level, rows, now_ms), strict=True)
+        stopping = np.full(len(rows), NO_LIMIT, dtype=np.int64)
+        near = np.zeros(len(rows), dtype=np.bool_)
+        for limit, (bounds, spend) in limits:
             reserve = self._pacing.reserve(level, rows, now_ms, bounds)
-            reached |= (spend >= bounds) | ((reserve > 0) & (spend >= bounds - reserve))
-        found: list[int] = rows[reached].tolist()
-        stopped = [row for row in rows[~reached].tolist() if (level, row) in self._stopped]
-        return sorted(found + stopped)
+            stopping[(spend >= bounds) & (stopping == NO_LIMIT)] = limit
+            near |= (reserve > 0) & (spend >= bounds - reserve)
+        found = []
+        for row, limit, is_near in zip(
+            rows.tolist(), stopping.tolist(), near.tolist(), strict=True
+        ):
+            if limit == NO_LIMIT:
+                if is_near or (level, row) in self._stopped:
+                    found.append(row)
+            elif not self._stopped.holds_for(level, row, LIMITS[limit], now_ms):
+                found.append(row)
+        return found
 
     def _limits_of(self, level: str, rows: Rows, now_ms: int) -> list[tuple[Rows, Rows]]:
         """The bounds of the lifetime and of the daily limit, each with what is spent of it."""
@@ -376,13 +397,21 @@ class _Stopped:
     def __init__(self, without_throttles: bool) -> None:
         self._without_throttles = without_throttles
         self._resume_at_ms: dict[tuple[str, int], int] = {}
+        self._limit: dict[tuple[str, int], str] = {}
+        """The reached limit that the entity is paused for, where it is one."""
         self._next_ms = READ_TO_THE_END
 
     def __contains__(self, entity: tuple[str, int]) -> bool:
         return entity in self._resume_at_ms
 
+    def holds_for(self, level: str, row: int, limit: str, now_ms: int) -> bool:
+        """Whether the entity is paused because it has reached this limit, and still is today."""
+        paused = self._limit.get((level, row), "") == limit
+        return paused and now_ms < self._resume_at_ms[level, row]
+
     def note(self, level: str, row: int, signal: Signal) -> None:
         """Take over an entity's last signal."""
+        self._limit.pop((level, row), None)
         throttled = signal.action == "throttle" and self._without_throttles
         if signal.action == "resume" or throttled:
             self._resume_at_ms.pop((level, row), None)
@@ -390,11 +419,14 @@ class _Stopped:
         never = READ_TO_THE_END
         resume_at_ms = never if signal.resume_at_ms is None else signal.resume_at_ms
         self._resume_at_ms[level, row] = resume_at_ms
+        for_limit = signal.action == "pause" and signal.reason == LIMIT_REACHED
+        self._limit[level, row] = signal.limit if for_limit else ""
         self._next_ms = min(self._next_ms, resume_at_ms)
 
     def forget(self, level: str, rows: Iterable[int]) -> None:
         for row in rows:
             self._resume_at_ms.pop((level, row), None)
+            self._limit.pop((level, row), None)
 
     def is_due(self, now_ms: int) -> bool:
         """Whether a daily limit of somebody has freed up."""

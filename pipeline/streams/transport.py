@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, Protocol
 
 import aiokafka
@@ -28,7 +29,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
 from pipeline import failpoints
-from pipeline.billing.batch import Chunk
+from pipeline.billing.batch import Chunk, Int64s
 from pipeline.contract.vocabulary import EVENT_TOPICS
 
 SCHEME = "chunk"
@@ -103,13 +104,24 @@ class _ChunkRecords(fetcher.PartitionRecords):  # type: ignore[misc]
             shard=partition,
             start=start,
             end=self.next_fetch_offset,
-            offsets=np.array([record.offset for record in records], dtype=np.int64),
-            timestamps_ms=np.array([record.timestamp for record in records], dtype=np.int64),
+            offsets=_offsets(records),
+            timestamps_ms=np.fromiter(map(_TIMESTAMP, records), np.int64, len(records)),
             values=[record.value for record in records],
             keys=[record.key for record in records],
             headers={r.offset: tuple(r.headers) for r in records if r.headers},
         )
         return ConsumerRecord(topic, partition, chunk.end - 1, 0, 0, None, chunk, None, 0, 0, ())
+
+
+_OFFSET = attrgetter("offset")
+_TIMESTAMP = attrgetter("timestamp")
+
+
+def _offsets(records: list[Any]) -> Int64s:
+    """The records' offsets, which rise, and have gaps where transactions were."""
+    if records and records[-1].offset - records[0].offset == len(records) - 1:
+        return np.arange(records[0].offset, records[-1].offset + 1)
+    return np.fromiter(map(_OFFSET, records), np.int64, len(records))
 
 
 def _partition_records(*args: Any) -> Any:
