@@ -92,10 +92,11 @@ class Batch:
     """Of the campaign, ad group and pin together, as `Terms.find_ads` takes them."""
     user_keys: ids.Keys
     impression_keys: ids.Keys
-    event_row: Int64s
-    """The row of `events` that has the row's texts: those are not moved, few are needed."""
-    events: pl.DataFrame
-    """Columns of EVENT_COLUMNS, in the order in which the messages came."""
+    came_as: Int64s
+    """The row of `as_they_came`."""
+    as_they_came: pl.DataFrame
+    """Columns of EVENT_COLUMNS in the order of the messages: texts are not moved, for few are
+    needed. Read them by `texts`."""
     chunks: tuple[Chunk, ...]
     ranges: dict[int, dict[str, tuple[int, int]]]
     """Shard -> topic -> the source offsets that the batch takes: from, up to but not including."""
@@ -105,7 +106,7 @@ class Batch:
 
     def texts(self, rows: Int64s, *columns: str) -> pl.DataFrame:
         """These columns of the events in these rows."""
-        return self.events.select(columns)[self.event_row[rows]]
+        return self.as_they_came.select(columns)[self.came_as[rows]]
 
     def original(self, row: int) -> tuple[bytes | None, bytes | None]:
         """The record's key and value as they came."""
@@ -157,8 +158,8 @@ class Assembler:
             ad_keys=ids.keys_of(numbers, "ad")[order],
             user_keys=ids.keys_of(numbers, "user")[order],
             impression_keys=ids.keys_of(numbers, "impression")[order],
-            event_row=order,
-            events=decoded.events,
+            came_as=order,
+            as_they_came=decoded.events,
             chunks=taken,
             ranges=ranges,
         )
@@ -265,5 +266,5 @@ _NUMBERS = [
     "price_micros",
 ]
 _ROW_COLUMNS = tuple(
-    field.name for field in fields(Batch) if field.name not in ("events", "chunks", "ranges")
+    field.name for field in fields(Batch) if field.name not in ("as_they_came", "chunks", "ranges")
 )
