@@ -215,12 +215,25 @@ def _rule_unknown(outcome: Outcome, terms: Terms) -> None:
 def _rule_duplicate(outcome: Outcome, shards: Mapping[int, Shard]) -> None:
     """Rule 5: seen before, or earlier in this batch by the same shard."""
     rows = _undecided(outcome)
+    keys = outcome.id_keys[rows]
     batch_shards = outcome.batch.shard[rows]
-    for shard in np.unique(batch_shards).tolist():
-        here = rows[batch_shards == shard]
-        keys = outcome.id_keys[here]
-        _, first = ids.first_occurrences(keys)
-        outcome.disposition[here[~first | shards[shard].ids.contains(keys)]] = DUPLICATE
+    _, first = ids.first_occurrences(_within_shards(keys, batch_shards))
+    outcome.disposition[rows[~first]] = DUPLICATE
+    for shard in _distinct(batch_shards):
+        here = np.flatnonzero(batch_shards == shard)
+        seen = shards[shard].ids.contains(keys[here])
+        outcome.disposition[rows[here[seen]]] = DUPLICATE
+
+
+def _within_shards(keys: ids.Keys, shards: npt.NDArray[np.int32]) -> ids.Keys:
+    """Keys that are equal where both the key and the shard are."""
+    return ids.join_keys(keys[:, 0] ^ shards.astype(np.uint64), keys[:, 1])
+
+
+def _distinct(codes: npt.NDArray[np.int32]) -> list[int]:
+    """The different values among small numbers, none of them negative."""
+    found: list[int] = np.flatnonzero(np.bincount(codes)).tolist()
+    return found
 
 
 def _rule_serving(outcome: Outcome, terms: Terms) -> Int64s:
@@ -262,7 +275,7 @@ def _assign_days(outcome: Outcome, shards: Mapping[int, Shard], terms: Terms) ->
     days = np.empty(len(rows), dtype=np.int64)
     closed = np.full((max(shards) + 1, len(terms.zones)), -1, dtype=np.int64)
     today = np.zeros(len(terms.zones), dtype=np.int64)
-    for zone in np.unique(zones).tolist():
+    for zone in _distinct(zones):
         calendar = terms.zones[zone]
         here = zones == zone
         days[here] = calendar.days_of(outcome.event_time_ms[rows[here]])
@@ -297,7 +310,7 @@ def _rule_repeat(outcome: Outcome, shards: Mapping[int, Shard]) -> Rows:
         return rows
     _fill_unique_keys(outcome, keyed)
     batch_shards = outcome.batch.shard[keyed]
-    for shard in np.unique(batch_shards).tolist():
+    for shard in _distinct(batch_shards):
         here = keyed[batch_shards == shard]
         seen = shards[shard].unique.contains(outcome.unique_keys[here])
         _mark_repeat(outcome, here[seen])
@@ -402,8 +415,7 @@ def _repeat_groups(outcome: Outcome, rows: Rows) -> tuple[Int64s, Mask]:
     keyed = np.flatnonzero(outcome.basis[rows] != CPM)
     if len(keyed):
         at = rows[keyed]
-        keys = outcome.unique_keys[at]
-        keys[:, 0] ^= outcome.batch.shard[at].astype(np.uint64)
+        keys = _within_shards(outcome.unique_keys[at], outcome.batch.shard[at])
         groups[keyed], first[keyed] = ids.first_occurrences(keys)
     return groups, first
 
