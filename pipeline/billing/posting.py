@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from pipeline.contract.vocabulary import CHARGED, CPM, NOT_SERVING, UNKNOWN
 
 Rows = npt.NDArray[np.int64]
 
+_ACCOUNT_ID = attrgetter("account_id")
 FIRST_CLOSE_MS = 1
 NO_CLOSE_MS = 2**62
 
@@ -143,7 +145,7 @@ def shard_events(outcome: Outcome, drafts: Mapping[int, Draft], terms: Terms) ->
     found = []
     start = 0
     for draft, of_shard in zip(drafts.values(), ads, strict=True):
-        named = {ad.account_id for ad in of_shard if ad.account_id}
+        named = {*map(_ACCOUNT_ID, of_shard)} - {""}
         accounts = {account_id: account_terms(terms, account_id) for account_id in named}
         found.append(ShardEvents(columns.slice(start, len(draft.rows)), of_shard, accounts))
         start += len(draft.rows)
@@ -210,14 +212,12 @@ def _ad_codes(
     draft_of = np.repeat(np.arange(len(drafts)), [len(draft.rows) for draft in drafts])
     unique, inverse = np.unique(draft_of * span + codes + len(strangers), return_inverse=True)
     starts = np.searchsorted(unique, np.arange(len(drafts) + 1) * span)
-    named_strangers = list(strangers)
-    ads = [
-        [
-            terms.ad(code) if code >= 0 else Ad("", *named_strangers[-1 - code])
-            for code in (unique[start:end] % span - len(strangers)).tolist()
-        ]
-        for start, end in pairwise(starts.tolist())
-    ]
+    foreign = [Ad("", *named) for named in strangers]
+    ads = []
+    for start, end in pairwise(starts.tolist()):
+        numbers = unique[start:end] % span - len(strangers)
+        known = int(np.searchsorted(numbers, 0))
+        ads.append([foreign[-1 - n] for n in numbers[:known].tolist()] + terms.ads(numbers[known:]))
     return (inverse - starts[draft_of]).astype(np.uint32), ads
 
 

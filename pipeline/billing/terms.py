@@ -41,6 +41,8 @@ _COLUMNS: dict[str, dict[str, tuple[type, int]]] = {
         "serves": (np.bool_, 0),
         "since_ms": (np.int64, 0),
         "group": (np.int32, 0),
+        "is_named": (np.bool_, 0),
+        "ad": (np.object_, None),
     },
     "group": {
         "alive": (np.bool_, 0),
@@ -139,7 +141,6 @@ class Terms:
         self.limits_changed: set[tuple[str, int]] = set()
         """(level, row) whose limits changed since someone last cleared this set."""
         self._pin_rows: dict[str, int] = {}
-        self._ads_by_row: list[Ad | None] = []
         self._calendar_rows: dict[Calendar, int] = {}
         self._pending: list[tuple[int, str, str]] = []
         self._awaited: set[tuple[int, str, str]] = set()
@@ -272,7 +273,6 @@ class Terms:
         if row is None:
             row = self._pin_rows[promoted_pin_id] = len(self.pin_ids)
             self.pin_ids.append(promoted_pin_id)
-            self._ads_by_row.append(None)
             self.pin.reserve(row + 1)
             group = self.catalog.ad_groups[latest.ad_group_id].latest
             self._ads.add(hash_text(group.campaign_id, latest.ad_group_id, promoted_pin_id), row)
@@ -296,19 +296,20 @@ class Terms:
         """
         return self._ads.find(keys)
 
-    def ad(self, pin_row: int) -> Ad:
-        """The journal's name of a known ad."""
-        known = self._ads_by_row[pin_row]
-        if known is None:
-            group = int(self.pin.group[pin_row])
+    def ads(self, pin_rows: Rows) -> list[Ad]:
+        """The journal's names of known ads."""
+        for row in pin_rows[~self.pin.is_named[pin_rows]].tolist():
+            group = int(self.pin.group[row])
             campaign = int(self.group.campaign[group])
-            known = self._ads_by_row[pin_row] = Ad(
+            self.pin.is_named[row] = True
+            self.pin.ad[row] = Ad(
                 self.account_ids.text(int(self.campaign.account[campaign])),
                 self.campaign_ids.text(campaign),
                 self.group_ids.text(group),
-                self.pin_ids[pin_row],
+                self.pin_ids[row],
             )
-        return known
+        found: list[Ad] = self.pin.ad[pin_rows].tolist()
+        return found
 
     # -- one at a time ------------------------------------------------------------------------
 

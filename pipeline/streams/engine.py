@@ -7,7 +7,7 @@ order; everything that a turn did in one shard is one draft. Time is what it is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,7 @@ from pipeline.streams.observing import facts_of, seen_of, today_of
 READ_TO_THE_END = 2**62
 
 Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 _LIMITS_OF: dict[str, tuple[int, int]] = {
     "ad_group": (AD_GROUP_LIFETIME, AD_GROUP_DAILY),
@@ -100,8 +101,8 @@ class Engine:
         if self.shards.pop(shard, None) is not None:
             fold.release(shard, self.balances, self.terms)
             groups, campaigns = self.terms.rows_of_shard(shard)
-            self._stopped.forget("ad_group", groups.tolist())
-            self._stopped.forget("campaign", campaigns.tolist())
+            self._stopped.forget("ad_group", groups)
+            self._stopped.forget("campaign", campaigns)
             self._pacing.forget(groups, campaigns)
         self._credits.look_again(shard)
         self._next_close_ms.pop(shard, None)
@@ -311,15 +312,10 @@ class Engine:
             reserve = self._pacing.reserve(level, rows, now_ms, bounds)
             stopping[(spend >= bounds) & (stopping == NO_LIMIT)] = limit
             near |= (reserve > 0) & (spend >= bounds - reserve)
-        found = []
-        for row, limit, is_near in zip(
-            rows.tolist(), stopping.tolist(), near.tolist(), strict=True
-        ):
-            if limit == NO_LIMIT:
-                if is_near or (level, row) in self._stopped:
-                    found.append(row)
-            elif not self._stopped.holds_for(level, row, LIMITS[limit], now_ms):
-                found.append(row)
+        held = self._stopped.held(level, rows, stopping, now_ms)
+        reached = (stopping != NO_LIMIT) & ~held
+        others = (stopping == NO_LIMIT) & (near | self._stopped.mask(level, rows))
+        found: list[int] = rows[reached | others].tolist()
         return found
 
     def _limits_of(self, level: str, rows: Rows, now_ms: int) -> list[tuple[Rows, Rows]]:
@@ -396,37 +392,43 @@ class _Stopped:
 
     def __init__(self, without_throttles: bool) -> None:
         self._without_throttles = without_throttles
-        self._resume_at_ms: dict[tuple[str, int], int] = {}
-        self._limit: dict[tuple[str, int], str] = {}
-        """The reached limit that the entity is paused for, where it is one."""
+        self._resume_at_ms = {level: np.zeros(16, dtype=np.int64) for level in _LIMITS_OF}
+        """By row; 0 where it is plainly serving."""
+        self._limit = {level: np.zeros(16, dtype=np.uint8) for level in _LIMITS_OF}
+        """By row: the reached limit that it is paused for, where it is one."""
         self._next_ms = READ_TO_THE_END
 
-    def __contains__(self, entity: tuple[str, int]) -> bool:
-        return entity in self._resume_at_ms
+    def mask(self, level: str, rows: Rows) -> Mask:
+        """Which of these rows are not plainly serving."""
+        self._reserve(level, rows)
+        stopped: Mask = self._resume_at_ms[level][rows] > 0
+        return stopped
 
-    def holds_for(self, level: str, row: int, limit: str, now_ms: int) -> bool:
-        """Whether the entity is paused because it has reached this limit, and still is today."""
-        paused = self._limit.get((level, row), "") == limit
-        return paused and now_ms < self._resume_at_ms[level, row]
+    def held(self, level: str, rows: Rows, limits: Rows, now_ms: int) -> Mask:
+        """Which of them are paused because they have reached this limit, and still are today."""
+        self._reserve(level, rows)
+        paused = self._limit[level][rows] == limits
+        still: Mask = paused & (limits != NO_LIMIT) & (now_ms < self._resume_at_ms[level][rows])
+        return still
 
     def note(self, level: str, row: int, signal: Signal) -> None:
         """Take over an entity's last signal."""
-        self._limit.pop((level, row), None)
+        self._reserve(level, np.array([row]))
         throttled = signal.action == "throttle" and self._without_throttles
         if signal.action == "resume" or throttled:
-            self._resume_at_ms.pop((level, row), None)
+            self.forget(level, np.array([row]))
             return
         never = READ_TO_THE_END
         resume_at_ms = never if signal.resume_at_ms is None else signal.resume_at_ms
-        self._resume_at_ms[level, row] = resume_at_ms
+        self._resume_at_ms[level][row] = resume_at_ms
         for_limit = signal.action == "pause" and signal.reason == LIMIT_REACHED
-        self._limit[level, row] = signal.limit if for_limit else ""
+        self._limit[level][row] = LIMITS.index(signal.limit) if for_limit else NO_LIMIT
         self._next_ms = min(self._next_ms, resume_at_ms)
 
-    def forget(self, level: str, rows: Iterable[int]) -> None:
-        for row in rows:
-            self._resume_at_ms.pop((level, row), None)
-            self._limit.pop((level, row), None)
+    def forget(self, level: str, rows: Rows) -> None:
+        self._reserve(level, rows)
+        self._resume_at_ms[level][rows] = 0
+        self._limit[level][rows] = NO_LIMIT
 
     def is_due(self, now_ms: int) -> bool:
         """Whether a daily limit of somebody has freed up."""
@@ -434,12 +436,24 @@ class _Stopped:
 
     def resume_due(self, now_ms: int) -> set[tuple[str, int]]:
         """The entities whose daily limit has freed up."""
+        due: set[tuple[str, int]] = set()
         if not self.is_due(now_ms):
-            return set()
-        due = {entity for entity, at_ms in self._resume_at_ms.items() if at_ms <= now_ms}
-        later = (at_ms for at_ms in self._resume_at_ms.values() if at_ms > now_ms)
-        self._next_ms = min(later, default=READ_TO_THE_END)
+            return due
+        self._next_ms = READ_TO_THE_END
+        for level, times in self._resume_at_ms.items():
+            rows = np.flatnonzero((times > 0) & (times <= now_ms))
+            due |= {(level, row) for row in rows.tolist()}
+            later = times[times > now_ms]
+            self._next_ms = min(self._next_ms, int(later.min(initial=READ_TO_THE_END)))
         return due
+
+    def _reserve(self, level: str, rows: Rows) -> None:
+        size = int(rows.max(initial=0)) + 1
+        for columns in (self._resume_at_ms, self._limit):
+            known = columns[level]
+            if size > len(known):
+                more = np.zeros(max(size, 2 * len(known)) - len(known), dtype=known.dtype)
+                columns[level] = np.concatenate((known, more))
 
 
 def _day_ends(calendar: Calendar, after_ms: int, up_to_ms: int) -> list[int]:
