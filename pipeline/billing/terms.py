@@ -35,13 +35,12 @@ UNLIMITED = np.iinfo(np.int64).max
 ALWAYS = np.iinfo(np.int64).min
 NEVER_ENDS = np.iinfo(np.int64).max
 
-_COLUMNS: dict[str, dict[str, tuple[type, int]]] = {
+_COLUMNS: dict[str, dict[str, tuple[type, Any]]] = {
     "pin": {
         "alive": (np.bool_, 0),
         "serves": (np.bool_, 0),
         "since_ms": (np.int64, 0),
         "group": (np.int32, 0),
-        "is_named": (np.bool_, 0),
         "ad": (np.object_, None),
     },
     "group": {
@@ -275,7 +274,11 @@ class Terms:
             self.pin_ids.append(promoted_pin_id)
             self.pin.reserve(row + 1)
             group = self.catalog.ad_groups[latest.ad_group_id].latest
-            self._ads.add(hash_text(group.campaign_id, latest.ad_group_id, promoted_pin_id), row)
+            ad_ids = (group.campaign_id, latest.ad_group_id, promoted_pin_id)
+            self._ads.add(hash_text(*ad_ids), row)
+            self.pin.ad[row] = Ad(
+                self.catalog.campaigns[group.campaign_id].latest.account_id, *ad_ids
+            )
             self.pin.group[row] = self.group_row(latest.ad_group_id)
         self.pin.alive[row] = True
         self.pin.serves[row] = latest.status == "active" and latest.review == "approved"
@@ -298,16 +301,6 @@ class Terms:
 
     def ads(self, pin_rows: Rows) -> list[Ad]:
         """The journal's names of known ads."""
-        for row in pin_rows[~self.pin.is_named[pin_rows]].tolist():
-            group = int(self.pin.group[row])
-            campaign = int(self.group.campaign[group])
-            self.pin.is_named[row] = True
-            self.pin.ad[row] = Ad(
-                self.account_ids.text(int(self.campaign.account[campaign])),
-                self.campaign_ids.text(campaign),
-                self.group_ids.text(group),
-                self.pin_ids[row],
-            )
         found: list[Ad] = self.pin.ad[pin_rows].tolist()
         return found
 
