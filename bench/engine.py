@@ -15,6 +15,7 @@ from pipeline.contract.log import LogRecord
 from pipeline.contract.partitioning import partition_of
 from pipeline.contract.vocabulary import CATALOG, EVENT_TOPICS
 from pipeline.streams.engine import Engine, EngineSettings
+from pipeline.streams.memory import tune_memory
 from pipeline.streams.writer import prepare
 
 EVENTS_A_TURN = 20_000
@@ -24,6 +25,7 @@ _GRACE_MS = 2 * 3_600_000
 
 def make_engine(partitions: int, catalog: Iterable[tuple[bytes, bytes]], created_ms: int) -> Engine:
     """An engine that owns all shards and knows this catalog. Raises `ValueError` on a bad one."""
+    tune_memory()  # as a worker does
     policy = Policy(acceptance_horizon_days=7, user_hash_key=b"a key of 16 bytes")
     engine = Engine(EngineSettings(partitions, policy, _GRACE_MS))
     for shard in range(partitions):

@@ -8,17 +8,27 @@ partition (so offset order holds within each), then impressions, clicks, engagem
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from pipeline.billing import ids
 from pipeline.billing.decode import EVENT_COLUMNS, Decoded, Decoder, decode_proven
-from pipeline.contract.vocabulary import ENGAGEMENTS, EVENT_TOPICS
+from pipeline.billing.terms import AD_COLUMNS
+from pipeline.contract.vocabulary import (
+    CLICK,
+    ENGAGEMENTS,
+    EVENT_TOPICS,
+    IMPRESSION,
+    KINDS,
+    PLACEMENTS,
+)
 
 Int64s = npt.NDArray[np.int64]
+Codes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 
@@ -72,15 +82,31 @@ class Batch:
     """Position in `chunks` of the chunk that the row is from."""
     position: npt.NDArray[np.int32]
     """Position of the row within its chunk."""
-    events: pl.DataFrame
-    """Columns of EVENT_COLUMNS."""
     malformed: Mask
+    kind: Codes
+    placement: Codes
+    event_time_ms: Int64s
+    price_micros: Int64s
+    event_keys: ids.Keys
+    ad_keys: ids.Keys
+    """Of the campaign, ad group and pin together, as `Terms.find_ads` takes them."""
+    user_keys: ids.Keys
+    impression_keys: ids.Keys
+    came_as: Int64s
+    """The row of `as_they_came`."""
+    as_they_came: pl.DataFrame
+    """Columns of EVENT_COLUMNS in the order of the messages: texts are not moved, for few are
+    needed. Read them by `texts`."""
     chunks: tuple[Chunk, ...]
     ranges: dict[int, dict[str, tuple[int, int]]]
     """Shard -> topic -> the source offsets that the batch takes: from, up to but not including."""
 
     def __len__(self) -> int:
         return len(self.offset)
+
+    def texts(self, rows: Int64s, *columns: str) -> pl.DataFrame:
+        """These columns of the events in these rows."""
+        return self.as_they_came.select(columns)[self.came_as[rows]]
 
     def original(self, row: int) -> tuple[bytes | None, bytes | None]:
         """The record's key and value as they came."""
@@ -106,6 +132,8 @@ class Assembler:
         taken = tuple(sorted(chunks, key=lambda chunk: chunk.source))
         sizes = [len(chunk.values) for chunk in taken]
         decoded = self._decode(taken)
+        numbers = decoded.events.select(_NUMBERS)
+        source = np.repeat([chunk.source for chunk in taken], sizes).astype(np.uint8)
         order_ms = self._order_ms(taken)
         order = np.argsort(order_ms, kind="stable")
         ranges: dict[int, dict[str, tuple[int, int]]] = {}
@@ -114,15 +142,24 @@ class Assembler:
             topic = EVENT_TOPICS[chunk.source]
             topics[topic] = (topics.get(topic, (chunk.start, 0))[0], chunk.end)
         return Batch(
-            source=np.repeat([chunk.source for chunk in taken], sizes).astype(np.uint8)[order],
+            source=source[order],
             shard=np.repeat([chunk.shard for chunk in taken], sizes).astype(np.int32)[order],
             offset=_joined([chunk.offsets for chunk in taken])[order],
             record_ms=_joined([chunk.timestamps_ms for chunk in taken])[order],
             order_ms=order_ms[order],
             chunk=np.repeat(np.arange(len(taken)), sizes).astype(np.int32)[order],
             position=_joined([np.arange(size) for size in sizes]).astype(np.int32)[order],
-            events=decoded.events[order],
             malformed=decoded.malformed[order],
+            kind=_kinds(source, decoded.malformed, numbers["kind"].to_numpy())[order],
+            placement=numbers["placement"].to_numpy()[order],
+            event_time_ms=numbers["event_time_ms"].to_numpy()[order],
+            price_micros=numbers["price_micros"].to_numpy()[order],
+            event_keys=ids.keys_of(numbers, "event")[order],
+            ad_keys=ids.keys_of(numbers, "ad")[order],
+            user_keys=ids.keys_of(numbers, "user")[order],
+            impression_keys=ids.keys_of(numbers, "impression")[order],
+            came_as=order,
+            as_they_came=decoded.events,
             chunks=taken,
             ranges=ranges,
         )
@@ -198,20 +235,36 @@ def _part(
             if until > begin:
                 ranges.setdefault(shard, {})[topic] = (begin, until)
                 done[shard, topic] = until
-    return Batch(
-        source=batch.source[rows],
-        shard=batch.shard[rows],
-        offset=batch.offset[rows],
-        record_ms=batch.record_ms[rows],
-        order_ms=batch.order_ms[rows],
-        chunk=batch.chunk[rows],
-        position=batch.position[rows],
-        events=batch.events[rows],
-        malformed=batch.malformed[rows],
-        chunks=batch.chunks,
-        ranges=ranges,
-    )
+    columns = {name: getattr(batch, name)[rows] for name in _ROW_COLUMNS}
+    return replace(batch, ranges=ranges, **columns)
 
 
 def _joined(columns: Sequence[Int64s]) -> Int64s:
     return np.concatenate(columns) if columns else np.empty(0, np.int64)
+
+
+def _kinds(source: Codes, malformed: Mask, engagement: Codes) -> Codes:
+    """The kind of each event: its topic's own, or what the engagement says."""
+    of_topic = np.array([IMPRESSION, CLICK, 0], dtype=np.uint8)[source]
+    of_topic[malformed] = 0
+    return np.maximum(of_topic, engagement)
+
+
+def _code(column: str, names: tuple[str, ...]) -> pl.Expr:
+    """Positions of the texts among the names; a null is the first."""
+    return pl.col(column).cast(pl.Enum(names)).to_physical().fill_null(0).cast(pl.UInt8)
+
+
+_NUMBERS = [
+    *ids.hash_exprs("event", "event_id"),
+    *ids.hash_exprs("ad", *AD_COLUMNS),
+    *ids.hash_exprs("user", "user_id"),
+    *ids.hash_exprs("impression", "impression_id"),
+    _code("placement", PLACEMENTS),
+    _code("kind", KINDS),
+    "event_time_ms",
+    "price_micros",
+]
+_ROW_COLUMNS = tuple(
+    field.name for field in fields(Batch) if field.name not in ("as_they_came", "chunks", "ranges")
+)

@@ -1,7 +1,8 @@
 """The state that the journal folds to: balances, open CPM blocks, remembered ids, closed days.
 
-Balances are columns over the rows of `Terms` (dense ad group and campaign numbers), shared by all
-shards that a worker owns: a campaign belongs to one shard, so no two shards touch the same row.
+Balances and blocks are columns over the rows of `Terms` (dense ad group and campaign numbers),
+shared by all shards that a worker owns: a campaign belongs to one shard, so no two shards touch the
+same row.
 Everything else is per shard. Live decisions and the fold of the journal change the books through
 the same few methods, so a recovered state is the state that was.
 """
@@ -9,7 +10,7 @@ the same few methods, so a recovered state is the state that was.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +73,10 @@ class Balance:
         self.reserve(int(rows.max()) + 1)
         np.add.at(self._nanos, rows, nanos)
 
+    def put(self, row: int, nanos: int) -> None:
+        self.reserve(row + 1)
+        self._nanos[row] = nanos
+
     def clear(self, rows: Rows) -> None:
         self._nanos[rows[rows < len(self._nanos)]] = 0
 
@@ -80,12 +85,13 @@ class Balance:
 
 
 class Balances:
-    """All four kinds of balance: lifetime by row, daily by billing day and row."""
+    """All four kinds of balance: lifetime by row, daily by billing day and row; and CPM blocks."""
 
     def __init__(self, days_kept: int) -> None:
         self._days_kept = max(days_kept, _MIN_DAYS_KEPT)
         self._lifetime = {AD_GROUP_LIFETIME: Balance(), CAMPAIGN_LIFETIME: Balance()}
         self._daily: dict[int, dict[int, Balance]] = {AD_GROUP_DAILY: {}, CAMPAIGN_DAILY: {}}
+        self.blocks = Blocks()
 
     def get(self, limit: int, day: int) -> Balance:
         """The balances to read for a limit; `day` (days since the epoch) counts for daily ones."""
@@ -123,48 +129,101 @@ class Balances:
 
 
 class Blocks:
-    """Open CPM blocks of one shard: charged impressions not yet posted as a charge."""
+    """Open CPM blocks: charged impressions not yet posted as a charge, never CPM_BLOCK of them."""
 
     def __init__(self) -> None:
-        self.open: dict[BlockKey, tuple[int, int]] = {}
-        """Key -> (impressions, nanos); never as many as CPM_BLOCK impressions."""
+        self._open: dict[tuple[int, int], _OpenDay] = {}
+        """(billing day, posting day) -> what is open, by ad group row."""
 
     def accrue(self, groups: Rows, days: Rows, postings: Rows, nanos: Nanos) -> list[PostedBlock]:
-        """Add charged impressions in order of judgement; the blocks that they complete."""
+        """Add charged impressions in order of judgement; the blocks that they complete, by key."""
         posted: list[PostedBlock] = []
-        if len(groups) == 0:
-            return posted
-        order = np.lexsort((postings, days, groups))
-        keys = np.column_stack((groups, days, postings))[order]
-        changes = np.flatnonzero((keys[1:] != keys[:-1]).any(axis=1)) + 1
-        in_order = nanos[order]
-        for start, end in pairwise([0, *changes.tolist(), len(order)]):
-            group, day, posting = keys[start].tolist()
-            posted += self._accrue_one((group, day, posting), in_order[start:end])
-        return posted
+        rest = np.arange(len(groups))
+        while len(rest):
+            day, posting = int(days[rest[0]]), int(postings[rest[0]])
+            same = (days[rest] == day) & (postings[rest] == posting)
+            here, rest = rest[same], rest[~same]
+            for group, quantity, amount in self._of(day, posting).add(groups[here], nanos[here]):
+                posted.append(PostedBlock((group, day, posting), quantity, amount))
+        return sorted(posted, key=attrgetter("key"))
 
-    def _accrue_one(self, key: BlockKey, nanos: Nanos) -> list[PostedBlock]:
-        posted = []
-        quantity, amount = self.open.get(key, (0, 0))
-        taken = 0
-        while quantity + len(nanos) - taken >= CPM_BLOCK:
-            fill = CPM_BLOCK - quantity
-            amount += int(nanos[taken : taken + fill].sum())
-            posted.append(PostedBlock(key, CPM_BLOCK, amount))
-            taken += fill
-            quantity, amount = 0, 0
-        quantity += len(nanos) - taken
-        amount += int(nanos[taken:].sum())
-        if quantity:
-            self.open[key] = (quantity, amount)
-        else:
-            self.open.pop(key, None)
-        return posted
+    def put(self, key: BlockKey, quantity: int, amount_nanos: int) -> None:
+        """An open block as it was."""
+        group, day, posting = key
+        self._of(day, posting).put(group, quantity, amount_nanos)
+
+    def open_in(self, groups: Rows) -> list[PostedBlock]:
+        """What is open of these ad groups, by key."""
+        found = []
+        for (day, posting), open_day in self._open.items():
+            for group, quantity, amount in open_day.of(groups):
+                found.append(PostedBlock((group, day, posting), quantity, amount))
+        return sorted(found, key=attrgetter("key"))
 
     def take(self, key: BlockKey) -> PostedBlock:
-        """Close an incomplete block, to be posted with its count."""
-        quantity, amount = self.open.pop(key)
-        return PostedBlock(key, quantity, amount)
+        """Close an incomplete block, to be posted with its count. Raises `KeyError` on none."""
+        group, day, posting = key
+        found = self._open[day, posting].of(np.array([group]))
+        if not found:
+            raise KeyError(key)
+        self._open[day, posting].put(group, 0, 0)
+        self._drop_empty(day, posting)
+        return PostedBlock(key, found[0][1], found[0][2])
+
+    def clear(self, groups: Rows) -> None:
+        """Forget what is open of these ad groups."""
+        for day, posting in list(self._open):
+            for group, _, _ in self._open[day, posting].of(groups):
+                self._open[day, posting].put(group, 0, 0)
+            self._drop_empty(day, posting)
+
+    def _of(self, day: int, posting: int) -> _OpenDay:
+        return self._open.setdefault((day, posting), _OpenDay())
+
+    def _drop_empty(self, day: int, posting: int) -> None:
+        if self._open[day, posting].is_empty():
+            del self._open[day, posting]
+
+
+class _OpenDay:
+    """The open blocks of one billing and posting day, as columns over the ad group rows."""
+
+    def __init__(self) -> None:
+        self._quantity = Balance()
+        self._nanos = Balance()
+
+    def add(self, groups: Rows, nanos: Nanos) -> list[tuple[int, int, int]]:
+        """Add impressions; (ad group, quantity, nanos) of each block that becomes complete."""
+        before = self._quantity.of(groups)
+        self._quantity.post(groups, np.ones(len(groups), dtype=np.int64))
+        full = self._quantity.of(groups) >= CPM_BLOCK
+        self._nanos.post(groups[~full], nanos[~full])
+        posted = []
+        for group in np.unique(groups[full]).tolist():
+            here = np.flatnonzero(groups == group)
+            quantity, amount = int(before[here[0]]), int(self._nanos.of(groups[here[:1]])[0])
+            taken = 0
+            while quantity + len(here) - taken >= CPM_BLOCK:
+                until = taken + CPM_BLOCK - quantity
+                posted.append((group, CPM_BLOCK, amount + int(nanos[here[taken:until]].sum())))
+                taken, quantity, amount = until, 0, 0
+            left = nanos[here[taken:]]
+            self.put(group, quantity + len(left), amount + int(left.sum()))
+        return posted
+
+    def put(self, group: int, quantity: int, amount_nanos: int) -> None:
+        self._quantity.put(group, quantity)
+        self._nanos.put(group, amount_nanos)
+
+    def of(self, groups: Rows) -> list[tuple[int, int, int]]:
+        """(ad group, quantity, nanos) of those of the ad groups that have an open block."""
+        quantity = self._quantity.of(groups)
+        rows = np.flatnonzero(quantity)
+        found = (groups[rows], quantity[rows], self._nanos.of(groups[rows]))
+        return list(zip(*(column.tolist() for column in found), strict=True))
+
+    def is_empty(self) -> bool:
+        return len(self._quantity.nonzero()) == 0
 
 
 @dataclass(slots=True)
@@ -176,7 +235,6 @@ class Shard:
     ids: IdSet
     unique: IdSet
     """Rule 8: (pin, user, kind, day) charged, and impressions whose click was charged."""
-    blocks: Blocks = field(default_factory=Blocks)
     closed: dict[str, int] = field(default_factory=dict)
     """Time zone -> the last closed billing day."""
     log_time_ms: int = 0

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from pipeline.billing import ids
 from pipeline.billing.batch import Batch
 from pipeline.billing.books import Balances, Shard
-from pipeline.billing.terms import AD_COLUMNS, UNLIMITED, Terms
+from pipeline.billing.terms import UNLIMITED, Terms
 from pipeline.contract.days import LAST_DAY
 from pipeline.contract.partitioning import partition_of
 from pipeline.contract.vocabulary import (
@@ -46,7 +45,6 @@ from pipeline.contract.vocabulary import (
     NO_LIMIT,
     NOT_SERVING,
     OVER_BUDGET,
-    PLACEMENTS,
     REPEAT,
     SAVE,
     UNKNOWN,
@@ -141,13 +139,8 @@ def decide(
 def _columns(batch: Batch, terms: Terms, now_ms: int, policy: Policy) -> Outcome:
     """Rule 1: what did not decode is malformed; everything else becomes columns."""
     size = len(batch)
-    events = batch.events
-    derived = events.select(_DERIVED)
-    kind = np.array([IMPRESSION, CLICK, 0], dtype=np.uint8)[batch.source]
-    kind[batch.malformed] = 0
     # Where the ad is not in the catalog: -1, all the way up.
-    ad_keys = ids.keys_of(derived, "ad")
-    pin = terms.find_ads(ad_keys)
+    pin = terms.find_ads(batch.ad_keys)
     group = np.where(pin >= 0, terms.pin.group[pin], -1).astype(np.int64)
     # A record's timestamp is its producer's word: an absurd one must not stop the shard.
     record_day = np.clip(batch.record_ms // MS_PER_DAY, 0, LAST_DAY)
@@ -155,13 +148,13 @@ def _columns(batch: Batch, terms: Terms, now_ms: int, policy: Policy) -> Outcome
     return Outcome(
         batch=batch,
         now_ms=now_ms,
-        event_time_ms=events["event_time_ms"].to_numpy(),
-        kind=np.maximum(kind, derived["kind"].to_numpy()),
-        placement=derived["placement"].to_numpy(),
-        price_micros=events["price_micros"].to_numpy(),
-        user_keys=ids.user_hasher(policy.user_hash_key).hash(ids.keys_of(derived, "user")),
-        ad_keys=ad_keys,
-        impression_keys=ids.keys_of(derived, "impression"),
+        event_time_ms=batch.event_time_ms,
+        kind=batch.kind,
+        placement=batch.placement,
+        price_micros=batch.price_micros,
+        user_keys=ids.user_hasher(policy.user_hash_key).hash(batch.user_keys),
+        ad_keys=batch.ad_keys,
+        impression_keys=batch.impression_keys,
         pin=pin,
         group=group,
         campaign=np.where(pin >= 0, terms.group.campaign[group], -1).astype(np.int64),
@@ -173,24 +166,9 @@ def _columns(batch: Batch, terms: Terms, now_ms: int, policy: Policy) -> Outcome
         free_nanos=nothing.copy(),
         billing_day=record_day,
         posting_day=record_day.copy(),
-        id_keys=ids.keys_of(derived, "event"),
+        id_keys=batch.event_keys,
         unique_keys=np.zeros((size, 2), dtype=np.uint64),
     )
-
-
-def _code(column: str, names: tuple[str, ...]) -> pl.Expr:
-    """Positions of the texts among the names; a null is the first."""
-    return pl.col(column).cast(pl.Enum(names)).to_physical().fill_null(0).cast(pl.UInt8)
-
-
-_DERIVED = [
-    *ids.hash_exprs("event", "event_id"),
-    *ids.hash_exprs("ad", *AD_COLUMNS),
-    *ids.hash_exprs("user", "user_id"),
-    *ids.hash_exprs("impression", "impression_id"),
-    _code("placement", PLACEMENTS),
-    _code("kind", KINDS),
-]
 
 
 # -- rules 2 to 6 -----------------------------------------------------------------------------
@@ -206,7 +184,7 @@ def _rule_misrouted(outcome: Outcome, terms: Terms) -> None:
     home = np.empty(len(rows), dtype=np.int64)
     known = outcome.pin[rows] >= 0
     home[known] = terms.campaign.shard[outcome.campaign[rows[known]]]
-    strangers = outcome.batch.events["campaign_id"].gather(rows[~known])
+    strangers = outcome.batch.texts(rows[~known], "campaign_id")["campaign_id"]
     home[~known] = [partition_of(name, terms.partitions) for name in strangers]
     outcome.disposition[rows[home != outcome.batch.shard[rows]]] = MISROUTED
 
@@ -237,12 +215,25 @@ def _rule_unknown(outcome: Outcome, terms: Terms) -> None:
 def _rule_duplicate(outcome: Outcome, shards: Mapping[int, Shard]) -> None:
     """Rule 5: seen before, or earlier in this batch by the same shard."""
     rows = _undecided(outcome)
+    keys = outcome.id_keys[rows]
     batch_shards = outcome.batch.shard[rows]
-    for shard in np.unique(batch_shards).tolist():
-        here = rows[batch_shards == shard]
-        keys = outcome.id_keys[here]
-        _, first = ids.first_occurrences(keys)
-        outcome.disposition[here[~first | shards[shard].ids.contains(keys)]] = DUPLICATE
+    _, first = ids.first_occurrences(_within_shards(keys, batch_shards))
+    outcome.disposition[rows[~first]] = DUPLICATE
+    for shard in _distinct(batch_shards):
+        here = np.flatnonzero(batch_shards == shard)
+        seen = shards[shard].ids.contains(keys[here])
+        outcome.disposition[rows[here[seen]]] = DUPLICATE
+
+
+def _within_shards(keys: ids.Keys, shards: npt.NDArray[np.int32]) -> ids.Keys:
+    """Keys that are equal where both the key and the shard are."""
+    return ids.join_keys(keys[:, 0] ^ shards.astype(np.uint64), keys[:, 1])
+
+
+def _distinct(codes: npt.NDArray[np.int32]) -> list[int]:
+    """The different values among small numbers, none of them negative."""
+    found: list[int] = np.flatnonzero(np.bincount(codes)).tolist()
+    return found
 
 
 def _rule_serving(outcome: Outcome, terms: Terms) -> Int64s:
@@ -265,7 +256,7 @@ def _rule_serving(outcome: Outcome, terms: Terms) -> Int64s:
     since = np.maximum(terms.pin.since_ms[pins], terms.group.since_ms[groups])
     earlier = times < np.maximum(since, terms.campaign.since_ms[campaigns])
     single = np.flatnonzero(earlier | terms.group.has_keywords[groups])
-    keywords = outcome.batch.events["keyword"].gather(rows[single])
+    keywords = outcome.batch.texts(rows[single], "keyword")["keyword"]
     for at, keyword in zip(single.tolist(), keywords, strict=True):
         row = int(rows[at])
         ad = terms.ad_at(int(outcome.pin[row]), int(times[at]), keyword)
@@ -284,7 +275,7 @@ def _assign_days(outcome: Outcome, shards: Mapping[int, Shard], terms: Terms) ->
     days = np.empty(len(rows), dtype=np.int64)
     closed = np.full((max(shards) + 1, len(terms.zones)), -1, dtype=np.int64)
     today = np.zeros(len(terms.zones), dtype=np.int64)
-    for zone in np.unique(zones).tolist():
+    for zone in _distinct(zones):
         calendar = terms.zones[zone]
         here = zones == zone
         days[here] = calendar.days_of(outcome.event_time_ms[rows[here]])
@@ -319,7 +310,7 @@ def _rule_repeat(outcome: Outcome, shards: Mapping[int, Shard]) -> Rows:
         return rows
     _fill_unique_keys(outcome, keyed)
     batch_shards = outcome.batch.shard[keyed]
-    for shard in np.unique(batch_shards).tolist():
+    for shard in _distinct(batch_shards):
         here = keyed[batch_shards == shard]
         seen = shards[shard].unique.contains(outcome.unique_keys[here])
         _mark_repeat(outcome, here[seen])
@@ -424,8 +415,7 @@ def _repeat_groups(outcome: Outcome, rows: Rows) -> tuple[Int64s, Mask]:
     keyed = np.flatnonzero(outcome.basis[rows] != CPM)
     if len(keyed):
         at = rows[keyed]
-        keys = outcome.unique_keys[at]
-        keys[:, 0] ^= outcome.batch.shard[at].astype(np.uint64)
+        keys = _within_shards(outcome.unique_keys[at], outcome.batch.shard[at])
         groups[keyed], first[keyed] = ids.first_occurrences(keys)
     return groups, first
 

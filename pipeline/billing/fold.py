@@ -108,7 +108,8 @@ def _fold_together(
         for block in header.blocks:
             if block.quantity < CPM_BLOCK:
                 group = terms.group_row(block.ad_group_id)
-                shard.blocks.take((group, from_iso(block.billing_day), from_iso(block.posting_day)))
+                days = from_iso(block.billing_day), from_iso(block.posting_day)
+                balances.blocks.take((group, *days))
         for zone, day in header.closed.items():
             # That its time was up is what the record says.
             shard.close_through(zone, from_iso(day), from_iso(day))
@@ -142,7 +143,7 @@ def _fold_events(
     amounts = charged["amount_nanos"].to_numpy()
     balances.post(groups, campaigns, billing, amounts)
     cpm = charged["basis"].to_numpy() == CPM
-    shard.blocks.accrue(groups[cpm], billing[cpm], posting[cpm], amounts[cpm])
+    balances.blocks.accrue(groups[cpm], billing[cpm], posting[cpm], amounts[cpm])
 
 
 def remember(shard: Shard, events: pl.DataFrame, log_time_ms: int) -> None:
@@ -197,7 +198,8 @@ def pack(shard: Shard, balances: Balances, terms: Terms, *, with_ids: bool) -> b
         )
         if of_groups:
             _note_parents(parents, terms, rows.tolist())
-    _note_parents(parents, terms, [key[0] for key in shard.blocks.open])
+    open_blocks = balances.blocks.open_in(groups)
+    _note_parents(parents, terms, [block.key[0] for block in open_blocks])
     chain = shard.chain
     return _encoder.encode(
         PackedState(
@@ -215,8 +217,13 @@ def pack(shard: Shard, balances: Balances, terms: Terms, *, with_ids: bool) -> b
             versions=shard.versions,
             standing=list(shard.standing.values()),
             blocks=[
-                (terms.group_ids.text(key[0]), key[1], key[2], quantity, nanos)
-                for key, (quantity, nanos) in shard.blocks.open.items()
+                (
+                    terms.group_ids.text(block.key[0]),
+                    *block.key[1:],
+                    block.quantity,
+                    block.amount_nanos,
+                )
+                for block in open_blocks
             ],
             parents=parents,
             balances=packed,
@@ -286,7 +293,7 @@ def _unpack_balances(state: PackedState, shard: Shard, balances: Balances, terms
     for group_id, campaign_id in state.parents.items():
         _rows_of(terms, group_id, campaign_id)
     for group_id, billing, posting, quantity, nanos in state.blocks:
-        shard.blocks.open[terms.group_row(group_id), billing, posting] = (quantity, nanos)
+        balances.blocks.put((terms.group_row(group_id), billing, posting), quantity, nanos)
     for limit, day, names, amounts in state.balances:
         of_groups = LIMITS[limit].startswith("ad_group")
         number: Any = terms.group_row if of_groups else terms.campaign_row
@@ -299,3 +306,4 @@ def release(shard: int, balances: Balances, terms: Terms) -> None:
     groups, campaigns = terms.rows_of_shard(shard)
     for limit, _, balance in balances.all():
         balance.clear(groups if LIMITS[limit].startswith("ad_group") else campaigns)
+    balances.blocks.clear(groups)

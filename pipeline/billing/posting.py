@@ -6,8 +6,10 @@ A draft is a journal record without its place in the chain: the shard's writer a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from pipeline.billing import ids
-from pipeline.billing.books import Balances, PostedBlock, Shard
+from pipeline.billing.books import Balances, Blocks, PostedBlock, Shard
 from pipeline.billing.decide import Outcome
 from pipeline.billing.journal import EVENT_SCHEMA, AccountTerms, Ad, Block, CreditPosting
 from pipeline.billing.terms import AD_COLUMNS, Terms
@@ -26,6 +28,7 @@ from pipeline.contract.vocabulary import CHARGED, CPM, NOT_SERVING, UNKNOWN
 
 Rows = npt.NDArray[np.int64]
 
+_ACCOUNT_ID = attrgetter("account_id")
 FIRST_CLOSE_MS = 1
 NO_CLOSE_MS = 2**62
 
@@ -53,7 +56,7 @@ def post(
     shards: Mapping[int, Shard], balances: Balances, terms: Terms, outcome: Outcome
 ) -> dict[int, Draft]:
     """Take an outcome over into the books. Returns a draft for each shard."""
-    drafts = {}
+    batch = outcome.batch
     charged = outcome.disposition == CHARGED
     rows = np.flatnonzero(charged)
     balances.post(
@@ -62,27 +65,39 @@ def post(
         outcome.billing_day[rows],
         outcome.amount_nanos[rows],
     )
-    for number, shard in shards.items():
-        here = outcome.batch.shard == number
-        sources = outcome.batch.ranges.get(number, {})
-        draft = Draft(number, sources, np.flatnonzero(here))
-        drafts[number] = draft
-        if len(draft.rows) == 0:
-            continue
-        shard.log_time_ms = max(shard.log_time_ms, int(outcome.batch.record_ms[draft.rows].max()))
-        remembered = draft.rows[outcome.disposition[draft.rows] >= NOT_SERVING]
-        shard.ids.add(outcome.id_keys[remembered], shard.log_time_ms)
-        unique = outcome.unique_keys[draft.rows]
-        shard.unique.add(unique[unique.any(axis=1)], shard.log_time_ms)
-        cpm = draft.rows[charged[draft.rows] & (outcome.basis[draft.rows] == CPM)]
-        posted = shard.blocks.accrue(
-            outcome.group[cpm],
-            outcome.billing_day[cpm],
-            outcome.posting_day[cpm],
-            outcome.amount_nanos[cpm],
-        )
-        draft.blocks = [named_block(terms, block) for block in posted]
+    # Sorted by shard and no more, so that the order of judgement stays within each.
+    by_shard = np.argsort(batch.shard, kind="stable")
+    numbers = sorted(shards)
+    of_shard = batch.shard[by_shard]
+    starts = np.searchsorted(of_shard, numbers, side="left").tolist()
+    ends = np.searchsorted(of_shard, numbers, side="right").tolist()
+    drafts = {
+        number: Draft(number, batch.ranges.get(number, {}), by_shard[start:end])
+        for number, start, end in zip(numbers, starts, ends, strict=True)
+    }
+    for number, draft in drafts.items():
+        if len(draft.rows):
+            _remember(shards[number], outcome, draft.rows)
+    cpm = rows[outcome.basis[rows] == CPM]
+    posted = balances.blocks.accrue(
+        outcome.group[cpm],
+        outcome.billing_day[cpm],
+        outcome.posting_day[cpm],
+        outcome.amount_nanos[cpm],
+    )
+    for block in posted:
+        campaign = terms.group.campaign[block.key[0]]
+        drafts[int(terms.campaign.shard[campaign])].blocks.append(named_block(terms, block))
     return drafts
+
+
+def _remember(shard: Shard, outcome: Outcome, rows: Rows) -> None:
+    """Take over the ids, and the keys of rule 8, of a shard's events."""
+    shard.log_time_ms = max(shard.log_time_ms, int(outcome.batch.record_ms[rows].max()))
+    remembered = rows[outcome.disposition[rows] >= NOT_SERVING]
+    shard.ids.add(outcome.id_keys[remembered], shard.log_time_ms)
+    unique = outcome.unique_keys[rows]
+    shard.unique.add(unique[unique.any(axis=1)], shard.log_time_ms)
 
 
 def named_block(terms: Terms, block: PostedBlock) -> Block:
@@ -124,25 +139,23 @@ def shard_events(outcome: Outcome, drafts: Mapping[int, Draft], terms: Terms) ->
     rows = np.concatenate([np.empty(0, np.int64), *(draft.rows for draft in drafts.values())])
     if len(rows) == 0:
         return [NO_EVENTS] * len(drafts)
-    together = _event_columns(outcome, rows)
-    at_ad = list(EVENT_SCHEMA).index("ad")
+    columns = _event_columns(outcome, rows)
+    codes, ads = _ad_codes(outcome, list(drafts.values()), rows, terms)
+    columns.insert_column(list(EVENT_SCHEMA).index("ad"), pl.Series("ad", codes))
     found = []
     start = 0
-    for draft in drafts.values():
-        columns = together.slice(start, len(draft.rows))
-        start += len(draft.rows)
-        codes, ads = _ad_codes(outcome, draft.rows, terms)
-        columns.insert_column(at_ad, pl.Series("ad", codes))
-        named = {ad.account_id for ad in ads if ad.account_id}
+    for draft, of_shard in zip(drafts.values(), ads, strict=True):
+        named = {*map(_ACCOUNT_ID, of_shard)} - {""}
         accounts = {account_id: account_terms(terms, account_id) for account_id in named}
-        found.append(ShardEvents(columns, ads, accounts))
+        found.append(ShardEvents(columns.slice(start, len(draft.rows)), of_shard, accounts))
+        start += len(draft.rows)
     return found
 
 
 def _event_columns(outcome: Outcome, rows: Rows) -> pl.DataFrame:
     """The journal's columns of these rows, but for `ad`."""
     batch = outcome.batch
-    texts = batch.events.select("event_id", "country", "device")[rows]
+    texts = batch.texts(rows, "event_id", "country", "device")
     user_hash = ids.as_binary(outcome.user_keys[rows])
     malformed = batch.malformed[rows]
     if malformed.any():
@@ -180,27 +193,36 @@ def account_terms(terms: Terms, account_id: str) -> AccountTerms:
 
 
 def _ad_codes(
-    outcome: Outcome, rows: Rows, terms: Terms
-) -> tuple[npt.NDArray[np.uint32], list[Ad]]:
-    """Number the ads of the rows: those of the catalog by their pin, others by their own ids."""
-    codes = outcome.pin[rows].copy()
+    outcome: Outcome, drafts: Sequence[Draft], rows: Rows, terms: Terms
+) -> tuple[npt.NDArray[np.uint32], list[list[Ad]]]:
+    """Number the ads of each draft; the numbers of its rows, and the ads in their order.
+
+    `rows` are the drafts' rows one after the other. Ads of the catalog go by their pin, others by
+    their own ids.
+    """
+    codes = outcome.pin[rows]
     strangers: dict[tuple[str, str, str], int] = {}
     strange = np.flatnonzero(outcome.disposition[rows] <= UNKNOWN)
     if len(strange):
-        names = outcome.batch.events.select(AD_COLUMNS)[rows[strange]]
+        names = outcome.batch.texts(rows[strange], *AD_COLUMNS)
         for at, named in zip(strange.tolist(), names.iter_rows(), strict=True):
             codes[at] = -1 - strangers.setdefault(named, len(strangers))
-    unique, inverse = np.unique(codes, return_inverse=True)
-    named_strangers = list(strangers)
-    ads = [
-        terms.ad(code) if code >= 0 else Ad("", *named_strangers[-1 - code])
-        for code in unique.tolist()
-    ]
-    return inverse.astype(np.uint32), ads
+    # One code an ad and draft, so that all are numbered at once: strangers first, then the pins.
+    span = len(strangers) + int(codes.max()) + 1
+    draft_of = np.repeat(np.arange(len(drafts)), [len(draft.rows) for draft in drafts])
+    unique, inverse = np.unique(draft_of * span + codes + len(strangers), return_inverse=True)
+    starts = np.searchsorted(unique, np.arange(len(drafts) + 1) * span)
+    foreign = [Ad("", *named) for named in strangers]
+    ads = []
+    for start, end in pairwise(starts.tolist()):
+        numbers = unique[start:end] % span - len(strangers)
+        known = int(np.searchsorted(numbers, 0))
+        ads.append([foreign[-1 - n] for n in numbers[:known].tolist()] + terms.ads(numbers[known:]))
+    return (inverse - starts[draft_of]).astype(np.uint32), ads
 
 
 def close_days(
-    shard: Shard, terms: Terms, now_ms: int, read_through_ms: int, grace_ms: int
+    shard: Shard, blocks: Blocks, terms: Terms, now_ms: int, read_through_ms: int, grace_ms: int
 ) -> tuple[dict[str, int], list[PostedBlock]]:
     """Close what is due in a shard: time zone -> last closed day, and the blocks posted by it.
 
@@ -215,7 +237,7 @@ def close_days(
         if read > shard.closed_through(calendar.zone_name):
             shard.close_through(calendar.zone_name, read, ended)
             newly[calendar.zone_name] = read
-    return newly, _post_incomplete(shard, terms) if newly else []
+    return newly, _post_incomplete(shard, blocks, terms) if newly else []
 
 
 def _ended_through(calendar: Calendar, terms: Terms, time_ms: int, grace_ms: int) -> int:
@@ -225,18 +247,18 @@ def _ended_through(calendar: Calendar, terms: Terms, time_ms: int, grace_ms: int
     return last if forced is None else max(last, min(forced, calendar.day_of(time_ms) - 1))
 
 
-def _post_incomplete(shard: Shard, terms: Terms) -> list[PostedBlock]:
+def _post_incomplete(shard: Shard, blocks: Blocks, terms: Terms) -> list[PostedBlock]:
     """Take the open blocks of closed days; in a fixed order, so that a replay posts the same."""
     due = []
-    for key in sorted(shard.blocks.open):
-        group, _, posting_day = key
+    for block in blocks.open_in(terms.rows_of_shard(shard.shard)[0]):
+        group, _, posting_day = block.key
         account = int(terms.campaign.account[int(terms.group.campaign[group])])
         if account < 0:
             continue  # its campaign is not in the catalog (yet)
         zone = terms.zones[int(terms.account.zone[account])]
         if posting_day <= zone.closed_through(shard.closed):
-            due.append(key)
-    return [shard.blocks.take(key) for key in due]
+            due.append(blocks.take(block.key))
+    return due
 
 
 def next_close_ms(shard: Shard, terms: Terms, grace_ms: int) -> int:

@@ -35,12 +35,13 @@ UNLIMITED = np.iinfo(np.int64).max
 ALWAYS = np.iinfo(np.int64).min
 NEVER_ENDS = np.iinfo(np.int64).max
 
-_COLUMNS: dict[str, dict[str, tuple[type, int]]] = {
+_COLUMNS: dict[str, dict[str, tuple[type, Any]]] = {
     "pin": {
         "alive": (np.bool_, 0),
         "serves": (np.bool_, 0),
         "since_ms": (np.int64, 0),
         "group": (np.int32, 0),
+        "ad": (np.object_, None),
     },
     "group": {
         "alive": (np.bool_, 0),
@@ -139,7 +140,6 @@ class Terms:
         self.limits_changed: set[tuple[str, int]] = set()
         """(level, row) whose limits changed since someone last cleared this set."""
         self._pin_rows: dict[str, int] = {}
-        self._ads_by_row: list[Ad | None] = []
         self._calendar_rows: dict[Calendar, int] = {}
         self._pending: list[tuple[int, str, str]] = []
         self._awaited: set[tuple[int, str, str]] = set()
@@ -230,7 +230,10 @@ class Terms:
         latest = history.latest
         columns.active[row] = latest.status == "active"
         columns.basis[row] = OBJECTIVE_BASIS[latest.objective]
-        columns.account[row] = self.account_row(latest.account_id)
+        was, columns.account[row] = columns.account[row], self.account_row(latest.account_id)
+        if was not in (-1, columns.account[row]):
+            groups = self.group.campaign[: len(self.group_ids)]
+            self._take_pins_over(np.flatnonzero(groups == row))
         columns.since_ms[row] = _since_ms(history)
         in_force = history.at(now_ms)
         columns.daily_nanos[row] = _limit_nanos(in_force.daily_spend_limit_micros)
@@ -253,8 +256,7 @@ class Terms:
         columns.has_keywords[row] = bool(latest.keyword_bids_micros)
         was, columns.campaign[row] = columns.campaign[row], self.campaign_row(latest.campaign_id)
         if was not in (-1, columns.campaign[row]):
-            for pin_row in np.flatnonzero(self.pin.group[: len(self.pin_ids)] == row).tolist():
-                self._update_pin(self.pin_ids[pin_row])
+            self._take_pins_over(np.array([row]))
         columns.since_ms[row] = _since_ms(history)
         budget_nanos = history.at(now_ms).budget_micros * NANOS_PER_MICRO
         daily = latest.budget_type == "daily"
@@ -272,21 +274,30 @@ class Terms:
                 self.pin.alive[row] = False
             return
         latest = history.latest
-        group = self.catalog.ad_groups[latest.ad_group_id].latest
-        ad = hash_text(group.campaign_id, latest.ad_group_id, promoted_pin_id)
-        if row is not None and self._ads.find(np.array([ad], np.uint64))[0] != row:
-            self.pin.alive[row] = False  # its parents were not what they were taken for
+        campaign_id = self.catalog.ad_groups[latest.ad_group_id].latest.campaign_id
+        account_id = self.catalog.campaigns[campaign_id].latest.account_id
+        ad_ids = (campaign_id, latest.ad_group_id, promoted_pin_id)
+        ad = Ad(account_id, *ad_ids)
+        if row is not None and self.pin.ad[row] != ad:
+            self.pin.alive[row] = False  # its parents are not what they were taken for
             row = None
         if row is None:
             row = self._pin_rows[promoted_pin_id] = len(self.pin_ids)
             self.pin_ids.append(promoted_pin_id)
-            self._ads_by_row.append(None)
             self.pin.reserve(row + 1)
-            self._ads.add(ad, row)
+            self._ads.add(hash_text(*ad_ids), row)
+            self.pin.ad[row] = ad
             self.pin.group[row] = self.group_row(latest.ad_group_id)
         self.pin.alive[row] = True
         self.pin.serves[row] = latest.status == "active" and latest.review == "approved"
         self.pin.since_ms[row] = _since_ms(history)
+
+    def _take_pins_over(self, groups: Rows) -> None:
+        """What these ad groups belong to is not what it was taken for (see the catalog's
+        repetitions), and so are the ads of their pins."""
+        pins = np.isin(self.pin.group[: len(self.pin_ids)], groups)
+        for row in np.flatnonzero(pins & self.pin.alive[: len(self.pin_ids)]).tolist():
+            self._update_pin(self.pin_ids[row])
 
     def _await_changes(self, history: History[Any], kind: str, entity_id: str, now_ms: int) -> None:
         for version in history.versions:
@@ -303,19 +314,10 @@ class Terms:
         """
         return self._ads.find(keys)
 
-    def ad(self, pin_row: int) -> Ad:
-        """The journal's name of a known ad."""
-        known = self._ads_by_row[pin_row]
-        if known is None:
-            group = int(self.pin.group[pin_row])
-            campaign = int(self.group.campaign[group])
-            known = self._ads_by_row[pin_row] = Ad(
-                self.account_ids.text(int(self.campaign.account[campaign])),
-                self.campaign_ids.text(campaign),
-                self.group_ids.text(group),
-                self.pin_ids[pin_row],
-            )
-        return known
+    def ads(self, pin_rows: Rows) -> list[Ad]:
+        """The journal's names of known ads."""
+        found: list[Ad] = self.pin.ad[pin_rows].tolist()
+        return found
 
     # -- one at a time ------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ order; everything that a turn did in one shard is one draft. Time is what it is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,16 +31,18 @@ from pipeline.contract.vocabulary import (
     CAMPAIGN_DAILY,
     CAMPAIGN_LIFETIME,
     LIMITS,
+    NO_LIMIT,
     OVER_BUDGET,
 )
 from pipeline.pacing.lag import lag_signals
-from pipeline.pacing.serving import LimitUse, PlainLimits, Standing
+from pipeline.pacing.serving import LIMIT_REACHED, LimitUse, PlainLimits, Standing
 from pipeline.pacing.serving import Policy as PacingPolicy
 from pipeline.streams.observing import facts_of, seen_of, today_of
 
 READ_TO_THE_END = 2**62
 
 Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 _LIMITS_OF: dict[str, tuple[int, int]] = {
     "ad_group": (AD_GROUP_LIFETIME, AD_GROUP_DAILY),
@@ -99,8 +101,8 @@ class Engine:
         if self.shards.pop(shard, None) is not None:
             fold.release(shard, self.balances, self.terms)
             groups, campaigns = self.terms.rows_of_shard(shard)
-            self._stopped.forget("ad_group", groups.tolist())
-            self._stopped.forget("campaign", campaigns.tolist())
+            self._stopped.forget("ad_group", groups)
+            self._stopped.forget("campaign", campaigns)
             self._pacing.forget(groups, campaigns)
         self._credits.look_again(shard)
         self._next_close_ms.pop(shard, None)
@@ -242,7 +244,12 @@ class Engine:
             return
         self._next_close_ms.pop(shard.shard, None)
         closed, blocks = posting.close_days(
-            shard, self.terms, now_ms, read_through_ms, self.settings.grace_ms
+            shard,
+            self.balances.blocks,
+            self.terms,
+            now_ms,
+            read_through_ms,
+            self.settings.grace_ms,
         )
         draft.closed = {zone: iso(day) for zone, day in closed.items()}
         draft.blocks += [posting.named_block(self.terms, block) for block in blocks]
@@ -290,16 +297,26 @@ class Engine:
                 drafts[number].signals.append(signal)
 
     def _worth_review(self, level: str, rows: Rows, now_ms: int) -> list[int]:
-        """Of these rows, those that are stopped or have a limit reached: no other can change."""
+        """Of these rows, those that are stopped or have a limit reached: no other can change.
+
+        Nor can what is stopped for the very limit that is reached, as everybody's who goes on
+        clicking on what has spent its budget.
+        """
         if len(rows) == 0:
             return []
-        reached = np.zeros(len(rows), dtype=np.bool_)
-        for bounds, spend in self._limits_of(level, rows, now_ms):
+        lifetime, daily = _LIMITS_OF[level]
+        limits = zip((lifetime, daily), self._limits_of(level, rows, now_ms), strict=True)
+        stopping = np.full(len(rows), NO_LIMIT, dtype=np.int64)
+        near = np.zeros(len(rows), dtype=np.bool_)
+        for limit, (bounds, spend) in limits:
             reserve = self._pacing.reserve(level, rows, now_ms, bounds)
-            reached |= (spend >= bounds) | ((reserve > 0) & (spend >= bounds - reserve))
-        found: list[int] = rows[reached].tolist()
-        stopped = [row for row in rows[~reached].tolist() if (level, row) in self._stopped]
-        return sorted(found + stopped)
+            stopping[(spend >= bounds) & (stopping == NO_LIMIT)] = limit
+            near |= (reserve > 0) & (spend >= bounds - reserve)
+        held = self._stopped.held(level, rows, stopping, now_ms)
+        reached = (stopping != NO_LIMIT) & ~held
+        others = (stopping == NO_LIMIT) & (near | self._stopped.mask(level, rows))
+        found: list[int] = rows[reached | others].tolist()
+        return found
 
     def _limits_of(self, level: str, rows: Rows, now_ms: int) -> list[tuple[Rows, Rows]]:
         """The bounds of the lifetime and of the daily limit, each with what is spent of it."""
@@ -375,26 +392,43 @@ class _Stopped:
 
     def __init__(self, without_throttles: bool) -> None:
         self._without_throttles = without_throttles
-        self._resume_at_ms: dict[tuple[str, int], int] = {}
+        self._resume_at_ms = {level: np.zeros(16, dtype=np.int64) for level in _LIMITS_OF}
+        """By row; 0 where it is plainly serving."""
+        self._limit = {level: np.zeros(16, dtype=np.uint8) for level in _LIMITS_OF}
+        """By row: the reached limit that it is paused for, where it is one."""
         self._next_ms = READ_TO_THE_END
 
-    def __contains__(self, entity: tuple[str, int]) -> bool:
-        return entity in self._resume_at_ms
+    def mask(self, level: str, rows: Rows) -> Mask:
+        """Which of these rows are not plainly serving."""
+        self._reserve(level, rows)
+        stopped: Mask = self._resume_at_ms[level][rows] > 0
+        return stopped
+
+    def held(self, level: str, rows: Rows, limits: Rows, now_ms: int) -> Mask:
+        """Which of them are paused because they have reached this limit, and still are today."""
+        self._reserve(level, rows)
+        paused = self._limit[level][rows] == limits
+        still: Mask = paused & (limits != NO_LIMIT) & (now_ms < self._resume_at_ms[level][rows])
+        return still
 
     def note(self, level: str, row: int, signal: Signal) -> None:
         """Take over an entity's last signal."""
+        self._reserve(level, np.array([row]))
         throttled = signal.action == "throttle" and self._without_throttles
         if signal.action == "resume" or throttled:
-            self._resume_at_ms.pop((level, row), None)
+            self.forget(level, np.array([row]))
             return
         never = READ_TO_THE_END
         resume_at_ms = never if signal.resume_at_ms is None else signal.resume_at_ms
-        self._resume_at_ms[level, row] = resume_at_ms
+        self._resume_at_ms[level][row] = resume_at_ms
+        for_limit = signal.action == "pause" and signal.reason == LIMIT_REACHED
+        self._limit[level][row] = LIMITS.index(signal.limit) if for_limit else NO_LIMIT
         self._next_ms = min(self._next_ms, resume_at_ms)
 
-    def forget(self, level: str, rows: Iterable[int]) -> None:
-        for row in rows:
-            self._resume_at_ms.pop((level, row), None)
+    def forget(self, level: str, rows: Rows) -> None:
+        self._reserve(level, rows)
+        self._resume_at_ms[level][rows] = 0
+        self._limit[level][rows] = NO_LIMIT
 
     def is_due(self, now_ms: int) -> bool:
         """Whether a daily limit of somebody has freed up."""
@@ -402,12 +436,24 @@ class _Stopped:
 
     def resume_due(self, now_ms: int) -> set[tuple[str, int]]:
         """The entities whose daily limit has freed up."""
+        due: set[tuple[str, int]] = set()
         if not self.is_due(now_ms):
-            return set()
-        due = {entity for entity, at_ms in self._resume_at_ms.items() if at_ms <= now_ms}
-        later = (at_ms for at_ms in self._resume_at_ms.values() if at_ms > now_ms)
-        self._next_ms = min(later, default=READ_TO_THE_END)
+            return due
+        self._next_ms = READ_TO_THE_END
+        for level, times in self._resume_at_ms.items():
+            rows = np.flatnonzero((times > 0) & (times <= now_ms))
+            due |= {(level, row) for row in rows.tolist()}
+            later = times[times > now_ms]
+            self._next_ms = min(self._next_ms, int(later.min(initial=READ_TO_THE_END)))
         return due
+
+    def _reserve(self, level: str, rows: Rows) -> None:
+        size = int(rows.max(initial=0)) + 1
+        for columns in (self._resume_at_ms, self._limit):
+            known = columns[level]
+            if size > len(known):
+                more = np.zeros(max(size, 2 * len(known)) - len(known), dtype=known.dtype)
+                columns[level] = np.concatenate((known, more))
 
 
 def _day_ends(calendar: Calendar, after_ms: int, up_to_ms: int) -> list[int]:

@@ -37,6 +37,10 @@ from pipeline.contract.vocabulary import (
 
 _DECODERS = tuple(Decoder(topic) for topic in EVENT_TOPICS)
 
+_CONCERNED = np.zeros(len(DISPOSITIONS), dtype=np.bool_)
+"""By disposition: whether the outbox has something to send of such a record."""
+_CONCERNED[[MISROUTED, *REJECTED]] = True
+
 Headers = tuple[tuple[str, bytes], ...]
 
 
@@ -146,8 +150,7 @@ def originals_of(outcome: Outcome, rows: np.ndarray[Any, np.dtype[np.int64]]) ->
 
     They are decoded once more, by the reference: it says what is wrong with a malformed one.
     """
-    dispositions = outcome.disposition[rows]
-    concerned = rows[(dispositions == MISROUTED) | np.isin(dispositions, REJECTED)]
+    concerned = rows[_CONCERNED[outcome.disposition[rows]]]
     batch = outcome.batch
     found = []
     for row in concerned.tolist():

@@ -53,7 +53,7 @@ _RAISE_RETENTION = (
 )
 
 _IDLE_WAIT_S = 0.2
-_LONGEST_REST_S = 0.05
+_TURN_EVERY_S = 0.05
 _STUCK_AFTER_S = 60.0
 _SCRAPE_WITHIN_S = 3.0
 _STOP_WAIT_S = 5.0
@@ -139,8 +139,8 @@ class Intake:
         await self._room.wait()
         if delivery.epoch != self._epoch:
             return
-        self._chunks.append(delivery.chunk)
-        self.events += len(delivery.chunk.values)
+        self._chunks += delivery.chunks
+        self.events += sum(len(chunk.values) for chunk in delivery.chunks)
         self.last_arrival_s = time.monotonic()
         if self.events >= self._max_events:
             self._room.clear()
@@ -545,12 +545,12 @@ class Worker:
     def _rest_s(self) -> float:
         """How long to let events gather before the next turn.
 
-        A turn has a fixed cost. While little waits, rest three times as long as the last one took,
-        so that deciding takes a quarter of a core at most; once much waits, not at all.
+        A turn has a fixed cost, so they come at a steady pace; where one takes longer than that,
+        or much waits, they follow each other at once.
         """
-        if self._intake.events >= self._settings.max_turn_events // 4:
+        if self._intake.events >= self._settings.max_turn_events // 2:
             return 0.0
-        return min(max(self._settings.turn_min_s, 3 * self._turn_took_s), _LONGEST_REST_S)
+        return max(self._settings.turn_min_s, _TURN_EVERY_S - self._turn_took_s)
 
     async def _work(self) -> None:
         """Everything that there is to do now, in as many turns as time has boundaries."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -135,7 +136,6 @@ def test_posted_blocks_and_open_blocks_are_what_was_accrued(world: World, batch:
             posted += sum(block.amount_nanos for block in record.header.blocks)
             cpm = record.events.filter(record.events["basis"] == 3)
             accrued += int(cpm["amount_nanos"].sum())
-    still_open = sum(
-        nanos for shard in live.shards.values() for _, nanos in shard.blocks.open.values()
-    )
+    blocks = live.balances.blocks.open_in(np.arange(len(live.terms.group_ids)))
+    still_open = sum(block.amount_nanos for block in blocks)
     assert posted + still_open == accrued

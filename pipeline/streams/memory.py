@@ -1,0 +1,27 @@
+"""The interpreter's and the C library's memory, set for a process that judges events."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+"""Names of <malloc.h>."""
+
+
+def tune_memory() -> None:
+    """For a process that makes many objects and few cycles, and batches of some megabytes.
+
+    Each fetched record is an object for a moment; with Python's own thresholds, looking through
+    them for cycles costs a worker a fifth of its time. And glibc gives freed memory back to the
+    kernel at once, which has to clear every page before it gives it again: a tenth of its time. It
+    is told to keep up to a gigabyte. Where the C library is another one, that does nothing.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(200_000, 10, 10)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 * 1024 * 1024)
+        mallopt(_M_TRIM_THRESHOLD, 1024 * 1024 * 1024)
