@@ -39,8 +39,17 @@ def _parser() -> argparse.ArgumentParser:
     scale.add_argument("--seconds", type=int, default=10, help="at each low load")
     scale.set_defaults(run=_scale)
 
-    state = commands.add_parser("state", help="the ids that a worker must remember")
-    state.add_argument("--millions", type=int, nargs="+", default=[1, 10], help="100 needs 6 GB")
+    state = commands.add_parser("state", help="remembered ids, keys of rule 8, ad groups")
+    state.add_argument(
+        "--millions",
+        type=int,
+        nargs="*",
+        default=[1, 10, 100],
+        help="of ids; 100 need 4 GB of disk",
+    )
+    state.add_argument("--unique-millions", type=int, nargs="*", default=[10], help="of rule 8")
+    state.add_argument("--ad-groups", type=int, default=1_000_000, help="0: none")
+    state.add_argument("--memory-mib", type=int, default=256, help="as PIPELINE_DEDUPE_MEMORY_MIB")
     state.set_defaults(run=_state)
 
     quick = commands.add_parser("quick", help="the engine against a fixed loop, under a minute")
@@ -131,7 +140,16 @@ def _scale(arguments: argparse.Namespace) -> int:
 def _state(arguments: argparse.Namespace) -> int:
     from bench.state import state
 
-    return _keep(arguments, "state", lambda: state(arguments.millions))
+    return _keep(
+        arguments,
+        "state",
+        lambda: state(
+            arguments.millions,
+            arguments.unique_millions,
+            arguments.ad_groups,
+            arguments.memory_mib,
+        ),
+    )
 
 
 def _quick(arguments: argparse.Namespace) -> int:
