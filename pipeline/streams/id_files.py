@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import mmap
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -59,8 +60,9 @@ def hot_ids(memory_bytes: int, shards: int) -> int:
 
 def write_run(directory: Path, slices: Slices, keys: int) -> str:
     """Write a run of so many keys, which come sorted, and return its name. Raises `OSError`."""
-    # Of this process alone: two on one directory are a mistake that must not mix their keys.
-    part = directory / f"{os.getpid()}.part"
+    # Of this thread alone; of this process too: two on one directory are a mistake that must not
+    # mix their keys.
+    part = directory / f"{os.getpid()}-{threading.get_ident()}.part"
     maker = FilterMaker(keys)
     head = _MAGIC.ljust(_WORD, b"\0") + np.array([keys, len(maker.words)], dtype="<u8").tobytes()
     head = head.ljust(_PAGE, b"\0")
@@ -129,10 +131,13 @@ def map_run(directory: Path, name: str) -> Run:
     if not whole or len(mapped) != _PAGE + (2 * keys + filters) * _WORD:
         raise RunError(f"ids {path.name} are damaged")
     mapped.madvise(mmap.MADV_RANDOM)
+    filter_words = words[first + 2 * keys :]
+    # One word of each page, so that the first look-up does not wait for all of them.
+    np.bitwise_or.reduce(filter_words[:: _PAGE // _WORD])
     return Run(
         high=words[first : first + keys],
         low=words[first + keys : first + 2 * keys],
-        filter=words[first + 2 * keys :],
+        filter=filter_words,
         name=name,
     )
 
@@ -165,7 +170,14 @@ class Share:
 
     memory_bytes: int
     """For the keys that are not in runs."""
+    seals: ThreadPoolExecutor
+    """Sealing is short, and no table waits for a merge, which may take seconds."""
+    merges: ThreadPoolExecutor
     shards: int = 0
+
+
+class _NoLongerWantedError(OSError):
+    """The shard is another worker's, or this one stops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,19 +189,17 @@ class Standing:
 
 
 class DiskShelf:
-    """A shard's runs, in a directory of its own; on a thread that all shards share.
+    """A shard's runs, in a directory of its own; made on threads that all shards share.
 
     Where a run cannot be written it is made in memory, and its keys go into the snapshots until a
     merge has taken them to the disk.
     """
 
-    def __init__(
-        self, shard: int, directory: Path, thread: ThreadPoolExecutor, share: Share
-    ) -> None:
+    def __init__(self, shard: int, directory: Path, share: Share) -> None:
         self._shard = shard
         self._directory = directory
-        self._thread = thread
         self._share = share
+        self._cancelled = False
         self._mapped: dict[str, Run] = {}
         """What is in use, or made and about to be."""
         self._unused = {path.stem for path in directory.glob("*.ids")}
@@ -200,12 +210,12 @@ class DiskShelf:
         return hot_ids(self._share.memory_bytes, self._share.shards)
 
     def seal(self, keys: Keys) -> Future[Run]:
-        future = self._thread.submit(self._seal, keys)
+        future = self._share.seals.submit(self._seal, keys)
         self._note(future)
         return future
 
     def merge(self, runs: Sequence[Run]) -> Future[Run | None]:
-        future = self._thread.submit(self._merge, list(runs))
+        future = self._share.merges.submit(self._merge, list(runs))
         self._note(future)
         return future
 
@@ -215,6 +225,7 @@ class DiskShelf:
 
     def cancel(self) -> None:
         """Make nothing more of what was asked for."""
+        self._cancelled = True
         for job in self._jobs:
             job.cancel()
 
@@ -230,7 +241,7 @@ class DiskShelf:
             self._mapped.pop(run.name, None)
             self._unused.add(run.name)
 
-    # -- on the thread ------------------------------------------------------------------------
+    # -- on the threads -----------------------------------------------------------------------
 
     def _seal(self, keys: Keys) -> Run:
         halves = sorted_halves(keys)
@@ -243,12 +254,20 @@ class DiskShelf:
     def _merge(self, runs: list[Run]) -> Run | None:
         keys = sum(len(run) for run in runs)
         try:
-            return self._write(merged_slices(runs), keys)
+            return self._write(self._while_wanted(merged_slices(runs)), keys)
+        except _NoLongerWantedError:
+            return None
         except OSError as error:
             log.warning("ids of shard %d not written, not merged: %s", self._shard, error)
             if any(run.name for run in runs):
                 return None
             return run_in_memory(merged_slices(runs), keys)
+
+    def _while_wanted(self, slices: Slices) -> Slices:
+        for one in slices:
+            if self._cancelled:
+                raise _NoLongerWantedError
+            yield one
 
     def _write(self, slices: Slices, keys: int) -> Run:
         name = write_run(self._directory, slices, keys)

@@ -4,8 +4,8 @@
     DIRECTORY/shard-N/NAME.ids     the runs of ids that the state names (`id_files`)
 
 A state names files that are written for good before it is, and files that it does not name are
-deleted after it is. All is written on one thread, in the order in which it was asked for, while
-the worker decides on. It is a cache: whatever of it is lost or damaged costs time, never data.
+deleted after it is. All of it is written on threads, while the worker decides on. It is a cache:
+whatever of it is lost or damaged costs time, never data.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class SnapshotStore:
         """`memory_bytes` are for the ids of all shards that are not in files."""
         self._directory = directory
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshots")
-        self._share = Share(memory_bytes)
+        self._merges = ThreadPoolExecutor(1, thread_name_prefix="merges")
+        self._share = Share(memory_bytes, seals=self._thread, merges=self._merges)
         self._shelves: dict[int, DiskShelf] = {}
         self._saving: dict[int, Future[None]] = {}
 
@@ -44,7 +45,7 @@ class SnapshotStore:
         """A shelf for a shard that begins empty."""
         self._await_saved(shard)
         directory = self._directory / f"shard-{shard}"
-        self._shelves[shard] = DiskShelf(shard, directory, self._thread, self._share)
+        self._shelves[shard] = DiskShelf(shard, directory, self._share)
         self._share.shards = len(self._shelves)
         return self._shelves[shard]
 
@@ -116,7 +117,8 @@ class SnapshotStore:
             self._saving.pop(shard).result()
 
     def stop(self) -> None:
-        """Write the snapshots that were asked for, make no more runs, and end the thread."""
+        """Write the snapshots that were asked for, make no more runs, and end the threads."""
         for shelf in self._shelves.values():
             shelf.cancel()
         self._thread.shutdown(wait=True)
+        self._merges.shutdown(wait=True)
