@@ -52,13 +52,17 @@ def _parser() -> argparse.ArgumentParser:
     state.add_argument("--memory-mib", type=int, default=256, help="as PIPELINE_DEDUPE_MEMORY_MIB")
     state.set_defaults(run=_state)
 
+    close = commands.add_parser("close", help="closing a day on the embedded ClickHouse")
+    close.add_argument("--events", type=int, default=50_000_000, help="5 GB of disk")
+    close.set_defaults(run=_close)
+
     quick = commands.add_parser("quick", help="the engine against a fixed loop, under a minute")
     quick.add_argument("--events", type=int, default=300_000)
     quick.set_defaults(run=_quick)
 
     report = commands.add_parser("report", help="write docs/performance.md from the kept figures")
     report.set_defaults(run=_write_report)
-    for command in (compare, latency, scale, state, report):
+    for command in (compare, latency, scale, state, close, report):
         _add_docs_option(command)
     return parser
 
@@ -150,6 +154,12 @@ def _state(arguments: argparse.Namespace) -> int:
             arguments.memory_mib,
         ),
     )
+
+
+def _close(arguments: argparse.Namespace) -> int:
+    from bench.close import close
+
+    return _keep(arguments, "close", lambda: close(arguments.events))
 
 
 def _quick(arguments: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 from bench import machine
 from bench.engine import EVENTS_A_TURN, EngineAlone, make_engine, turns_of
 from bench.machine import say
-from bench.workload import GROUPS_A_CAMPAIGN, catalog, messages
+from bench.workload import CAMPAIGNS, GROUPS_A_CAMPAIGN, catalog, messages
 from pipeline.billing import fold
 from pipeline.billing.books import Balances, Shard
 from pipeline.billing.ids import IdSet, Keys
@@ -38,6 +38,7 @@ RATE_OVER_KEYS = 1_000_000
 START_MS = 1_772_323_200_000
 PARTITIONS = 4
 GROUP_EVENTS = 300_000
+JOB_EVENTS = 240_000
 FEW_GROUPS = 800
 
 
@@ -46,16 +47,17 @@ def state(
 ) -> dict[str, Any]:
     """Sets of so many ids and keys of rule 8, and a catalog of so many ad groups."""
     about = machine.described(" ".join(["python -m bench", *sys.argv[1:]]))
+    empty_us = _alone(job_us, None)
     sizes = [
         _alone(measure, what, number * 1_000_000, memory_mib)
         for what, numbers in (("ids", millions), ("unique", unique_millions))
         for number in sorted(numbers)
     ]
     groups = [_alone(measure_groups, number) for number in (FEW_GROUPS, ad_groups) if number]
-    return {"about": about, "memory_mib": memory_mib, "sizes": sizes, "ad_groups": groups}
+    return {"about": about, "empty_job_us": empty_us, "sizes": sizes, "ad_groups": groups}
 
 
-def _alone(measured: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+def _alone(measured: Callable[..., Any], *arguments: Any) -> Any:
     """In a process of its own: memory that was freed would hide what is needed."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -84,21 +86,39 @@ def measure(what: str, keys: int, memory_mib: int) -> dict[str, Any]:
         all_cpu_s = time.process_time() - all_cpu_s
         drawn_s = time.thread_time() - drawn_s - sum(cpu_s)  # making up the keys
         private_bytes = machine.private_memory_bytes() - before_bytes
+        live, runs = len(filled), sum(map(len, filled.run_names().values()))
         rate_turns = max(1, min(turns // 2, RATE_OVER_KEYS // KEYS_A_TURN))
-        return {
+        figures = {
             "what": what,
-            "ids": len(filled),
-            "memory_bytes_per_id": private_bytes / len(filled),
+            "ids": live,
+            "runs": runs,
+            "memory_bytes_per_id": private_bytes / live,
             "private_mib": private_bytes / 2**20,
             "first_ids_per_s": rate_turns * KEYS_A_TURN / sum(cpu_s[:rate_turns]),
             "last_ids_per_s": rate_turns * KEYS_A_TURN / sum(cpu_s[-rate_turns:]),
-            "cpu_us_per_id": (all_cpu_s - drawn_s) / len(filled) * 1e6,
-            "beside_us_per_id": (all_cpu_s - drawn_s - sum(cpu_s)) / len(filled) * 1e6,
+            "cpu_us_per_id": (all_cpu_s - drawn_s) / live * 1e6,
             "longest_turn_cpu_ms": max(cpu_s) * 1_000,
             "longest_turn_ms": max(clock_s) * 1_000,
             "peak_mib": machine.peak_memory_mib("self"),
             **_snapshot(store, shard, Path(directory), memory_mib),
         }
+        if what == "ids":
+            figures["job_us"] = job_us(filled)
+        store.stop()
+        return figures
+
+
+def job_us(ids: IdSet | None) -> float:
+    """CPU microseconds an event of the engine, one shard, all its threads; with these ids."""
+    began_ms = START_MS + HORIZON_DAYS * MS_PER_DAY
+    created_ms = began_ms - 2 * MS_PER_DAY
+    engine = make_engine(1, catalog(CAMPAIGNS, created_ms), created_ms)
+    if ids is not None:
+        engine.shards[0].ids = ids
+    alone = EngineAlone(engine)
+    turns = list(turns_of(messages(JOB_EVENTS, CAMPAIGNS, began_ms), 1))
+    alone.take(turns[:2])
+    return alone.take(turns[2:]) / (len(turns) - 2) / EVENTS_A_TURN * 1e6
 
 
 def _turn(filled: IdSet, number: int, turns: int) -> tuple[float, float]:
@@ -134,7 +154,6 @@ def _snapshot(
     packed_s = time.perf_counter() - started_s
     saving.result()
     saved_s = time.perf_counter() - started_s
-    store.stop()
     disk_bytes = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
     files = sum(1 for _ in directory.rglob("*.ids"))
     other = SnapshotStore(directory, memory_mib << 20)

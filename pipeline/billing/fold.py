@@ -194,7 +194,8 @@ def pack(shard: Shard, balances: Balances, terms: Terms, *, with_ids: bool) -> b
     packed: list[tuple[int, int, list[str], list[int]]] = []
     for limit, day, balance in balances.all():
         of_groups = LIMITS[limit].startswith("ad_group")
-        rows = np.intersect1d(balance.nonzero(), groups if of_groups else campaigns)
+        rows = balance.nonzero()
+        rows = rows[np.isin(rows, groups if of_groups else campaigns, kind="table")]
         if len(rows) == 0:
             continue
         names = terms.group_ids if of_groups else terms.campaign_ids
