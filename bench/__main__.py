@@ -39,9 +39,22 @@ def _parser() -> argparse.ArgumentParser:
     scale.add_argument("--seconds", type=int, default=10, help="at each low load")
     scale.set_defaults(run=_scale)
 
-    state = commands.add_parser("state", help="the ids that a worker must remember")
-    state.add_argument("--millions", type=int, nargs="+", default=[1, 10], help="100 needs 6 GB")
+    state = commands.add_parser("state", help="remembered ids, keys of rule 8, ad groups")
+    state.add_argument(
+        "--millions",
+        type=int,
+        nargs="*",
+        default=[1, 10, 100],
+        help="of ids; 100 need 4 GB of disk",
+    )
+    state.add_argument("--unique-millions", type=int, nargs="*", default=[10], help="of rule 8")
+    state.add_argument("--ad-groups", type=int, default=1_000_000, help="0: none")
+    state.add_argument("--memory-mib", type=int, default=256, help="as PIPELINE_DEDUPE_MEMORY_MIB")
     state.set_defaults(run=_state)
+
+    close = commands.add_parser("close", help="closing a day on the embedded ClickHouse")
+    close.add_argument("--events", type=int, default=50_000_000, help="5 GB of disk")
+    close.set_defaults(run=_close)
 
     quick = commands.add_parser("quick", help="the engine against a fixed loop, under a minute")
     quick.add_argument("--events", type=int, default=300_000)
@@ -49,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="write docs/performance.md from the kept figures")
     report.set_defaults(run=_write_report)
-    for command in (compare, latency, scale, state, report):
+    for command in (compare, latency, scale, state, close, report):
         _add_docs_option(command)
     return parser
 
@@ -131,7 +144,22 @@ def _scale(arguments: argparse.Namespace) -> int:
 def _state(arguments: argparse.Namespace) -> int:
     from bench.state import state
 
-    return _keep(arguments, "state", lambda: state(arguments.millions))
+    return _keep(
+        arguments,
+        "state",
+        lambda: state(
+            arguments.millions,
+            arguments.unique_millions,
+            arguments.ad_groups,
+            arguments.memory_mib,
+        ),
+    )
+
+
+def _close(arguments: argparse.Namespace) -> int:
+    from bench.close import close
+
+    return _keep(arguments, "close", lambda: close(arguments.events))
 
 
 def _quick(arguments: argparse.Namespace) -> int:

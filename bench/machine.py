@@ -56,9 +56,9 @@ def peak_memory_mib(pid: int | str) -> float:
     return _status_kib(pid, "VmHWM:") / 1_024
 
 
-def memory_bytes(pid: int | str = "self") -> int:
-    """Resident memory of a living process."""
-    return _status_kib(pid, "VmRSS:") * 1_024
+def private_memory_bytes(pid: int | str = "self") -> int:
+    """Memory of a living process that no file is behind, so that the system cannot take it."""
+    return _status_kib(pid, "RssAnon:") * 1_024
 
 
 def _status_kib(pid: int | str, name: str) -> int:

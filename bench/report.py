@@ -19,7 +19,7 @@ from bench.site import ROOT
 
 DOCS = ROOT / "docs"
 PAGE = "performance.md"
-RESULTS = ("compare", "latency", "scale", "state")
+RESULTS = ("compare", "latency", "scale", "state", "close")
 """Names of what is kept, each in `performance/NAME.json` beside the page."""
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -30,6 +30,7 @@ COMMANDS = {
     "latency": "python -m bench latency",
     "scale": "python -m bench scale",
     "state": "python -m bench state",
+    "close": "python -m bench close",
 }
 
 
@@ -273,24 +274,70 @@ def _scale(results: Mapping[str, Any]) -> str:
 
 @_section("state")
 def _state(results: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            f"{one['ids']:,}",
-            f"{one['last_ids_per_s'] / one['first_ids_per_s']:.2f}",
-            f"{one['memory_bytes_per_id']:.1f}",
-            _number(one["first_ids_per_s"]),
-            _number(one["last_ids_per_s"]),
-            f"{one['longest_turn_ms']:,.0f}",
-            f"{one['snapshot_bytes'] / 2**20:,.0f}",
-            f"{one['save_s']:.1f}",
-            f"{one['load_s']:.1f}",
-            f"{one['peak_mib_before_snapshot']:,.0f} / {one['peak_mib']:,.0f}",
-        ]
-        for one in results["sizes"]
+    names = {"ids": "event ids", "unique": "keys of rule 8"}
+    head = ["live", "engine's rate against empty", "bytes in memory / on disk each"]
+    head += [
+        "look-ups and adds a s, empty / full",
+        "CPU µs a key, files included",
+        "longest turn ms, CPU / clock",
     ]
-    head = ["live ids", "rate against empty", "bytes an id", "ids/s empty", "ids/s full"]
-    head += ["longest turn ms", "snapshot MiB", "save s", "load s", "peak MiB before / with it"]
-    return _table(head, rows)
+    head += ["snapshot MiB", "a turn waits for it ms", "written s", "loaded s", "files"]
+    sets = _table(
+        head,
+        [
+            [
+                f"{one['ids']:,} {names[one['what']]}",
+                f"{results['empty_job_us'] / one['job_us']:.2f}" if "job_us" in one else "-",
+                f"{one['memory_bytes_per_id']:.1f} / {one['disk_bytes'] / one['ids']:.1f}",
+                f"{_number(one['first_ids_per_s'])} / {_number(one['last_ids_per_s'])}",
+                f"{one['cpu_us_per_id']:.2f}",
+                f"{one['longest_turn_cpu_ms']:,.0f} / {one['longest_turn_ms']:,.0f}",
+                f"{one['snapshot_bytes'] / 2**20:,.1f}",
+                f"{one['pack_s'] * 1_000:,.1f}",
+                f"{one['save_s']:.2f}",
+                f"{one['load_s']:.1f}",
+                f"{one['runs']}",
+            ]
+            for one in results["sizes"]
+        ],
+    )
+    head = ["ad groups", "catalog records", "loaded CPU s", "memory MiB", "CPU µs an event"]
+    head += ["longest turn CPU ms", "a turn waits for a shard's snapshot CPU ms", "snapshot MiB"]
+    groups = _table(
+        head,
+        [
+            [
+                f"{one['ad_groups']:,}",
+                f"{one['records']:,}",
+                f"{one['load_cpu_s']:.1f}",
+                f"{one['memory_mib']:,.0f}",
+                f"{one['cpu_us_per_event']:.2f}",
+                f"{one['longest_turn_cpu_ms']:,.0f}",
+                f"{one['pack_cpu_s'] * 1_000:,.0f}",
+                f"{one['packed_mib']:,.1f}",
+            ]
+            for one in results["ad_groups"]
+        ],
+    )
+    return f"{sets}\n\n{groups}"
+
+
+@_section("close")
+def _close(results: Mapping[str, Any]) -> str:
+    one = results["close"]
+    head = [
+        "events of the day",
+        "accounts",
+        "daily rows",
+        "charges",
+        "CPU s",
+        "clock s",
+        "peak MiB",
+    ]
+    cells = [one["events"], one["accounts"], one["daily_rows"], one["charges"]]
+    row = [f"{cell:,}" for cell in cells]
+    row += [f"{one['cpu_s']:.1f}", f"{one['clock_s']:.1f}", f"{one['peak_mib']:,.0f}"]
+    return _table(head, [row])
 
 
 # -- goals ----------------------------------------------------------------------------------------
@@ -359,18 +406,14 @@ def _spread(of: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _rate_at_full(results: Results) -> float:
-    """The whole job's rate with full sets, as a share of that with empty ones.
-
-    An event of the whole job and what looking its id up takes longer in a full set.
-    """
+    """The engine's rate with a full set, as a share of that with an empty one."""
     fullest = _fullest(results)
-    empty_s = 1 / _product_figure(results, "events_per_s")
-    longer_s = 1 / float(fullest["last_ids_per_s"]) - 1 / float(fullest["first_ids_per_s"])
-    return empty_s / (empty_s + longer_s)
+    return float(results["state"]["empty_job_us"]) / float(fullest["job_us"])
 
 
 def _fullest(results: Results) -> Mapping[str, Any]:
-    return max(results["state"]["sizes"], key=lambda one: int(one["ids"]))
+    ids = [one for one in results["state"]["sizes"] if one["what"] == "ids"]
+    return max(ids, key=lambda one: int(one["ids"]))
 
 
 GOALS: list[tuple[str, Goal, Callable[[Results], float]]] = [
@@ -403,7 +446,7 @@ GOALS: list[tuple[str, Goal, Callable[[Results], float]]] = [
         ),
     ),
     (
-        "events/s of the whole job at the most ids measured, against empty",
+        "events/s of the engine at the most ids measured, against empty",
         Goal(True, 0.5, "{:.2f} x"),
         _rate_at_full,
     ),
@@ -422,6 +465,8 @@ LOAD = 0.6
 SHARDS_A_WORKER = 4
 WORKER_GIB = 64
 HORIZON_S = 7 * 86_400
+CACHED_BYTES_AN_ID = 4
+"""Of an id's bytes on disk, those that each look-up may read."""
 HORIZONS_KEPT = 1.5
 """Ids go in generations of half a horizon, each kept whole for a horizon after its end."""
 JOURNAL_KEPT_DAYS = 9
@@ -434,20 +479,20 @@ def _capacity(results: Results) -> str:
         rate = _median(product, "events_per_s")
         journal_bytes = _median(product, "output_bytes_per_event")
         reporter = _median(product, "events") / _median(product, "report_s")
-        id_bytes = float(_fullest(results)["memory_bytes_per_id"])
+        id_bytes = _fullest(results)["disk_bytes"] / _fullest(results)["ids"]
     except (KeyError, IndexError, ZeroDivisionError):
         return f"Not measured yet: `{COMMANDS['compare']}` and `{COMMANDS['state']}`."
     rows = []
     for events_a_s in EVENTS_A_S:
         by_cpu = math.ceil(events_a_s / (LOAD * rate))
-        ids_gib = events_a_s * HORIZONS_KEPT * HORIZON_S * id_bytes / 2**30
-        by_memory = math.ceil(ids_gib / (LOAD * WORKER_GIB))
+        ids = events_a_s * HORIZONS_KEPT * HORIZON_S
+        by_memory = math.ceil(ids * CACHED_BYTES_AN_ID / 2**30 / (LOAD * WORKER_GIB))
         partitions = 2 ** math.ceil(math.log2(max(4, SHARDS_A_WORKER * max(by_cpu, by_memory))))
         rows.append(
             [
                 f"{events_a_s:,}",
                 f"{by_cpu:,}",
-                f"{ids_gib:,.0f}",
+                _number(ids * id_bytes / 2**40),
                 f"{by_memory:,}",
                 f"{partitions:,}",
                 _number(events_a_s * journal_bytes / 2**20),
@@ -459,7 +504,7 @@ def _capacity(results: Results) -> str:
     head = [
         "events/s, all day",
         "workers by CPU",
-        "GiB of ids",
+        "TiB of ids on disk",
         f"workers of {WORKER_GIB} GiB by memory",
         "partitions",
         "journal MiB/s",
@@ -470,7 +515,8 @@ def _capacity(results: Results) -> str:
     return (
         f"{_table(head, rows)}\n\n"
         f"From {rate:,.0f} events/s a core planned at {LOAD:.0%}, {journal_bytes:.0f} journal "
-        f"bytes an event, {id_bytes:.0f} bytes an id over {HORIZONS_KEPT} times "
+        f"bytes an event, {id_bytes:.0f} bytes an id on disk and {CACHED_BYTES_AN_ID} in the "
+        f"page cache over {HORIZONS_KEPT} times "
         f"{HORIZON_S // 86_400} days, and "
         f"{reporter:,.0f} events/s of the reporter."
     )
@@ -482,5 +528,6 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "latency": _latency,
     "scale": _scale,
     "state": _state,
+    "close": _close,
     "capacity": _capacity,
 }

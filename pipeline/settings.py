@@ -143,7 +143,12 @@ class Settings(BaseSettings):
 
     dedupe_max_ids: int = Field(default=20_000_000, ge=1_000)
     """Event ids that a shard goes on remembering past the acceptance horizon: the oldest are
-    forgotten once there are more. Within the horizon every id is remembered, in memory."""
+    forgotten once there are more. Within the horizon every id is remembered."""
+
+    dedupe_memory_mib: int = Field(default=256, ge=1)
+    """Memory of a worker for the ids of all its shards that are not in files. The newest are in
+    tables there; the others are in sorted files under `PIPELINE_DATA_DIR`, some 20 bytes an id, of
+    which 4 are read at each look-up and should find room in the system's page cache."""
 
     tick_min_ms: int = Field(default=5, ge=1, le=1_000)
     """The least time between two decisions of a worker: lower latency against less CPU."""

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pipeline.billing.chain import Chain
 from pipeline.billing.daylife import SHARD_DAY, DayEvent, shard_state, step
+from pipeline.billing.id_runs import Shelf
 from pipeline.billing.ids import IdSet
 from pipeline.contract.days import iso
 from pipeline.contract.signals import Signal
@@ -250,7 +251,10 @@ class Shard:
     """When its last checkpoint was written; 0: never."""
 
     @classmethod
-    def new(cls, shard: int, horizon_days: int, keep_at_most_ids: int) -> Shard:
+    def new(
+        cls, shard: int, horizon_days: int, keep_at_most_ids: int, shelf: Shelf | None = None
+    ) -> Shard:
+        """An empty one, whose ids the shelf keeps; without one they are kept in memory."""
         # An event may come up to the tolerance before its own time, and again up to the horizon
         # after it; and what is unique in a billing day may come again until the day's last event
         # may come no more.
@@ -258,8 +262,8 @@ class Shard:
         return cls(
             shard=shard,
             chain=Chain(shard),
-            ids=IdSet(again_ms, keep_at_most_ids),
-            unique=IdSet(again_ms + LONGEST_DAY_MS, keep_at_most_ids),
+            ids=IdSet(again_ms, keep_at_most_ids, shelf),
+            unique=IdSet(again_ms + LONGEST_DAY_MS, keep_at_most_ids, shelf),
         )
 
     def same_generations(self, one_ms: int, other_ms: int) -> bool:

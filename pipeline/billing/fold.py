@@ -18,13 +18,16 @@ from pipeline.billing import ids
 from pipeline.billing.books import Balances, Rows, Shard
 from pipeline.billing.chain import Chain
 from pipeline.billing.credits import credit_key
+from pipeline.billing.id_runs import RunError
 from pipeline.billing.journal import Ad, Header
 from pipeline.billing.terms import Terms
 from pipeline.contract.days import from_iso
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import CHARGED, CPM, CPM_BLOCK, LIMITS, NOT_SERVING
 
-STATE_VERSION = 1
+CHECKPOINT_VERSION = 1
+SNAPSHOT_VERSION = 2
+"""Names runs of ids that lie beside it, which an older reader would leave out."""
 
 
 class StateError(Exception):
@@ -55,6 +58,9 @@ class PackedState(msgspec.Struct, frozen=True, kw_only=True):
     """(limit, day or -1, entity ids, nanos)"""
     ids: dict[int, bytes] | None = None
     unique: dict[int, bytes] | None = None
+    id_runs: dict[int, list[str]] = {}
+    """Generation -> the names of the runs that hold the ids which `ids` does not."""
+    unique_runs: dict[int, list[str]] = {}
     credited: bytes = b""
     """16 bytes for each event whose charge has been given back, for ever: credits are rare."""
 
@@ -189,7 +195,8 @@ def pack(shard: Shard, balances: Balances, terms: Terms, *, with_ids: bool) -> b
     packed: list[tuple[int, int, list[str], list[int]]] = []
     for limit, day, balance in balances.all():
         of_groups = LIMITS[limit].startswith("ad_group")
-        rows = np.intersect1d(balance.nonzero(), groups if of_groups else campaigns)
+        rows = balance.nonzero()
+        rows = rows[np.isin(rows, groups if of_groups else campaigns, kind="table")]
         if len(rows) == 0:
             continue
         names = terms.group_ids if of_groups else terms.campaign_ids
@@ -203,7 +210,7 @@ def pack(shard: Shard, balances: Balances, terms: Terms, *, with_ids: bool) -> b
     chain = shard.chain
     return _encoder.encode(
         PackedState(
-            version=STATE_VERSION,
+            version=SNAPSHOT_VERSION if with_ids else CHECKPOINT_VERSION,
             shard=shard.shard,
             last_offset=chain.last_offset,
             next_offsets=chain.next_offsets,
@@ -229,6 +236,8 @@ def pack(shard: Shard, balances: Balances, terms: Terms, *, with_ids: bool) -> b
             balances=packed,
             ids=shard.ids.dump() if with_ids else None,
             unique=shard.unique.dump() if with_ids else None,
+            id_runs=shard.ids.run_names() if with_ids else {},
+            unique_runs=shard.unique.run_names() if with_ids else {},
             credited=b"".join(sorted(shard.credited)),
         )
     )
@@ -245,8 +254,10 @@ def _decode(value: bytes) -> PackedState:
         state = _decoder.decode(value)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StateError(f"not a packed state: {error}") from error
-    if state.version != STATE_VERSION:
-        raise StateError(f"packed state of version {state.version}, expected {STATE_VERSION}")
+    if state.version not in (CHECKPOINT_VERSION, SNAPSHOT_VERSION):
+        raise StateError(
+            f"packed state of version {state.version}, expected {SNAPSHOT_VERSION} at most"
+        )
     return state
 
 
@@ -268,7 +279,8 @@ def chain_of(checkpoint: bytes) -> Chain:
 def unpack(value: bytes, shard: Shard, balances: Balances, terms: Terms) -> None:
     """Fill an empty shard, and its rows of the balances, from packed bytes.
 
-    Raises `StateError` where the bytes are not a state of this version and shard.
+    Raises `StateError` where the bytes are not a state of this version and shard, or name a run
+    of ids that is lost.
     """
     state = _decode(value)
     if state.shard != shard.shard:
@@ -285,8 +297,11 @@ def unpack(value: bytes, shard: Shard, balances: Balances, terms: Terms) -> None
     shard.credited = {state.credited[i : i + 16] for i in range(0, len(state.credited), 16)}
     _unpack_balances(state, shard, balances, terms)
     if state.ids is not None and state.unique is not None:
-        shard.ids.load(state.ids)
-        shard.unique.load(state.unique)
+        try:
+            shard.ids.load(state.ids, state.id_runs)
+            shard.unique.load(state.unique, state.unique_runs)
+        except RunError as error:
+            raise StateError(str(error)) from error
 
 
 def _unpack_balances(state: PackedState, shard: Shard, balances: Balances, terms: Terms) -> None:

@@ -8,7 +8,10 @@ exact. The hash is fixed by its specification, so sets written by one version ar
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import lru_cache
+from typing import Any
 
 import hirola
 import numpy as np
@@ -19,14 +22,17 @@ import xxhash
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from polars_hash import NonCryptographicHashingNameSpace
 
-Keys = npt.NDArray[np.uint64]
-"""Shape (n, 2): the low and the high half of n 128-bit keys."""
+from pipeline.billing.id_runs import Keys as Keys
+from pipeline.billing.id_runs import Mask, MemoryShelf, Probe, Run, Shelf, to_merge
 
 Rows = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 _MIN_CAPACITY = 4_096
 _MAX_FILL = 0.7
+_GROWTH = 8
+_MOST_SEALING = 4
+"""Tables of a generation that wait to become runs; with more, adding waits."""
+_LOAD_KEYS = 1 << 16
 _HALF = 1 << 64
 SEPARATOR = "\0"
 """Joins the parts of an identity; no part can hold it: an event with a NUL is malformed."""
@@ -130,8 +136,8 @@ def _capacity_for(count: int) -> int:
 class _Table:
     """A growing hash set of keys."""
 
-    def __init__(self) -> None:
-        self._table = hirola.HashTable(_MIN_CAPACITY, dtype=(np.uint64, 2))
+    def __init__(self, capacity: int = _MIN_CAPACITY) -> None:
+        self._table = hirola.HashTable(capacity, dtype=(np.uint64, 2))
 
     def __len__(self) -> int:
         return len(self._table)
@@ -139,14 +145,100 @@ class _Table:
     def contains(self, keys: Keys) -> Mask:
         return np.asarray(self._table.contains(keys), dtype=np.bool_)
 
-    def add(self, keys: Keys) -> None:
+    def add(self, keys: Keys, expected: int) -> None:
+        """Add keys to a table that is expected to hold so many in the end."""
         needed = len(self._table) + len(keys)
         if needed > self._table.max * _MAX_FILL:
-            self._table = self._table.resize(_capacity_for(needed * 2))
+            # Few steps, for each copies the table.
+            grown = max(needed, min(_GROWTH * needed, expected))
+            self._table = self._table.resize(_capacity_for(grown))
         self._table.add(keys)
 
     def keys(self) -> Keys:
         return np.asarray(self._table.keys, dtype=np.uint64)
+
+
+class _Generation:
+    """The keys of one span of log time: the newest in a table, the others in runs."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        self._hot = _Table()
+        self._sealing: list[tuple[_Table, Future[Run]]] = []
+        """Tables that take nothing more, until there is a run in place of each."""
+        self.runs: list[Run] = []
+        self._merging: tuple[list[Run], Future[Run | None]] | None = None
+
+    def __len__(self) -> int:
+        return sum(map(len, self._tables())) + sum(map(len, self.runs))
+
+    def _tables(self) -> list[_Table]:
+        return [self._hot, *(table for table, _ in self._sealing)]
+
+    def mark_new(self, keys: Keys, found: Mask) -> None:
+        """Set `found` where a key is in here and in no run yet."""
+        for table in self._tables():
+            if len(table):
+                found |= table.contains(keys)
+
+    def add(self, keys: Keys) -> None:
+        hot_ids = self._shelf.hot_ids()
+        self._hot.add(keys, expected=hot_ids + len(keys))
+        self.settle()
+        if len(self._hot) >= hot_ids:
+            self._sealing.append((self._hot, self._shelf.seal(self._hot.keys())))
+            self._hot = _Table(_capacity_for(hot_ids))
+            if len(self._sealing) > _MOST_SEALING:
+                self._sealing[0][1].result()  # what makes runs does not keep up: wait for it
+            self.settle()
+
+    def settle(self) -> None:
+        """Take over the runs that have been made."""
+        changed = False
+        while self._sealing and self._sealing[0][1].done():
+            self.runs.append(self._sealing.pop(0)[1].result())
+            changed = True
+        if self._merging is not None and self._merging[1].done():
+            merged, (replaced, _) = self._merging[1].result(), self._merging
+            self._merging = None
+            if merged is not None:
+                self._replace(replaced, merged)
+                changed = True
+        if changed and self._merging is None and (runs := to_merge(self.runs)):
+            self._merging = runs, self._shelf.merge(runs)
+            if self._merging[1].done():
+                self.settle()
+
+    def _replace(self, runs: list[Run], merged: Run) -> None:
+        self.runs = [run for run in self.runs if run not in runs]
+        self.runs.append(merged)
+        for run in runs:
+            self._shelf.retire(run)
+
+    def retire(self) -> None:
+        """Nothing of it is wanted any more."""
+        for run in self.runs:
+            self._shelf.retire(run)
+        for _, sealing in self._sealing:
+            sealing.add_done_callback(self._retire_made)
+        if self._merging is not None:
+            self._merging[1].add_done_callback(self._retire_made)
+
+    def _retire_made(self, future: Future[Any]) -> None:
+        if not future.cancelled() and future.exception() is None and future.result() is not None:
+            self._shelf.retire(future.result())
+
+    def loose(self) -> bytes:
+        """The keys that no named run holds, 16 bytes each."""
+        unnamed = (run.keys() for run in self.runs if not run.name)
+        parts = (*(table.keys() for table in self._tables()), *unnamed)
+        return b"".join(part.tobytes() for part in parts)
+
+    def names(self) -> list[str]:
+        return [run.name for run in self.runs if run.name]
+
+    def open(self, names: Sequence[str]) -> None:
+        self.runs += [self._shelf.open(name) for name in names]
 
 
 class IdSet:
@@ -155,17 +247,21 @@ class IdSet:
     A generation spans half the horizon of log time (the largest record timestamp consumed), so a
     key is kept for at least the horizon after it was added. Generations past the horizon are kept
     on while the set is within `keep_at_most` keys: where old records can come again (CreateTime
-    topics, a topic resent whole), memory that is there is used to recognise them.
+    topics, a topic resent whole), room that is there is used to recognise them.
+
+    The newest keys are in hash tables of bounded size; the others are in sorted runs, which the
+    shelf may keep on disk. What is in the set does not depend on where it lies.
     """
 
-    def __init__(self, horizon_ms: int, keep_at_most: int) -> None:
+    def __init__(self, horizon_ms: int, keep_at_most: int, shelf: Shelf | None = None) -> None:
         self._horizon_ms = horizon_ms
         self._generation_ms = max(1, horizon_ms // 2)
         self._keep_at_most = keep_at_most
-        self._generations: dict[int, _Table] = {}
+        self._shelf: Shelf = shelf or MemoryShelf()
+        self._generations: dict[int, _Generation] = {}
 
     def __len__(self) -> int:
-        return sum(len(table) for table in self._generations.values())
+        return sum(len(generation) for generation in self._generations.values())
 
     def contains(self, keys: Keys) -> Mask:
         """Which keys are in the set."""
@@ -173,41 +269,53 @@ class IdSet:
         if len(keys) == 0:
             return found
         contiguous = np.ascontiguousarray(keys)
-        for table in self._generations.values():
-            found |= table.contains(contiguous)
+        for generation in self._generations.values():
+            generation.mark_new(contiguous, found)
+        runs = [run for generation in self._generations.values() for run in generation.runs]
+        if runs:
+            probe = Probe(contiguous)
+            for run in runs:
+                probe.mark(run, found)
         return found
 
     def add(self, keys: Keys, log_time_ms: int) -> None:
-        """Add keys at this log time, and drop generations that are due."""
+        """Add keys that are not in the set at this log time, and drop generations that are due."""
         if len(keys) == 0:
             return
-        generation = self.generation(log_time_ms)
-        table = self._generations.setdefault(generation, _Table())
-        table.add(np.ascontiguousarray(keys))
+        self._at(self.generation(log_time_ms)).add(np.ascontiguousarray(keys))
         self._expire(log_time_ms)
+
+    def _at(self, number: int) -> _Generation:
+        return self._generations.setdefault(number, _Generation(self._shelf))
 
     def generation(self, log_time_ms: int) -> int:
         """The number of the generation that keys added at this log time belong to."""
         return log_time_ms // self._generation_ms
 
     def _expire(self, log_time_ms: int) -> None:
-        for generation in sorted(self._generations):
-            ended_ms = (generation + 1) * self._generation_ms
+        for number in sorted(self._generations):
+            ended_ms = (number + 1) * self._generation_ms
             if ended_ms + self._horizon_ms > log_time_ms or len(self) <= self._keep_at_most:
                 return
-            del self._generations[generation]
+            self._generations.pop(number).retire()
 
     def dump(self) -> dict[int, bytes]:
-        """The set by generation: 16 bytes a key."""
-        return {number: table.keys().tobytes() for number, table in self._generations.items()}
+        """The keys by generation that no named run holds: 16 bytes a key."""
+        return {number: one.loose() for number, one in self._generations.items()}
 
-    def load(self, generations: dict[int, bytes]) -> None:
-        """Take over what `dump` gave."""
+    def run_names(self) -> dict[int, list[str]]:
+        """The named runs by generation; with what `dump` gives, the whole set."""
+        return {number: one.names() for number, one in self._generations.items() if one.names()}
+
+    def load(self, loose: dict[int, bytes], names: dict[int, list[str]]) -> None:
+        """Take over what `dump` and `run_names` gave. Raises `RunError` where a run is lost."""
         self._generations = {}
-        for number, packed in generations.items():
-            table = _Table()
-            table.add(np.ascontiguousarray(keys_from_bytes(packed)))
-            self._generations[number] = table
+        for number, of_generation in names.items():
+            self._at(number).open(of_generation)
+        for number, packed in loose.items():
+            keys, generation = keys_from_bytes(packed), self._at(number)
+            for start in range(0, len(keys), _LOAD_KEYS):
+                generation.add(np.ascontiguousarray(keys[start : start + _LOAD_KEYS]))
 
 
 class Interner:

@@ -94,6 +94,7 @@ def make_worker(settings: Settings) -> Worker:
             data_dir=settings.data_dir,
             web_host=settings.web_host,
             web_port=settings.worker_web_port,
+            dedupe_memory_bytes=settings.dedupe_memory_mib << 20,
             session_timeout_s=settings.worker_session_timeout_ms / 1_000,
             turn_min_s=settings.tick_min_ms / 1_000,
             max_turn_events=settings.chunk_max_events,

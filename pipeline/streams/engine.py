@@ -18,6 +18,7 @@ from pipeline.billing.batch import Batch
 from pipeline.billing.books import Balances, Shard
 from pipeline.billing.credits import CreditDesk
 from pipeline.billing.decide import Outcome, Policy, decide
+from pipeline.billing.id_runs import MemoryShelves, Shelves
 from pipeline.billing.journal import AccountTerms
 from pipeline.billing.posting import Draft, ShardEvents
 from pipeline.billing.terms import UNLIMITED, Columns, Terms
@@ -75,8 +76,15 @@ class Turn:
 class Engine:
     """The books and the terms of one worker."""
 
-    def __init__(self, settings: EngineSettings, pacing: PacingPolicy | None = None) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        pacing: PacingPolicy | None = None,
+        shelves: Shelves | None = None,
+    ) -> None:
+        """`shelves` keep the ids of the shards that are not new; without them, memory does."""
         self.settings = settings
+        self._shelves = shelves or MemoryShelves()
         self.catalog = Catalog()
         self.terms = Terms(self.catalog, settings.partitions)
         self.balances = Balances(settings.judging.acceptance_horizon_days + 3)
@@ -92,13 +100,19 @@ class Engine:
         """An empty shard with empty books, to be filled by a snapshot and the journal."""
         self.release(shard)
         policy = self.settings.judging
-        state = Shard.new(shard, policy.acceptance_horizon_days, self.settings.keep_at_most_ids)
+        state = Shard.new(
+            shard,
+            policy.acceptance_horizon_days,
+            self.settings.keep_at_most_ids,
+            self._shelves.open(shard),
+        )
         self.shards[shard] = state
         return state
 
     def release(self, shard: int) -> None:
         """The shard is no longer this worker's."""
         if self.shards.pop(shard, None) is not None:
+            self._shelves.close(shard)
             fold.release(shard, self.balances, self.terms)
             groups, campaigns = self.terms.rows_of_shard(shard)
             self._stopped.forget("ad_group", groups)

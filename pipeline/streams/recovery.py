@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from pipeline import failpoints
 from pipeline.billing import fold
 from pipeline.billing.books import Shard
 from pipeline.billing.chain import BrokenChainError, Chain
@@ -31,10 +27,10 @@ from pipeline.streams.clock import Clock
 from pipeline.streams.engine import Engine
 from pipeline.streams.log_reader import KafkaLogReader
 from pipeline.streams.outbox import unsent_dispositions
+from pipeline.streams.snapshots import SnapshotStore
 
 log = logging.getLogger(__name__)
 
-_SNAPSHOT_MAGIC = b"PPS1"
 _REPAIR_JOURNAL = (
     "Nothing of it is lost: its events wait in Kafka. Find what wrote to its partition of "
     "billing.journal, restore that partition, and restart the worker"
@@ -67,47 +63,6 @@ class Owned:
     """Records whose outbox may not have been sent by the owner before."""
     refusals_from: int = 0
     """Catalog refusals from this offset on may not have been sent by the owner before."""
-
-
-class SnapshotStore:
-    """Local files with packed shard states: a cache, checked before it is trusted."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def _path(self, shard: int) -> Path:
-        return self._directory / f"shard-{shard}.snapshot"
-
-    def save(self, shard: int, packed: bytes) -> None:
-        """Write a snapshot in one step. Never raises: losing a snapshot costs time only."""
-        path = self._path(shard)
-        part = path.with_suffix(".part")
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                file.write(_SNAPSHOT_MAGIC + hashlib.sha256(packed).digest() + packed)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-            failpoints.reach("snapshot_written")
-        except OSError as error:
-            log.warning("snapshot of shard %d not written: %s", shard, error)
-
-    def load(self, shard: int) -> bytes | None:
-        """The packed state, or None where there is none that is whole."""
-        try:
-            content = self._path(shard).read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            log.warning("snapshot of shard %d not read: %s", shard, error)
-            return None
-        head = len(_SNAPSHOT_MAGIC)
-        digest, packed = content[head : head + 32], content[head + 32 :]
-        if content[:head] != _SNAPSHOT_MAGIC or hashlib.sha256(packed).digest() != digest:
-            log.warning("snapshot of shard %d is damaged: starting from the journal", shard)
-            return None
-        return packed
 
 
 @dataclass(slots=True)

@@ -37,7 +37,8 @@ from pipeline.streams.clock import Clock
 from pipeline.streams.engine import READ_TO_THE_END, Engine, EngineSettings
 from pipeline.streams.log_reader import ANSWER_WITHIN_S, AWAY
 from pipeline.streams.metrics import CONTENT_TYPE, ShardGauges, WorkerMetrics
-from pipeline.streams.recovery import Owned, SnapshotStore, take_over
+from pipeline.streams.recovery import Owned, take_over
+from pipeline.streams.snapshots import SnapshotStore
 from pipeline.streams.transport import Delivery
 from pipeline.streams.writer import Entry, JournalWriter, checkpoint_entry, prepare
 
@@ -84,6 +85,8 @@ class WorkerSettings:
     max_turn_events: int = 20_000
     checkpoint_every_records: int = 5_000
     snapshot_every_records: int = 1_000
+    dedupe_memory_bytes: int = 256 << 20
+    """For the ids of all shards that are not in files."""
     session_timeout_s: float = 10.0
     """How long a worker may be silent before its shards move to others."""
     journal_version: int = NEWEST
@@ -182,7 +185,10 @@ class Worker:
         self._settings = settings
         self._clock = clock
         self._metrics = metrics or WorkerMetrics()
-        self.engine = Engine(settings.engine, settings.pacing())
+        self._snapshots = SnapshotStore(
+            settings.data_dir / "snapshots", settings.dedupe_memory_bytes
+        )
+        self.engine = Engine(settings.engine, settings.pacing(), self._snapshots)
         self.progress = Progress()
         self.owned: dict[int, Owned] = {}
         self.stopped: dict[int, str] = {}
@@ -190,7 +196,6 @@ class Worker:
         judged here until they are assigned anew; the others go on."""
         self._assembler = Assembler()
         self._intake = Intake(settings.max_buffered_events)
-        self._snapshots = SnapshotStore(settings.data_dir / "snapshots")
         self._turning = asyncio.Lock()
         self._ready = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -667,13 +672,14 @@ class Worker:
         checkpoints = _due(self._since_checkpoint, settings.checkpoint_every_records)
         checkpoints |= self._checkpoints_due()
         snapshots = _due(self._since_snapshot, settings.snapshot_every_records)
+        snapshots -= {shard for shard in snapshots if self._snapshots.is_saving(shard)}
         if not checkpoints and not snapshots:
             return
         await self._appended()
         for shard in checkpoints & self.owned.keys():
             await self._write_checkpoint(shard)
-        for shard in snapshots & self.owned.keys():
-            self._save_snapshot(shard)
+        for shard in sorted(snapshots & self.owned.keys())[:1]:
+            self._save_snapshot(shard)  # the others' after the next turns: each waits for one only
 
     async def _write_checkpoint(self, shard: int) -> None:
         engine, owned = self.engine, self.owned[shard]
@@ -694,6 +700,7 @@ class Worker:
         }
 
     def _save_snapshot(self, shard: int) -> None:
+        """Pack it now; it is written beside what comes next."""
         engine = self.engine
         state = self.owned[shard].state
         if state.chain.last_offset < 0:
@@ -710,6 +717,7 @@ class Worker:
         if landed and not self._unwritten:
             for shard in self.owned:
                 self._save_snapshot(shard)
+        await asyncio.to_thread(self._snapshots.stop)
         await self._writer.stop()
         if self._ends is not None:
             await self._ends.stop()

@@ -24,6 +24,7 @@ SETTINGS = {
     "snapshot_every_records": "10",
     "checkpoint_every_records": "40",
     "dedupe_max_ids": "20000000",
+    "dedupe_memory_mib": "1",
 }
 _POLL_S = 0.05
 

@@ -254,6 +254,28 @@ def _spoiled(spoil: Callable[[Path, Random], None], says: str) -> Inject:
     return inject
 
 
+def _spoiled_ids(spoil: Callable[[Path, Random], None]) -> Inject:
+    """The worker finds files of ids spoiled that its snapshots name: it starts without them."""
+
+    def named(stage: Stage) -> list[Path]:
+        directory = stage.cluster.directory / "first" / "snapshots"
+        contents = b"".join(path.read_bytes() for path in _snapshots(stage))
+        return [p for p in sorted(directory.glob("*/*.ids")) if p.stem.encode() in contents]
+
+    def inject(stage: Stage, times: int) -> None:
+        cluster = stage.cluster
+        for _ in range(times):
+            until(lambda: named(stage), "a file of ids that a snapshot names")
+            said = cluster.log("first").count("not used: ids")
+            with cluster.held_down("first"):
+                for path in named(stage):
+                    spoil(path, stage.random)
+            cluster.until_all_owned()
+            assert cluster.log("first").count("not used: ids") > said, "it did not say so"
+
+    return inject
+
+
 def _are_whole(paths: list[Path]) -> bool:
     """Whether there are snapshots, and none is still one that was spoiled before."""
     contents = [path.read_bytes() for path in paths]
@@ -392,7 +414,7 @@ def _clock_jumps(stage: Stage, times: int) -> None:
 
 
 def _worker_kills() -> list[Scenario]:
-    within = {"snapshot_written": 4, "offset_commit": 1, "taken_over": 1}
+    within = {"snapshot_written": 4, "ids_written": 2, "offset_commit": 1, "taken_over": 1}
     points = (
         "fetch",
         "decide",
@@ -400,6 +422,7 @@ def _worker_kills() -> list[Scenario]:
         "append_acknowledged",
         "signals_sent",
         "snapshot_written",
+        "ids_written",
         "taken_over",
         "offset_commit",
     )
@@ -461,6 +484,8 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("snapshot with a flipped bit", _spoiled(_flip, "is damaged"), 1, 3),
     Scenario("snapshot cut off", _spoiled(_cut_off, "is damaged"), 1, 3),
     Scenario("snapshot of a later version", _spoiled(_from_the_future, "not used"), 1, 3),
+    Scenario("ids with a flipped bit", _spoiled_ids(_flip), 1, 3),
+    Scenario("ids cut off", _spoiled_ids(_cut_off), 1, 3),
     Scenario("snapshots unwritable", _unwritable, 1, 3),
     Scenario("snapshot disk full", _disk_full, 1, 3),
     Scenario("group offsets rewound", _rewound, 1, 2),
