@@ -183,14 +183,21 @@ class _Generation:
 
     def add(self, keys: Keys) -> None:
         hot_ids = self._shelf.hot_ids()
-        self._hot.add(keys, expected=hot_ids + len(keys))
-        self.settle()
+        expected = hot_ids + len(keys)
+        self._hot.add(keys, expected)
         if len(self._hot) >= hot_ids:
-            self._sealing.append((self._hot, self._shelf.seal(self._hot.keys())))
-            self._hot = _Table(_capacity_for(hot_ids))
+            self._seal(_Table(_capacity_for(expected)))
             if len(self._sealing) > _MOST_SEALING:
                 self._sealing[0][1].result()  # what makes runs does not keep up: wait for it
-            self.settle()
+
+    def end(self) -> None:
+        """Nothing is added any more."""
+        if len(self._hot):
+            self._seal(_Table())
+
+    def _seal(self, next_table: _Table) -> None:
+        self._sealing.append((self._hot, self._shelf.seal(self._hot.keys())))
+        self._hot = next_table
 
     def settle(self) -> None:
         """Take over the runs that have been made."""
@@ -282,11 +289,19 @@ class IdSet:
         """Add keys that are not in the set at this log time, and drop generations that are due."""
         if len(keys) == 0:
             return
-        self._at(self.generation(log_time_ms)).add(np.ascontiguousarray(keys))
+        number = self.generation(log_time_ms)
+        if number not in self._generations:
+            for generation in self._generations.values():
+                generation.end()
+        self._at(number).add(np.ascontiguousarray(keys))
+        for generation in self._generations.values():
+            generation.settle()
         self._expire(log_time_ms)
 
     def _at(self, number: int) -> _Generation:
-        return self._generations.setdefault(number, _Generation(self._shelf))
+        if number not in self._generations:
+            self._generations[number] = _Generation(self._shelf)
+        return self._generations[number]
 
     def generation(self, log_time_ms: int) -> int:
         """The number of the generation that keys added at this log time belong to."""
@@ -316,6 +331,7 @@ class IdSet:
             keys, generation = keys_from_bytes(packed), self._at(number)
             for start in range(0, len(keys), _LOAD_KEYS):
                 generation.add(np.ascontiguousarray(keys[start : start + _LOAD_KEYS]))
+                generation.settle()
 
 
 class Interner:

@@ -143,6 +143,20 @@ def test_a_shard_given_up_leaves_what_its_snapshot_needs(tmp_path: Path) -> None
     store.stop()
 
 
+def test_only_the_last_generation_is_in_tables(tmp_path: Path) -> None:
+    """However few ids the ones before had: the memory is for the newest."""
+    store = SnapshotStore(tmp_path, memory_bytes=1)
+    shard = Shard.new(0, 7, 1_000, store.open(0))
+    keys = random_keys(9, 300)
+    for number, part in enumerate(np.split(keys, 3)):
+        shard.ids.add(part, NOW_MS + 4 * number * MS_PER_DAY)
+    store._thread.submit(lambda: None).result()
+    shard.ids.add(random_keys(10, 1), NOW_MS + 8 * MS_PER_DAY)
+    assert sum(map(len, shard.ids.dump().values())) == 16 * 101
+    assert shard.ids.contains(keys).all()
+    store.stop()
+
+
 def test_the_memory_is_shared_by_the_shards() -> None:
     assert hot_ids(256 << 20, 1) == MAX_HOT_IDS
     assert hot_ids(256 << 20, 64) * 64 * 2 * 128 <= 256 << 20
