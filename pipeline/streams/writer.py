@@ -13,11 +13,13 @@ from aiokafka import AIOKafkaProducer
 
 from pipeline import failpoints
 from pipeline.billing.decide import Outcome
-from pipeline.billing.journal import Header, encode_events, seal
+from pipeline.billing.journal import Header, decode_header, encode_events, seal
 from pipeline.billing.posting import Draft, ShardEvents
+from pipeline.contract.log import LogRecord
 from pipeline.contract.rejects import Reject
 from pipeline.contract.vocabulary import JOURNAL
 from pipeline.streams.engine import Engine, Turn
+from pipeline.streams.log_reader import KafkaLogReader
 from pipeline.streams.outbox import Original, Outbox, originals_of
 from pipeline.streams.recovery import Owned
 from pipeline.streams.topics import JOURNAL_MAX_BYTES
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class ContestedShardError(Exception):
-    """Somebody else appended to a shard's journal: its state here may be stale."""
+    """Somebody else appended to a shard's journal, and won: its state here is stale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ class JournalWriter:
     """Appends entries and, once they count, sends their outbox."""
 
     def __init__(self, client_options: Mapping[str, Any], partitions: int) -> None:
+        self._client_options = client_options
         self._producer = AIOKafkaProducer(
             **client_options,
             enable_idempotence=True,
@@ -142,8 +145,8 @@ class JournalWriter:
     async def append(self, owned: Owned, entry: Entry) -> None:
         """Append an entry after the shard's last record, then send what it decided.
 
-        Raises `ContestedShardError` where another owner's record came between: whether this one
-        counts is then for the journal to tell. Nothing of it has been sent.
+        Raises `ContestedShardError` where another owner's record came between that counts, so that
+        this one does not. Nothing of it has been sent.
         """
         state, chain = owned.state, owned.state.chain
         header, value = seal(
@@ -158,17 +161,46 @@ class JournalWriter:
         where = await sent
         failpoints.reach("append_acknowledged")
         if where.offset != owned.journal_end:
-            raise ContestedShardError(
-                f"shard {entry.shard}: appended at journal offset {where.offset}, expected "
-                f"{owned.journal_end}; another worker owns it or owned it until now"
-            )
-        owned.journal_end += 1
+            await self._pass_over(owned, where.offset)
+        owned.journal_end = where.offset + 1
         chain.extend(where.offset, header)
         state.catalog_end = header.catalog_end
         self.bytes_written += len(value)
         await self.outbox.send(header.signals, entry.originals, entry.refusals)
         failpoints.reach("signals_sent")
         state.outbox_through = where.offset
+
+    async def _pass_over(self, owned: Owned, offset: int) -> None:
+        """An append landed further on than expected: see by the continuity rule whether it counts.
+
+        What came between may be the late append of an owner that was stopped and woke up. If it
+        does not claim to follow this owner's last record, every reader passes it over, and takes
+        this owner's.
+        """
+        shard, end = owned.state.shard, owned.journal_end
+        between = await self._read(shard, end, offset) if offset > end else []
+        headers = [decode_header(record.value or b"")[0] for record in between]
+        if not between or any(owned.state.chain.is_next(header) for header in headers):
+            raise ContestedShardError(
+                f"shard {shard}: appended at journal offset {offset}, expected {end}; another "
+                "worker owns it or owned it until now"
+            )
+        log.warning(
+            "shard %d: passed over journal records %d to %d, the late appends of another owner",
+            *(shard, end, offset - 1),
+        )
+
+    async def _read(self, shard: int, start: int, end: int) -> list[LogRecord]:
+        """The journal records from `start` up to, not including, `end`."""
+        reader = KafkaLogReader(JOURNAL, self._client_options, partitions=[shard])
+        records: list[LogRecord] = []
+        try:
+            await reader.start({shard: start})
+            while await reader.position(shard) < end:
+                records += await reader.fetch(timeout_ms=500)
+        finally:
+            await reader.stop()
+        return [record for record in records if record.offset < end]
 
 
 def _placed(header: Header, previous: int, seq: int, outbox_through: int) -> Header:
