@@ -161,6 +161,15 @@ class FaultCluster(Cluster):
             self.broker.start()
             self.kafka = Kafka(self.broker.bootstrap)
 
+    @contextlib.contextmanager
+    def broker_frozen(self) -> Iterator[None]:
+        """Within it the broker is there and does not answer."""
+        os.kill(self.broker.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.broker.pid, signal.SIGCONT)
+
     # -- what it says -------------------------------------------------------------------------
 
     def health(self, name: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import shutil
 import signal
 import time
@@ -128,10 +127,24 @@ def _broker_away(stage: Stage, times: int) -> None:
 
 def _broker_frozen(stage: Stage, times: int) -> None:
     for _ in range(times):
-        os.kill(stage.cluster.broker.pid, signal.SIGSTOP)
-        time.sleep(stage.random.uniform(1, 2 * SESSION_TIMEOUT_S))
-        os.kill(stage.cluster.broker.pid, signal.SIGCONT)
+        with stage.cluster.broker_frozen():
+            time.sleep(stage.random.uniform(1, 2 * SESSION_TIMEOUT_S))
         time.sleep(1)
+
+
+def _appends_time_out(stage: Stage, times: int) -> None:
+    """The broker takes appends and is silent past the request timeout: each is sent again."""
+    cluster = stage.cluster
+    for _ in range(times):
+        said = cluster.log("first").count("RequestTimedOutError")
+        with cluster.broker_frozen():
+            until(
+                lambda said=said: cluster.log("first").count("RequestTimedOutError") > said,
+                "an append to time out",
+                90,
+            )
+        until(lambda: cluster.health("first").get("trouble") == "", "the worker to go on")
+        cluster.until_all_owned()
 
 
 async def _limit_journal(bootstrap: str, max_bytes: int) -> None:
@@ -275,9 +288,29 @@ def _cut_off(path: Path, random: Random) -> None:
 
 
 def _from_the_future(path: Path, _: Random) -> None:
+    def change(state: dict[str, Any]) -> None:
+        state["version"] += 1
+
+    _rewrite(path, change)
+
+
+def _of_another_journal(path: Path, random: Random) -> None:
+    """Its last record is not there, or is another one."""
+
+    def change(state: dict[str, Any]) -> None:
+        if random.randrange(2):
+            state["last_offset"] += 1_000_000
+        else:
+            state["digest"] = random.randbytes(32)
+
+    _rewrite(path, change)
+
+
+def _rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Another state in a snapshot that is whole."""
     content = path.read_bytes()
     state: dict[str, Any] = msgspec.msgpack.decode(content[SNAPSHOT_HEAD:], strict=False)
-    state["version"] += 1
+    change(state)
     packed = msgspec.msgpack.encode(state)
     path.write_bytes(content[:4] + hashlib.sha256(packed).digest() + packed)
 
@@ -454,6 +487,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("broker restarted", _broker_restarted, 1, 6),
     Scenario("broker away for long", _broker_away, 1, 3),
     Scenario("broker frozen", _broker_frozen, 1, 6),
+    Scenario("appends time out", _appends_time_out, 1, 3),
     Scenario("appends too large", _appends_too_large, 1, 3),
     Scenario("zombie worker", _zombie, 1, 6),
     Scenario("zombie at an append", _zombie_at_append, 1, 5),
@@ -461,6 +495,9 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("snapshot with a flipped bit", _spoiled(_flip, "is damaged"), 1, 3),
     Scenario("snapshot cut off", _spoiled(_cut_off, "is damaged"), 1, 3),
     Scenario("snapshot of a later version", _spoiled(_from_the_future, "not used"), 1, 3),
+    Scenario(
+        "snapshot of another journal", _spoiled(_of_another_journal, "not of this journal"), 1, 4
+    ),
     Scenario("snapshots unwritable", _unwritable, 1, 3),
     Scenario("snapshot disk full", _disk_full, 1, 3),
     Scenario("group offsets rewound", _rewound, 1, 3),
