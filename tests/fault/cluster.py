@@ -13,7 +13,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 
 from pipeline.embedded.kafka import EmbeddedKafka
 from tests.integration.cluster import PARTITIONS, Cluster
@@ -174,13 +174,23 @@ class FaultCluster(Cluster):
 
     def health(self, name: str) -> dict[str, Any]:
         """The health page of a worker or the reporter; empty while it does not answer."""
-        port = self._reporter_port if name == "reporter" else self._web_ports[name]
         try:
-            address = f"http://127.0.0.1:{port}/health"
-            with urllib.request.urlopen(address, timeout=2) as answer:
+            with urllib.request.urlopen(self._page(name, "health"), timeout=2) as answer:
                 return dict(json.loads(answer.read()))
         except (URLError, TimeoutError, ConnectionError):
             return {}
+
+    def status(self, name: str, page: str) -> int:
+        """The HTTP status of a page for probes."""
+        try:
+            with urllib.request.urlopen(self._page(name, page), timeout=2) as answer:
+                return int(answer.status)
+        except HTTPError as error:
+            return error.code
+
+    def _page(self, name: str, page: str) -> str:
+        port = self._reporter_port if name == "reporter" else self._web_ports[name]
+        return f"http://127.0.0.1:{port}/{page}"
 
     def until_all_owned(self) -> None:
         """Wait until the workers that are to run own all shards between them."""

@@ -48,8 +48,12 @@ def cluster(tmp_path: Path) -> Iterator[FaultCluster]:
 def test_it_starts_once_kafka_answers(cluster: FaultCluster) -> None:
     with cluster.broker_away():
         cluster.run_always("reporter", "first")
-        until(lambda: "waiting for Kafka" in cluster.log("first"), "the worker to wait")
-        until(lambda: cluster.health("reporter").get("trouble"), "the reporter to wait")
+        for name in ("first", "reporter"):
+            until(lambda name=name: cluster.health(name).get("trouble"), f"{name} to wait")
+            assert "Kafka" in cluster.health(name)["trouble"]
+            assert cluster.status(name, "ready") == 503
+            assert cluster.status(name, "live") == 200, "nobody is to end it for that"
     cluster.until_all_owned()
     until(lambda: cluster.health("reporter").get("trouble") == "", "the reporter to run")
+    assert [cluster.status(name, "ready") for name in ("first", "reporter")] == [200, 200]
     assert cluster.exits.total() == 0
