@@ -28,6 +28,7 @@ SETTINGS = {
     "dedupe_max_ids": "20000000",
 }
 _POLL_S = 0.05
+_CLOCK = str(Path(__file__).parent / "clock")
 
 
 class FaultCluster(Cluster):
@@ -44,6 +45,12 @@ class FaultCluster(Cluster):
         self._environment |= {
             f"PIPELINE_{key.upper()}": text for key, text in (SETTINGS | settings).items()
         }
+        self._clock_file = directory / "clock"
+        if clock == "wall":
+            self._environment |= {
+                "PYTHONPATH": os.pathsep.join([_CLOCK, os.environ.get("PYTHONPATH", "")]),
+                "FAULT_CLOCK_FILE": str(self._clock_file),
+            }
         self._armed: dict[str, deque[str]] = defaultdict(deque)
         self._live: dict[str, tuple[str, int]] = {}
         """Process -> what it was started with, and how often that point had fired until then."""
@@ -111,6 +118,12 @@ class FaultCluster(Cluster):
         with self._lock:
             self.queue(name, *failpoints)
             self.kill(name)
+
+    def shift_clocks(self, by_ms: int) -> None:
+        """Set the wall clock of all processes this far from the true time (needs clock="wall")."""
+        part = self._clock_file.with_suffix(".part")
+        part.write_text(str(by_ms))
+        part.replace(self._clock_file)
 
     def fired(self, name: str, point: str) -> int:
         """How often a fail point has fired in a process and those before it."""
