@@ -130,6 +130,10 @@ class FaultCluster(Cluster):
         known = (self.directory / f"{name}.log").exists()
         return self.log(name).count(f"fail point {point} fires") if known else 0
 
+    def environment(self, **more: str) -> dict[str, str]:
+        """The environment of a process of this cluster."""
+        return {**os.environ, **self._environment, **more}
+
     def pid(self, name: str) -> int:
         return self._processes[name].pid
 
