@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.embedded.ports import free_port
 from tests.fault.cluster import FaultCluster
-from tests.integration.product import until
+from tests.integration.product import at, until
 
 
 @pytest.mark.parametrize("command", ["worker", "reporter"])
@@ -57,3 +57,18 @@ def test_it_starts_once_kafka_answers(cluster: FaultCluster) -> None:
     until(lambda: cluster.health("reporter").get("trouble") == "", "the reporter to run")
     assert [cluster.status(name, "ready") for name in ("first", "reporter")] == [200, 200]
     assert cluster.exits.total() == 0
+
+
+def test_it_ends_when_told_though_kafka_is_away(cluster: FaultCluster) -> None:
+    cluster.run_always("reporter", "first")
+    ad = cluster.ad("left", "traffic", at("2026-02-10"))
+    cluster.until_all_owned()
+    cluster.publish(ad.click("left-0", at("2026-03-02T12:00")))
+    cluster.settle()
+    with cluster.broker_away():
+        until(lambda: cluster.health("first").get("trouble"), "the worker to say that it waits")
+        assert [cluster.retire(name) for name in ("first", "reporter")] == [0, 0]
+    cluster.run_always("reporter", "first")
+    cluster.until_all_owned()
+    assert "is damaged" not in cluster.log("first")
+    assert cluster.judged(ad, "disposition") == [("charged",)]
