@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import Mapping
@@ -25,6 +26,9 @@ from pipeline.streams.recovery import Owned
 from pipeline.streams.topics import JOURNAL_MAX_BYTES
 
 log = logging.getLogger(__name__)
+
+_STOP_WITHIN_S = 1.0
+"""For closing the producer, when what flies has had its time."""
 
 
 class ContestedShardError(Exception):
@@ -140,7 +144,13 @@ class JournalWriter:
         await self._producer.start()
 
     async def stop(self) -> None:
-        await self._producer.stop()
+        """Close the producer. What still flies is given up: whether it was written, the shard's
+        next owner reads in the journal."""
+        try:
+            async with asyncio.timeout(_STOP_WITHIN_S):
+                await self._producer.stop()
+        except TimeoutError:
+            log.warning("Kafka does not answer: ending with appends on their way")
 
     async def append(self, owned: Owned, entry: Entry) -> None:
         """Append an entry after the shard's last record, then send what it decided.
