@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from pipeline.streams.topics import JOURNAL_MAX_BYTES
 
 log = logging.getLogger(__name__)
 
+_RETRY_S = 0.5
 _STOP_WITHIN_S = 1.0
 """For closing the producer, when what flies has had its time."""
 
@@ -137,6 +138,8 @@ class JournalWriter:
         # Without a leader to send it to, a batch would fail after the request timeout, and with it
         # the worker; with idempotence nothing else expires. An outage is waited out instead.
         self._producer._message_accumulator._batch_ttl = math.inf
+        client = self._producer.client
+        client._metadata_update = _unhurried(client._metadata_update)
         self.outbox = Outbox(self._producer, partitions)
         self.bytes_written = 0
 
@@ -211,6 +214,22 @@ class JournalWriter:
         finally:
             await reader.stop()
         return [record for record in records if record.offset < end]
+
+
+def _unhurried(update: Callable[..., Awaitable[bool]]) -> Callable[..., Awaitable[bool]]:
+    """The producer's update of its metadata, with a pause after one that failed.
+
+    While a batch waits for a leader, aiokafka asks again at once, a thousand times a second, and
+    logs each time.
+    """
+
+    async def with_pause(*args: Any) -> bool:
+        done = await update(*args)
+        if not done:
+            await asyncio.sleep(_RETRY_S)
+        return done
+
+    return with_pause
 
 
 def _placed(header: Header, previous: int, seq: int, outbox_through: int) -> Header:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.embedded.ports import free_port
+from pipeline.streams.writer import JournalWriter
 from tests.fault.cluster import FaultCluster
+from tests.integration.cluster import PARTITIONS
 from tests.integration.product import at, until
 
 
@@ -80,3 +84,30 @@ def test_it_ends_when_told_though_kafka_is_away(cluster: FaultCluster) -> None:
     cluster.until_all_owned()
     assert "is damaged" not in cluster.log("first")
     assert cluster.judged(ad, "disposition") == [("charged",)] * 2
+
+
+def test_a_batch_that_waits_for_a_leader_asks_seldom(cluster: FaultCluster) -> None:
+    async def asked(within_s: float) -> int:
+        writer = JournalWriter({"bootstrap_servers": cluster.kafka.bootstrap}, PARTITIONS)
+        await writer.start()
+        producer: Any = writer._producer
+        await producer.send_and_wait("billing.journal", b"", partition=0)
+        with cluster.broker_away():
+            # What a broker says of itself as it goes down.
+            led = producer.client.cluster._partitions["billing.journal"]
+            led[0] = led[0]._replace(leader=-1)
+            times = 0
+            connect = producer.client._get_conn
+
+            async def counted(*args: Any, **named: Any) -> Any:
+                nonlocal times
+                times += 1
+                return await connect(*args, **named)
+
+            producer.client._get_conn = counted
+            await producer.send("billing.journal", b"", partition=0)
+            await asyncio.sleep(within_s)
+            await writer.stop()
+        return times
+
+    assert 1 <= asyncio.run(asked(2.0)) <= 20
