@@ -23,6 +23,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
+from pipeline.billing.fold import STATE_VERSION
 from tests.fault.cluster import SESSION_TIMEOUT_S, FaultCluster
 from tests.fault.load import Load
 from tests.integration.product import DAY_MS, EVENT_TOPICS, HOUR_MS, Message, until
@@ -269,11 +270,15 @@ def _spoiled(spoil: Callable[[Path, Random], None], says: str) -> Inject:
 
 def _are_whole(paths: list[Path]) -> bool:
     """Whether there are snapshots, and none is still one that was spoiled before."""
-    contents = [path.read_bytes() for path in paths]
-    return bool(contents) and all(
-        hashlib.sha256(content[SNAPSHOT_HEAD:]).digest() == content[4:SNAPSHOT_HEAD]
-        for content in contents
-    )
+    return bool(paths) and all(_is_whole(path.read_bytes()) for path in paths)
+
+
+def _is_whole(content: bytes) -> bool:
+    packed = content[SNAPSHOT_HEAD:]
+    if hashlib.sha256(packed).digest() != content[4:SNAPSHOT_HEAD]:
+        return False
+    state: dict[str, Any] = msgspec.msgpack.decode(packed, strict=False)
+    return bool(state["version"] == STATE_VERSION)
 
 
 def _flip(path: Path, random: Random) -> None:
