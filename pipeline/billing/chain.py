@@ -36,12 +36,16 @@ class Chain:
         Raises `BrokenChainError` where the record follows the last one that counted but its
         digest, shard, sequence or source ranges do not.
         """
-        if header.previous != self.last_offset:
+        if not self.is_next(header):
             self.skipped += 1
             return False
         self._check(offset, header, value)
         self.extend(offset, header)
         return True
+
+    def is_next(self, header: Header) -> bool:
+        """Whether a record claims to follow the last one that counted: if not, it lost."""
+        return header.previous == self.last_offset
 
     def extend(self, offset: int, header: Header) -> None:
         """Move on by a record that is known to count."""

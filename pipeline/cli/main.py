@@ -24,6 +24,7 @@ from pipeline.contract.log import LogUnavailable
 from pipeline.embedded.errors import EmbeddedError
 from pipeline.reporting.clickhouse import StoreError
 from pipeline.reporting.corrections import TooManyError
+from pipeline.reporting.plans import TakenOver
 from pipeline.reporting.schema import SchemaError
 from pipeline.reporting.statements import StatementError
 from pipeline.settings import SettingsError
@@ -37,6 +38,7 @@ _TOLD = (
     TopicsError,
     StoreError,
     SchemaError,
+    TakenOver,
     StatementError,
     TooManyError,
     admin.CommandError,

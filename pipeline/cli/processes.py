@@ -20,6 +20,8 @@ from pipeline.reporting.clickhouse import Store
 from pipeline.reporting.process import Listeners, run_reporter, served
 from pipeline.settings import Settings, SettingsError, load_settings
 from pipeline.streams.memory import tune_memory
+from pipeline.streams.pages import application
+from pipeline.streams.worker import Worker
 
 
 async def until_signalled(run: Callable[[asyncio.Event], Awaitable[None]]) -> None:
@@ -35,6 +37,11 @@ async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
     """A worker until told to stop."""
     worker = wiring.make_worker(settings)
     tune_memory()
+    async with served(application(worker), settings.web_host, settings.worker_web_port):
+        await _work(worker, stop)
+
+
+async def _work(worker: Worker, stop: asyncio.Event) -> None:
     stopping = asyncio.ensure_future(stop.wait())
     waiting = asyncio.ensure_future(worker.await_kafka())
     await asyncio.wait([waiting, stopping], return_when=asyncio.FIRST_COMPLETED)

@@ -18,15 +18,23 @@ class Clock(Protocol):
 
 
 class WallClock:
-    """Now is the machine's time."""
+    """Now is the machine's time; where that is set back, now stands still until it has come again.
+
+    What is decided later must not be decided earlier: a limit that came into force stays so. It
+    lasts as long as the process: a time ahead of the true one is not handed on.
+    """
 
     follows_stream = False
+
+    def __init__(self) -> None:
+        self._now_ms = 0
 
     def observe(self, timestamp_ms: int) -> None:
         pass
 
     def now_ms(self) -> int:
-        return time.time_ns() // 1_000_000
+        self._now_ms = max(self._now_ms, time.time_ns() // 1_000_000)
+        return self._now_ms
 
 
 class StreamClock:

@@ -19,6 +19,24 @@ AWAY = (TimeoutError, KafkaConnectionError, KafkaTimeoutError, NodeNotReadyError
 """What the client raises while Kafka does not answer."""
 
 
+class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
+    """aiokafka's consumer, but for its end."""
+
+    async def stop(self) -> None:
+        """Close the client, though Kafka be away.
+
+        aiokafka lets the cancellation of a fetch of its own out, where that waits to be tried
+        again, and stays half open: a Faust worker then waits for its thread for ever.
+        """
+        try:
+            await super().stop()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            await self._client.close()
+
+
 class KafkaLogReader:
     """Reads all partitions of a topic, or some of them, from given offsets on."""
 
@@ -33,7 +51,7 @@ class KafkaLogReader:
         self._only = partitions
         # auto_offset_reset must be earliest: an explicit seek right after assign races aiokafka's
         # own reset, which goes to the end by default.
-        self._consumer = AIOKafkaConsumer(
+        self._consumer = Consumer(
             **client_options,
             enable_auto_commit=False,
             auto_offset_reset="earliest",

@@ -116,6 +116,14 @@ async def take_over(
         }:
             for record in await reader.fetch(timeout_ms=500):
                 taken.attempt(record.partition, partial(folds[record.partition].take, record))
+            # Those whose snapshot has turned out to be of another journal begin anew.
+            await reader.seek(
+                {
+                    shard: one.start_from(None, begin[shard], end[shard])
+                    for shard, one in folds.items()
+                    if one.is_to_begin_anew
+                }
+            )
     finally:
         await reader.stop()
     for shard, one in folds.items():
@@ -147,6 +155,8 @@ class _Fold:
         self._shard = shard
         self._anchor: bytes | None = None
         """Digest of the record that the snapshot claims to stand on, until that was checked."""
+        self.is_to_begin_anew = False
+        """Whether what was folded is of another journal; what is read meanwhile is ignored."""
         self._search: _CheckpointSearch | None = None
         self._counted: list[fold.Counted] = []
         """Records that count and are not folded yet: many small ones are folded faster at once."""
@@ -161,7 +171,13 @@ class _Fold:
         return self._engine.shards[self._shard]
 
     def start_from(self, packed: bytes | None, begin: int, end: int) -> int:
-        """Where to read from: the snapshot's last record, to check it, or the beginning."""
+        """Where to read from: the snapshot's last record, to check it, or the beginning.
+
+        A snapshot is a cache of the journal's fold. One that the journal does not bear out is not
+        used, whatever the reason: any other worker, which has no snapshot, would judge by the
+        journal too. (That a journal has lost records the reporter sees: its tables are ahead.)
+        """
+        self.is_to_begin_anew = False
         if packed is not None:
             try:
                 fold.unpack(packed, self._state, self._engine.balances, self._engine.terms)
@@ -173,13 +189,20 @@ class _Fold:
                 if begin <= chain.last_offset < end:
                     self._anchor = chain.digest
                     return chain.last_offset
-                log.warning("snapshot of shard %d is not of this journal", self._shard)
-                self._engine.new_shard(self._shard)
+                self._discard()
         if begin > 0:
             self._search = _CheckpointSearch(self._shard, begin)
         return begin
 
+    def _discard(self) -> None:
+        log.warning(
+            "snapshot of shard %d is not of this journal: starting from the journal", self._shard
+        )
+        self._engine.new_shard(self._shard)
+
     def take(self, record: LogRecord) -> None:
+        if self.is_to_begin_anew:
+            return
         value = record.value or b""
         header, body = decode_header(value)
         read = _Read(record.offset, header, body)
@@ -235,10 +258,9 @@ class _Fold:
     def _check_anchor(self, read: _Read) -> None:
         digest, self._anchor = self._anchor, None
         if read.header.digest != digest:
-            raise fold.StateError(
-                f"the snapshot of shard {self._shard} belongs to another journal; "
-                f"delete it and start again"
-            )
+            self._discard()
+            self.is_to_begin_anew = True
+            return
         self._clock.observe(read.header.now_ms)
         if self._state.outbox_through < self._state.chain.last_offset:
             events = decode_events(read.header, read.body)

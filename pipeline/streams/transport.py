@@ -31,6 +31,7 @@ from faust.types import TP, ConsumerMessage
 from pipeline import failpoints
 from pipeline.billing.batch import Chunk, Int64s
 from pipeline.contract.vocabulary import EVENT_TOPICS
+from pipeline.streams.log_reader import Consumer
 
 SCHEME = "chunk"
 MAX_CHUNK_RECORDS = 4_096
@@ -178,7 +179,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         # Faust's own assignor keeps topics with the same number of partitions together, which is
         # what makes a shard; without tables Faust would take plain round-robin.
         self._assignor = self.app.assignor
-        return aiokafka.AIOKafkaConsumer(
+        return Consumer(
             **transport.client_options,
             group_id=conf.id,
             client_id=conf.broker_client_id,

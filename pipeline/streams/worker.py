@@ -36,7 +36,7 @@ from pipeline.streams.catalog_feed import CatalogFeed
 from pipeline.streams.clock import Clock
 from pipeline.streams.engine import READ_TO_THE_END, Engine, EngineSettings
 from pipeline.streams.log_reader import ANSWER_WITHIN_S, AWAY
-from pipeline.streams.metrics import CONTENT_TYPE, ShardGauges, WorkerMetrics
+from pipeline.streams.metrics import ShardGauges, WorkerMetrics
 from pipeline.streams.recovery import Owned, take_over
 from pipeline.streams.snapshots import SnapshotStore
 from pipeline.streams.transport import Delivery
@@ -77,8 +77,6 @@ class WorkerSettings:
     client_options: Mapping[str, Any]
     bootstrap: str
     data_dir: Path
-    web_host: str = "127.0.0.1"
-    web_port: int = 0
     group: str = GROUP
     turn_min_s: float = 0.005
     max_buffered_events: int = 100_000
@@ -233,11 +231,7 @@ class Worker:
             broker_heartbeat_interval=settings.session_timeout_s / 4,
             # Bounds the seek after a rebalance too, and so the recovery of a shard.
             broker_request_timeout=3_600.0,
-            web_enabled=True,
-            web_bind=settings.web_host,
-            web_host=settings.web_host,
-            web_port=settings.web_port,
-            web_cors_options={},
+            web_enabled=False,  # it would answer only once Kafka does
         )
         chunks = app.transport
         assert isinstance(chunks, transport.Transport)
@@ -245,28 +239,7 @@ class Worker:
         chunks.owner = self
         topic = app.topic(*EVENT_TOPICS, value_type=bytes, value_serializer="raw")
         app.agent(topic, name="judge")(self._take_in)
-
-        self._add_pages(app)
         return app
-
-    def _add_pages(self, app: faust.App) -> None:
-        async def health_page(view: Any, request: Any) -> Any:
-            return view.json(self.health())
-
-        async def live_page(view: Any, request: Any) -> Any:
-            return view.json({"live": self.is_live()}, status=200 if self.is_live() else 503)
-
-        async def ready_page(view: Any, request: Any) -> Any:
-            ready = self.progress.state == "running"
-            return view.json({"state": self.progress.state}, status=200 if ready else 503)
-
-        async def metrics_page(view: Any, request: Any) -> Any:
-            return view.bytes(await self.scrape(), headers={"Content-Type": CONTENT_TYPE})
-
-        app.page("/health")(health_page)
-        app.page("/live")(live_page)
-        app.page("/ready")(ready_page)
-        app.page("/metrics")(metrics_page)
 
     async def _take_in(self, stream: Any) -> None:
         async for event in stream.events():
@@ -285,9 +258,11 @@ class Worker:
                 await self._ends.start()
             except KafkaConnectionError as error:
                 log.warning("waiting for Kafka: %s", error)
+                self.progress.trouble = f"Kafka does not answer: {error}"
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             else:
+                self.progress.trouble = ""
                 return
 
     async def start(self) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,22 +14,27 @@ from aiokafka import AIOKafkaProducer
 
 from pipeline import failpoints
 from pipeline.billing.decide import Outcome
-from pipeline.billing.journal import NEWEST, Header, encode_events, seal
+from pipeline.billing.journal import NEWEST, Header, decode_header, encode_events, seal
 from pipeline.billing.posting import Draft, ShardEvents
 from pipeline.contract.catalog import Catalog
 from pipeline.contract.log import LogRecord
 from pipeline.contract.rejects import Reject
 from pipeline.contract.vocabulary import JOURNAL
 from pipeline.streams.engine import Engine, Turn
+from pipeline.streams.log_reader import KafkaLogReader
 from pipeline.streams.outbox import Original, Outbox, originals_of
 from pipeline.streams.recovery import Owned
 from pipeline.streams.topics import JOURNAL_MAX_BYTES
 
 log = logging.getLogger(__name__)
 
+_RETRY_S = 0.5
+_STOP_WITHIN_S = 1.0
+"""For closing the producer, when what flies has had its time."""
+
 
 class ContestedShardError(Exception):
-    """Somebody else appended to a shard's journal: its state here may be stale."""
+    """Somebody else appended to a shard's journal, and won: its state here is stale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +145,7 @@ class JournalWriter:
     ) -> None:
         self.journal_version = journal_version
         """Of the format that records are written in."""
+        self._client_options = client_options
         self._producer = AIOKafkaProducer(
             **client_options,
             enable_idempotence=True,
@@ -150,6 +157,8 @@ class JournalWriter:
         # Without a leader to send it to, a batch would fail after the request timeout, and with it
         # the worker; with idempotence nothing else expires. An outage is waited out instead.
         self._producer._message_accumulator._batch_ttl = math.inf
+        client = self._producer.client
+        client._metadata_update = _unhurried(client._metadata_update)
         self.outbox = Outbox(self._producer, partitions)
         self.bytes_written = 0
 
@@ -157,13 +166,19 @@ class JournalWriter:
         await self._producer.start()
 
     async def stop(self) -> None:
-        await self._producer.stop()
+        """Close the producer. What still flies is given up: whether it was written, the shard's
+        next owner reads in the journal."""
+        try:
+            async with asyncio.timeout(_STOP_WITHIN_S):
+                await self._producer.stop()
+        except TimeoutError:
+            log.warning("Kafka does not answer: ending with appends on their way")
 
     async def append(self, owned: Owned, entry: Entry) -> None:
         """Append an entry after the shard's last record, then send what it decided.
 
-        Raises `ContestedShardError` where another owner's record came between: whether this one
-        counts is then for the journal to tell. Nothing of it has been sent.
+        Raises `ContestedShardError` where another owner's record came between that counts, so that
+        this one does not. Nothing of it has been sent.
         """
         state, chain = owned.state, owned.state.chain
         header, value = seal(
@@ -179,17 +194,62 @@ class JournalWriter:
         where = await sent
         failpoints.reach("append_acknowledged")
         if where.offset != owned.journal_end:
-            raise ContestedShardError(
-                f"shard {entry.shard}: appended at journal offset {where.offset}, expected "
-                f"{owned.journal_end}; another worker owns it or owned it until now"
-            )
-        owned.journal_end += 1
+            await self._pass_over(owned, where.offset)
+        owned.journal_end = where.offset + 1
         chain.extend(where.offset, header)
         state.catalog_end = header.catalog_end
         self.bytes_written += len(value)
         await self.outbox.send(header.signals, entry.originals, entry.refusals, entry.repetitions)
         failpoints.reach("signals_sent")
         state.outbox_through = where.offset
+
+    async def _pass_over(self, owned: Owned, offset: int) -> None:
+        """An append landed further on than expected: see by the continuity rule whether it counts.
+
+        What came between may be the late append of an owner that was stopped and woke up. If it
+        does not claim to follow this owner's last record, every reader passes it over, and takes
+        this owner's.
+        """
+        shard, end = owned.state.shard, owned.journal_end
+        between = await self._read(shard, end, offset) if offset > end else []
+        headers = [decode_header(record.value or b"")[0] for record in between]
+        if not between or any(owned.state.chain.is_next(header) for header in headers):
+            raise ContestedShardError(
+                f"shard {shard}: appended at journal offset {offset}, expected {end}; another "
+                "worker owns it or owned it until now"
+            )
+        log.warning(
+            "shard %d: passed over journal records %d to %d, the late appends of another owner",
+            *(shard, end, offset - 1),
+        )
+
+    async def _read(self, shard: int, start: int, end: int) -> list[LogRecord]:
+        """The journal records from `start` up to, not including, `end`."""
+        reader = KafkaLogReader(JOURNAL, self._client_options, partitions=[shard])
+        records: list[LogRecord] = []
+        try:
+            await reader.start({shard: start})
+            while await reader.position(shard) < end:
+                records += await reader.fetch(timeout_ms=500)
+        finally:
+            await reader.stop()
+        return [record for record in records if record.offset < end]
+
+
+def _unhurried(update: Callable[..., Awaitable[bool]]) -> Callable[..., Awaitable[bool]]:
+    """The producer's update of its metadata, with a pause after one that failed.
+
+    While a batch waits for a leader, aiokafka asks again at once, a thousand times a second, and
+    logs each time.
+    """
+
+    async def with_pause(*args: Any) -> bool:
+        done = await update(*args)
+        if not done:
+            await asyncio.sleep(_RETRY_S)
+        return done
+
+    return with_pause
 
 
 def _placed(header: Header, previous: int, seq: int, outbox_through: int) -> Header:

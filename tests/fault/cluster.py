@@ -7,11 +7,12 @@ import os
 import signal
 import threading
 import time
+import urllib.request
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 
 from pipeline.embedded.kafka import EmbeddedKafka
 from tests.integration.cluster import PARTITIONS, Cluster
@@ -27,6 +28,7 @@ SETTINGS = {
     "dedupe_memory_mib": "1",
 }
 _POLL_S = 0.05
+_CLOCK = str(Path(__file__).parent / "clock")
 
 
 class FaultCluster(Cluster):
@@ -43,6 +45,12 @@ class FaultCluster(Cluster):
         self._environment |= {
             f"PIPELINE_{key.upper()}": text for key, text in (SETTINGS | settings).items()
         }
+        self._clock_file = directory / "clock"
+        if clock == "wall":
+            self._environment |= {
+                "PYTHONPATH": os.pathsep.join([_CLOCK, os.environ.get("PYTHONPATH", "")]),
+                "FAULT_CLOCK_FILE": str(self._clock_file),
+            }
         self._armed: dict[str, deque[str]] = defaultdict(deque)
         self._live: dict[str, tuple[str, int]] = {}
         """Process -> what it was started with, and how often that point had fired until then."""
@@ -111,10 +119,20 @@ class FaultCluster(Cluster):
             self.queue(name, *failpoints)
             self.kill(name)
 
+    def shift_clocks(self, by_ms: int) -> None:
+        """Set the wall clock of all processes this far from the true time (needs clock="wall")."""
+        part = self._clock_file.with_suffix(".part")
+        part.write_text(str(by_ms))
+        part.replace(self._clock_file)
+
     def fired(self, name: str, point: str) -> int:
         """How often a fail point has fired in a process and those before it."""
         known = (self.directory / f"{name}.log").exists()
         return self.log(name).count(f"fail point {point} fires") if known else 0
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """The environment of a process of this cluster."""
+        return {**os.environ, **self._environment, **more}
 
     def pid(self, name: str) -> int:
         return self._processes[name].pid
@@ -160,7 +178,28 @@ class FaultCluster(Cluster):
             self.broker.start()
             self.kafka = Kafka(self.broker.bootstrap)
 
+    @contextlib.contextmanager
+    def broker_frozen(self) -> Iterator[None]:
+        """Within it the broker is there and does not answer."""
+        os.kill(self.broker.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.broker.pid, signal.SIGCONT)
+
     # -- what it says -------------------------------------------------------------------------
+
+    def status(self, name: str, page: str) -> int:
+        """The HTTP status of a page for probes."""
+        try:
+            with urllib.request.urlopen(self._page(name, page), timeout=2) as answer:
+                return int(answer.status)
+        except HTTPError as error:
+            return error.code
+
+    def _page(self, name: str, page: str) -> str:
+        port = self._reporter_port if name == "reporter" else self._web_ports[name]
+        return f"http://127.0.0.1:{port}/{page}"
 
     def until_all_owned(self) -> None:
         """Wait until the workers that are to run own all shards between them."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import shutil
 import signal
 import time
@@ -24,6 +23,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
+from pipeline.billing.fold import STATE_VERSION
 from tests.fault.cluster import SESSION_TIMEOUT_S, FaultCluster
 from tests.fault.load import Load
 from tests.integration.product import DAY_MS, EVENT_TOPICS, HOUR_MS, Message, until
@@ -128,10 +128,24 @@ def _broker_away(stage: Stage, times: int) -> None:
 
 def _broker_frozen(stage: Stage, times: int) -> None:
     for _ in range(times):
-        os.kill(stage.cluster.broker.pid, signal.SIGSTOP)
-        time.sleep(stage.random.uniform(1, 2 * SESSION_TIMEOUT_S))
-        os.kill(stage.cluster.broker.pid, signal.SIGCONT)
+        with stage.cluster.broker_frozen():
+            time.sleep(stage.random.uniform(1, 2 * SESSION_TIMEOUT_S))
         time.sleep(1)
+
+
+def _appends_time_out(stage: Stage, times: int) -> None:
+    """The broker takes appends and is silent past the request timeout: each is sent again."""
+    cluster = stage.cluster
+    for _ in range(times):
+        said = cluster.log("first").count("RequestTimedOutError")
+        with cluster.broker_frozen():
+            until(
+                lambda said=said: cluster.log("first").count("RequestTimedOutError") > said,
+                "an append to time out",
+                90,
+            )
+        until(lambda: cluster.health("first").get("trouble") == "", "the worker to go on")
+        cluster.until_all_owned()
 
 
 async def _limit_journal(bootstrap: str, max_bytes: int) -> None:
@@ -278,11 +292,15 @@ def _spoiled_ids(spoil: Callable[[Path, Random], None]) -> Inject:
 
 def _are_whole(paths: list[Path]) -> bool:
     """Whether there are snapshots, and none is still one that was spoiled before."""
-    contents = [path.read_bytes() for path in paths]
-    return bool(contents) and all(
-        hashlib.sha256(content[SNAPSHOT_HEAD:]).digest() == content[4:SNAPSHOT_HEAD]
-        for content in contents
-    )
+    return bool(paths) and all(_is_whole(path.read_bytes()) for path in paths)
+
+
+def _is_whole(content: bytes) -> bool:
+    packed = content[SNAPSHOT_HEAD:]
+    if hashlib.sha256(packed).digest() != content[4:SNAPSHOT_HEAD]:
+        return False
+    state: dict[str, Any] = msgspec.msgpack.decode(packed, strict=False)
+    return bool(state["version"] == STATE_VERSION)
 
 
 def _flip(path: Path, random: Random) -> None:
@@ -297,9 +315,29 @@ def _cut_off(path: Path, random: Random) -> None:
 
 
 def _from_the_future(path: Path, _: Random) -> None:
+    def change(state: dict[str, Any]) -> None:
+        state["version"] += 1
+
+    _rewrite(path, change)
+
+
+def _of_another_journal(path: Path, random: Random) -> None:
+    """Its last record is not there, or is another one."""
+
+    def change(state: dict[str, Any]) -> None:
+        if random.randrange(2):
+            state["last_offset"] += 1_000_000
+        else:
+            state["digest"] = random.randbytes(32)
+
+    _rewrite(path, change)
+
+
+def _rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Another state in a snapshot that is whole."""
     content = path.read_bytes()
     state: dict[str, Any] = msgspec.msgpack.decode(content[SNAPSHOT_HEAD:], strict=False)
-    state["version"] += 1
+    change(state)
     packed = msgspec.msgpack.encode(state)
     path.write_bytes(content[:4] + hashlib.sha256(packed).digest() + packed)
 
@@ -431,7 +469,7 @@ def _worker_kills() -> list[Scenario]:
             f"worker killed at {point.replace('_', ' ')}",
             _at_point("first", point, within.get(point, 12), "kill"),
             short=2,
-            long=12,
+            long=13,
             lane="worker",
         )
         for point in points
@@ -472,11 +510,12 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario("fetch fails", _at_point("first", "fetch", 12, "raise"), 1, 6, "worker"),
     Scenario("worker frozen", _frozen("first"), 1, 8, "worker"),
-    Scenario("reporter down, backlog", _reporter_down, 1, 4),
+    Scenario("reporter down, backlog", _reporter_down, 1, 5),
     Scenario("broker killed", _broker_killed, 1, 8),
     Scenario("broker restarted", _broker_restarted, 1, 6),
-    Scenario("broker away for long", _broker_away, 1, 2),
-    Scenario("broker frozen", _broker_frozen, 1, 5),
+    Scenario("broker away for long", _broker_away, 1, 3),
+    Scenario("broker frozen", _broker_frozen, 1, 6),
+    Scenario("appends time out", _appends_time_out, 1, 3),
     Scenario("appends too large", _appends_too_large, 1, 3),
     Scenario("zombie worker", _zombie, 1, 6),
     Scenario("zombie at an append", _zombie_at_append, 1, 5),
@@ -486,12 +525,15 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("snapshot of a later version", _spoiled(_from_the_future, "not used"), 1, 3),
     Scenario("ids with a flipped bit", _spoiled_ids(_flip), 1, 3),
     Scenario("ids cut off", _spoiled_ids(_cut_off), 1, 3),
+    Scenario(
+        "snapshot of another journal", _spoiled(_of_another_journal, "not of this journal"), 1, 4
+    ),
     Scenario("snapshots unwritable", _unwritable, 1, 3),
     Scenario("snapshot disk full", _disk_full, 1, 3),
-    Scenario("group offsets rewound", _rewound, 1, 2),
-    Scenario("topic resent whole", _resent_whole, 1, 3),
-    Scenario("same ids after a restart", _resent_otherwise(_as_it_was), 1, 3),
-    Scenario("same ids, other times", _resent_otherwise(_another_time), 1, 3),
-    Scenario("same ids, other campaign", _resent_otherwise(_another_campaign), 1, 3),
-    Scenario("clock jumps ahead", _clock_jumps, 1, 3),
+    Scenario("group offsets rewound", _rewound, 1, 3),
+    Scenario("topic resent whole", _resent_whole, 1, 5),
+    Scenario("same ids after a restart", _resent_otherwise(_as_it_was), 1, 5),
+    Scenario("same ids, other times", _resent_otherwise(_another_time), 1, 5),
+    Scenario("same ids, other campaign", _resent_otherwise(_another_campaign), 1, 5),
+    Scenario("clock jumps ahead", _clock_jumps, 1, 5),
 )

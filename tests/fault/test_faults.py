@@ -1,7 +1,7 @@
 """Every scenario under one load: the books are the auditor's after each, whatever was done to them.
 
 The short form (`make test-faults`) runs each scenario at least once, 40 faults and more;
-`make test-long` runs some 300 and writes the table of docs/reliability.md.
+`make test-long` runs over 300 and writes the table of docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def test_a_few_faults_of_each_scenario(tmp_path: Path) -> None:
 def test_hundreds_of_faults(tmp_path: Path) -> None:
     results = run(tmp_path, long=True)
     check(results)
-    assert sum(result.faults for result in results) >= LEAST_FAULTS
+    # Without the kills that injections needed on the way.
+    injected = {scenario.name for scenario in SCENARIOS}
+    assert sum(result.faults for result in results if result.name in injected) >= LEAST_FAULTS
     write(results)
 
 

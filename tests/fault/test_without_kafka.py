@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.embedded.ports import free_port
+from pipeline.streams.writer import JournalWriter
 from tests.fault.cluster import FaultCluster
-from tests.integration.product import until
+from tests.integration.cluster import PARTITIONS
+from tests.integration.product import at, until
 
 
 @pytest.mark.parametrize("command", ["worker", "reporter"])
@@ -48,8 +52,62 @@ def cluster(tmp_path: Path) -> Iterator[FaultCluster]:
 def test_it_starts_once_kafka_answers(cluster: FaultCluster) -> None:
     with cluster.broker_away():
         cluster.run_always("reporter", "first")
-        until(lambda: "waiting for Kafka" in cluster.log("first"), "the worker to wait")
-        until(lambda: cluster.health("reporter").get("trouble"), "the reporter to wait")
+        for name in ("first", "reporter"):
+            until(lambda name=name: cluster.health(name).get("trouble"), f"{name} to wait")
+            assert "Kafka" in cluster.health(name)["trouble"]
+            assert cluster.status(name, "ready") == 503
+            assert cluster.status(name, "live") == 200, "nobody is to end it for that"
     cluster.until_all_owned()
     until(lambda: cluster.health("reporter").get("trouble") == "", "the reporter to run")
+    assert [cluster.status(name, "ready") for name in ("first", "reporter")] == [200, 200]
     assert cluster.exits.total() == 0
+
+
+def test_it_ends_when_told_though_kafka_is_away(cluster: FaultCluster) -> None:
+    cluster.run_always("reporter", "first")
+    ad = cluster.ad("left", "traffic", at("2026-02-10"))
+    cluster.until_all_owned()
+    cluster.publish(ad.click("left-0", at("2026-03-02T12:00")))
+    cluster.settle()
+    # An append is to be on its way when Kafka goes.
+    cluster.restart_armed("first", "append_sent:1:sleep:3000")
+    until(lambda: "fail points are armed" in cluster.log("first"), "the armed worker")
+    cluster.until_all_owned()
+    cluster.publish(ad.click("left-1", at("2026-03-02T12:01")))
+    until(lambda: cluster.fired("first", "append_sent"), "the append")
+    os.kill(cluster.broker.pid, signal.SIGKILL)
+    with cluster.broker_away():
+        until(lambda: cluster.health("first").get("trouble"), "the worker to say that it waits")
+        assert [cluster.retire(name) for name in ("first", "reporter")] == [0, 0]
+    assert "ending with appends on their way" in cluster.log("first")
+    cluster.run_always("reporter", "first")
+    cluster.until_all_owned()
+    assert "is damaged" not in cluster.log("first")
+    assert cluster.judged(ad, "disposition") == [("charged",)] * 2
+
+
+def test_a_batch_that_waits_for_a_leader_asks_seldom(cluster: FaultCluster) -> None:
+    async def asked(within_s: float) -> int:
+        writer = JournalWriter({"bootstrap_servers": cluster.kafka.bootstrap}, PARTITIONS)
+        await writer.start()
+        producer: Any = writer._producer
+        await producer.send_and_wait("billing.journal", b"", partition=0)
+        with cluster.broker_away():
+            # What a broker says of itself as it goes down.
+            led = producer.client.cluster._partitions["billing.journal"]
+            led[0] = led[0]._replace(leader=-1)
+            times = 0
+            connect = producer.client._get_conn
+
+            async def counted(*args: Any, **named: Any) -> Any:
+                nonlocal times
+                times += 1
+                return await connect(*args, **named)
+
+            producer.client._get_conn = counted
+            await producer.send("billing.journal", b"", partition=0)
+            await asyncio.sleep(within_s)
+            await writer.stop()
+        return times
+
+    assert 1 <= asyncio.run(asked(2.0)) <= 20

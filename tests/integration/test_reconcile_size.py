@@ -95,7 +95,8 @@ def _events(random: np.random.Generator, seq: int) -> pl.DataFrame:
             "price_micros": price,
             "amount_nanos": np.where(charged, price * 1_000, 0),
             "free_nanos": np.zeros(A_RECORD, np.int64),
-            "unique_key": [b""] * A_RECORD,
+            "unique_low": np.zeros(A_RECORD, np.uint64),
+            "unique_high": np.zeros(A_RECORD, np.uint64),
         },
         schema=EVENT_SCHEMA,
     )
