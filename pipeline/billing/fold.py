@@ -55,6 +55,8 @@ class PackedState(msgspec.Struct, frozen=True, kw_only=True):
     """(limit, day or -1, entity ids, nanos)"""
     ids: dict[int, bytes] | None = None
     unique: dict[int, bytes] | None = None
+    bids: list[tuple[str, list[tuple[int, int]]]] = []
+    """(ad group's entity, (decided at ms, micros) of each bid decided for it)"""
     credited: bytes = b""
     """16 bytes for each event whose charge has been given back, for ever: credits are rare."""
 
@@ -222,6 +224,7 @@ def pack(shard: Shard, balances: Balances, terms: Terms, *, with_ids: bool) -> b
             balances=packed,
             ids=shard.ids.dump() if with_ids else None,
             unique=shard.unique.dump() if with_ids else None,
+            bids=sorted(shard.bids.items()),
             credited=b"".join(sorted(shard.credited)),
         )
     )
@@ -275,6 +278,7 @@ def unpack(value: bytes, shard: Shard, balances: Balances, terms: Terms) -> None
     shard.checkpointed_ms = state.checkpointed_ms
     shard.versions = dict(state.versions)
     shard.standing = {signal.entity: signal for signal in state.standing}
+    shard.bids = {entity: list(decided) for entity, decided in state.bids}
     shard.credited = {state.credited[i : i + 16] for i in range(0, len(state.credited), 16)}
     _unpack_balances(state, shard, balances, terms)
     if state.ids is not None and state.unique is not None:

@@ -39,6 +39,7 @@ from pipeline.pacing.serving import (
     reached_limit,
     serving,
 )
+from pipeline.pacing.target_cpi import InstallRates
 
 Rows = npt.NDArray[np.int64]
 Int64s = npt.NDArray[np.int64]
@@ -49,6 +50,7 @@ INFLIGHT_SMALLER: Final = "inflight_smaller"
 EVEN_PACING: Final = "even_pacing"
 
 NEVER: Final = float(2**62)
+UNBOUNDED: Final = 2**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ class Predictive:
         self.tuning = tuning or Tuning()
         self.model = InflightModel()
         self.forecasts = Forecasts()
+        self.installs = InstallRates()
         self._groups = Columns(
             basis=(0, 0.0),
             campaign=(0, -1.0),
@@ -135,6 +138,7 @@ class Predictive:
             served = np.maximum(groups.served_at_ms[rows], seen.last_impression_ms)
             groups.served_at_ms[rows] = served
             self.model.observe(seen, facts.basis, facts.campaign)
+            self.installs.observe(seen, facts.campaign)
             self._look_at(seen, facts)
         unit = self.model.unit_nanos(rows, facts.basis, facts.campaign)
         self.forecasts.observe(seen, facts, today, self._probabilities(rows), unit)
@@ -234,9 +238,30 @@ class Predictive:
 
     def exhaustion(self, rows: Rows, room_nanos: Int64s, now_ms: int) -> Int64s:
         self._groups.reserve(rows)
-        price = self.model.price_nanos(rows)
-        probability, error = self._probabilities(rows), self.model.unit_error(rows)
-        return self.forecasts.exhaustion(rows, room_nanos, price, probability, now_ms, error)
+        own, campaign = room_nanos
+        probability = self._probabilities(rows)
+        share = self._share_of_campaign(rows, probability)
+        # An ad group gets of its campaign's limit what it spends of it.
+        room = np.minimum(own, np.where(campaign < UNBOUNDED, campaign * share, UNBOUNDED))
+        price, error = self.model.price_nanos(rows), self.model.unit_error(rows)
+        return self.forecasts.exhaustion(
+            rows, room.astype(np.int64), price, probability, now_ms, error
+        )
+
+    def _share_of_campaign(self, rows: Rows, probability: Floats) -> Floats:
+        """Of what its campaign spends, what each ad group does; 1 where nothing is known."""
+        potential = self.forecasts.potential
+        spends = potential.per_day(rows) * probability
+        total = np.array(
+            [
+                float((potential.per_day(members) * self._probabilities(members)).sum())
+                for members in map(self._members, self._groups.campaign[rows].tolist())
+            ]
+        )
+        return np.where(total > 0, spends / np.maximum(total, 1e-9), 1.0)
+
+    def _members(self, campaign: float) -> Rows:
+        return np.array(self._campaign_groups.get(int(campaign), []), dtype=np.int64)
 
     # -- what is due --------------------------------------------------------------------------
 
@@ -284,7 +309,7 @@ class Predictive:
             return self._resume(standing, last, now_ms)
         if standing.is_ad_group and self._is_even(standing.row):
             return self._pace(standing, now_ms)
-        if last is None or last.reason == BILLING_LAG:
+        if last is None or last.serve_probability >= 1.0 or last.reason == BILLING_LAG:
             return None  # the lag's throttle ends with the lag
         return serving(standing, now_ms, LIMIT_FREE, 1.0)
 
@@ -408,6 +433,19 @@ class Predictive:
         budget = even.Budget(left, to_come)
         return even.wanted_probability(budget, self.forecasts.potential.nanos_per_day(standing.row))
 
+    # -- target CPI ---------------------------------------------------------------------------
+
+    def estimate_installs(self, row: int, campaign: int) -> tuple[int, int, int] | None:
+        return self.installs.estimate(row, campaign)
+
+    def note_bid(
+        self, entity: str, row: int, billing_day: int, estimate: tuple[int, int, int], now_ms: int
+    ) -> None:
+        self._groups.reserve(np.array([row]))
+        campaign = max(0, int(self._groups.campaign[row]))
+        made = self.installs.decided(entity, row, campaign, billing_day, estimate, now_ms)
+        self._notes += [(row, note) for note in made]
+
     # -- ownership ----------------------------------------------------------------------------
 
     def note_standing(self, level: str, row: int, signal: Signal) -> None:
@@ -435,6 +473,7 @@ class Predictive:
         self._groups.clear(groups)
         self.model.forget(groups)
         self.forecasts.forget(groups)
+        self.installs.forget(groups, campaigns)
         for campaign in campaigns.tolist():
             self._campaign_groups.pop(campaign, None)
             self._campaign_probability.pop(campaign, None)

@@ -128,6 +128,17 @@ class Policy(Protocol):
         time, and the bounds of an interval of 80 %; 0 where not within its day."""
         ...
 
+    def estimate_installs(self, row: int, campaign: int) -> tuple[int, int, int] | None:
+        """Installs a million clicks of an ad group: likeliest, and bounds of 80 %; None where
+        too little is known to bid by."""
+        ...
+
+    def note_bid(
+        self, entity: str, row: int, billing_day: int, estimate: tuple[int, int, int], now_ms: int
+    ) -> None:
+        """A day's bid was decided by this estimate."""
+        ...
+
     def forecasts_due(self, now_ms: int) -> Rows:
         """Ad groups whose exhaustion is to be predicted and recorded now; mostly none."""
         ...
@@ -174,6 +185,14 @@ class PlainLimits:
     def exhaustion(self, rows: Rows, room_nanos: Int64s, now_ms: int) -> Int64s:
         return np.zeros((3, len(rows)), dtype=np.int64)
 
+    def estimate_installs(self, row: int, campaign: int) -> tuple[int, int, int] | None:
+        return None
+
+    def note_bid(
+        self, entity: str, row: int, billing_day: int, estimate: tuple[int, int, int], now_ms: int
+    ) -> None:
+        pass
+
     def forecasts_due(self, now_ms: int) -> Rows:
         return np.empty(0, dtype=np.int64)
 
@@ -191,7 +210,8 @@ def review_limits(standing: Standing, now_ms: int) -> Signal | None:
     """The plain rule: pause at a reached limit, resume when none is reached."""
     stopping = reached_limit(standing)
     if stopping is None:
-        if standing.last is None or standing.last.reason == BILLING_LAG:
+        last = standing.last
+        if last is None or last.serve_probability >= 1.0 or last.reason == BILLING_LAG:
             return None  # the lag's throttle ends with the lag
         return resume(standing, now_ms, LIMIT_FREE)
     if standing.last is not None and is_paused_for(standing, stopping, LIMIT_REACHED):

@@ -268,7 +268,9 @@ def _price(sources: Sources, row: Row) -> Row:
     is_cpm = OBJECTIVE_BASIS[campaign.objective] == OBJECTIVE_BASIS["awareness"]
     per_micro = 1 if is_cpm else NANOS_PER_MICRO
     if value_nanos != min(row["price_micros"], told["bid_micros"]) * per_micro:
-        told["keyword_bid_micros"] = value_nanos // per_micro
+        # Of what no table but the signals' holds: a keyword's bid, or the day's of target CPI.
+        of = "decided" if group.bid_strategy == "target_cpi" else "keyword"
+        told[f"{of}_bid_micros"] = value_nanos // per_micro
     return told
 
 
