@@ -195,6 +195,8 @@ class Shard:
     outbox_through: int = -1
     credited: set[bytes] = field(default_factory=set)
     """16-byte hashes of the event_ids whose charges have been given back."""
+    learned: bytes = b""
+    """What pacing had learned when the snapshot was written; opaque here, and never needed."""
     checkpointed_ms: int = 0
     """When its last checkpoint was written; 0: never."""
 

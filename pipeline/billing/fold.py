@@ -57,6 +57,8 @@ class PackedState(msgspec.Struct, frozen=True, kw_only=True):
     unique: dict[int, bytes] | None = None
     bids: list[tuple[str, list[tuple[int, int]]]] = []
     """(ad group's entity, (decided at ms, micros) of each bid decided for it)"""
+    learned: bytes = b""
+    """What pacing has learned, in snapshots only: opaque, and never needed."""
     credited: bytes = b""
     """16 bytes for each event whose charge has been given back, for ever: credits are rare."""
 
@@ -222,6 +224,7 @@ def pack(shard: Shard, balances: Balances, terms: Terms, *, with_ids: bool) -> b
             ],
             parents=parents,
             balances=packed,
+            learned=shard.learned if with_ids else b"",
             ids=shard.ids.dump() if with_ids else None,
             unique=shard.unique.dump() if with_ids else None,
             bids=sorted(shard.bids.items()),
@@ -278,6 +281,7 @@ def unpack(value: bytes, shard: Shard, balances: Balances, terms: Terms) -> None
     shard.checkpointed_ms = state.checkpointed_ms
     shard.versions = dict(state.versions)
     shard.standing = {signal.entity: signal for signal in state.standing}
+    shard.learned = state.learned
     shard.bids = {entity: list(decided) for entity, decided in state.bids}
     shard.credited = {state.credited[i : i + 16] for i in range(0, len(state.credited), 16)}
     _unpack_balances(state, shard, balances, terms)

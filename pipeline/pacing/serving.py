@@ -25,6 +25,7 @@ Signals are levels: each says the whole state, so a lost one is repaired by the 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -77,6 +78,8 @@ class Standing:
     """Version of its last signal of any kind; 0 before the first."""
     row: int = -1
     """Its row in the columns of its level."""
+    is_even: bool = False
+    """Whether the catalog asks for even pacing."""
     ends_ms: int = 0
     """When an ad group's dates end; for the days that a lifetime budget is spread over."""
 
@@ -139,6 +142,21 @@ class Policy(Protocol):
         """A day's bid was decided by this estimate."""
         ...
 
+    def remember(
+        self, groups: tuple[Rows, Sequence[str]], campaigns: tuple[Rows, Sequence[str]]
+    ) -> bytes:
+        """What was learned of these ad groups and campaigns (rows and names), to be kept."""
+        ...
+
+    def recall(
+        self,
+        learned: bytes,
+        group_row: Callable[[str], int],
+        campaign_row: Callable[[str], int],
+    ) -> bool:
+        """Take that over again; whether it could be read."""
+        ...
+
     def forecasts_due(self, now_ms: int) -> Rows:
         """Ad groups whose exhaustion is to be predicted and recorded now; mostly none."""
         ...
@@ -192,6 +210,19 @@ class PlainLimits:
         self, entity: str, row: int, billing_day: int, estimate: tuple[int, int, int], now_ms: int
     ) -> None:
         pass
+
+    def remember(
+        self, groups: tuple[Rows, Sequence[str]], campaigns: tuple[Rows, Sequence[str]]
+    ) -> bytes:
+        return b""
+
+    def recall(
+        self,
+        learned: bytes,
+        group_row: Callable[[str], int],
+        campaign_row: Callable[[str], int],
+    ) -> bool:
+        return True
 
     def forecasts_due(self, now_ms: int) -> Rows:
         return np.empty(0, dtype=np.int64)

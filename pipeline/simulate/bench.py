@@ -169,7 +169,7 @@ class Bench:
             self._turn(now_ms)
 
     def _tick_ms(self, now_ms: int) -> int:
-        if now_ms < self._warm_ms:
+        if now_ms < self._warm_ms or not self.fleet.obeys:
             return WARMUP_MS
         if now_ms < self._fine_until_ms:
             return FINE_MS

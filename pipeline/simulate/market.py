@@ -94,7 +94,7 @@ class Market:
         relative = self.relative_price(time_ms)
         paid = np.minimum(1.0, relative[:, None] * self.curves.price_to_bid).mean(axis=1)
         actions = self.rates.sum(axis=1)
-        return self.bid_micros * paid * np.where(actions > 0, actions * 1_000, 1.0)
+        return np.asarray(self.bid_micros * paid) * np.where(actions > 0, actions * 1_000, 1.0)
 
     def nanos_per_impression(self) -> Floats:
         """Expected value of an impression of each ad group, at mean prices."""

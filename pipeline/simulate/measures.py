@@ -204,9 +204,9 @@ class Recorder:
         own, campaign = self.engine.room_nanos(self._engine_rows, now_ms).astype(np.float64)
         members = self.market.campaign[:, None] == self.market.campaign[None, :]
         together = members.astype(np.float64) @ self._expected
-        times = (self._reached_ms(self._expected, own, now_ms),)
-        times += (self._reached_ms(together, campaign, now_ms),)
-        return np.minimum(*times).astype(np.int64)
+        of_own = self._reached_ms(self._expected, own, now_ms)
+        of_campaign = self._reached_ms(together, campaign, now_ms)
+        return np.minimum(of_own, of_campaign).astype(np.int64)
 
     def _reached_ms(self, expected: Floats, room: Floats, now_ms: int) -> Floats:
         hour = (now_ms - self.start_ms) / _HOUR_MS

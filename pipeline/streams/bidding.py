@@ -19,7 +19,6 @@ from pipeline.contract.money import minimum_bid_micros
 from pipeline.pacing.serving import Policy
 from pipeline.pacing.target_cpi import bid_signal, daily_bid_micros
 
-
 LOOK_MS: Final = 3_600_000
 """How long after a day's turn an ad group that had no bid to decide then is looked at again."""
 

@@ -7,6 +7,7 @@ order; everything that a turn did in one shard is one draft. Time is what it is 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,8 @@ from pipeline.pacing.serving import LimitUse, PlainLimits, Standing
 from pipeline.pacing.serving import Policy as PacingPolicy
 from pipeline.streams.bidding import BidDesk
 from pipeline.streams.observing import facts_of, seen_of, today_of
+
+log = logging.getLogger(__name__)
 
 READ_TO_THE_END = 2**62
 
@@ -117,11 +120,22 @@ class Engine:
 
     def adopt(self, shard: int) -> None:
         """The shard's state is complete: what stands in it counts from now on."""
+        learned, terms = self.shards[shard].learned, self.terms
+        if learned and not self._pacing.recall(learned, terms.group_row, terms.campaign_row):
+            log.warning("shard %d: what pacing had learned cannot be read, relearning", shard)
         for entity, signal in self.shards[shard].standing.items():
             level, _, name = entity.partition(":")
             known = self.terms.group_row if level == "ad_group" else self.terms.campaign_row
             self._stopped.note(level, known(name), signal)
             self._pacing.note_standing(level, known(name), signal)
+
+    def note_learned(self, shard: int) -> None:
+        """Put what pacing has learned of a shard into its state, for a snapshot."""
+        groups, campaigns = self.terms.rows_of_shard(shard)
+        self.shards[shard].learned = self._pacing.remember(
+            (groups, [self.terms.group_ids.text(row) for row in groups.tolist()]),
+            (campaigns, [self.terms.campaign_ids.text(row) for row in campaigns.tolist()]),
+        )
 
     # -- the catalog --------------------------------------------------------------------------
 
@@ -353,6 +367,7 @@ class Engine:
             last=shard.standing.get(entity),
             last_version=shard.versions.get(entity, 0),
             row=row,
+            is_even=level == "ad_group" and bool(terms.group.even[row]),
             ends_ms=int(terms.group.end_ms[row]) if level == "ad_group" else 0,
         )
         signal = self._pacing.review(standing, now_ms)
