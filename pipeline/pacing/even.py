@@ -43,6 +43,9 @@ LOOK_AHEAD_EVENTS: Final = 40.0
 """... or as much of the budget as pays for so many billable events: fewer are chance ..."""
 LONGEST_LOOK_AHEAD: Final = 0.4
 """... up to here."""
+SCARCE: Final = 0.7
+SCARCE_FACTOR: Final = 1.15
+"""Where so much of the traffic to come is needed, this much more is served than that."""
 LOST_SHARE: Final = 0.15
 """Of the budget: further from the line than this, a new one is drawn from here."""
 _MEMORY_SHARE: Final = 0.12
@@ -133,6 +136,13 @@ def wanted_probability(budget: Budget, nanos_per_day: float) -> float:
     if could <= 0:
         return 1.0
     return float(np.clip(budget.left_nanos / could, LOWEST_PROBABILITY, 1.0))
+
+
+def with_scarce_traffic(wanted: float, budget: Budget, nanos_per_day: float) -> float:
+    """The wanted probability, but no less than what is left needs where that is most of the
+    traffic still to come: an ad group that waits for it might not find it."""
+    needed = wanted_probability(budget, nanos_per_day) if nanos_per_day > 0 else 0.0
+    return max(wanted, min(1.0, SCARCE_FACTOR * needed)) if needed >= SCARCE else wanted
 
 
 def look_ahead(limit_nanos: float, price_nanos: float) -> float:

@@ -467,7 +467,8 @@ class Predictive:
         nanos = spend + use.inflight_nanos
         ahead = even.look_ahead(limit, float(self.model.price_nanos(np.array([row]))[0]))
         potential = self.forecasts.potential.nanos_per_day(row)
-        return even.probability_along(line, share, nanos, potential, ahead)
+        wanted = even.probability_along(line, share, nanos, potential, ahead)
+        return even.with_scarce_traffic(wanted, even.Budget(limit - nanos, 1.0 - share), potential)
 
     # -- target CPI ---------------------------------------------------------------------------
 

@@ -67,7 +67,7 @@ class BenchOptions:
     days: int = 3
     warmup_days: int = 1
     """Days before, for what is learned; not in the figures."""
-    impressions_per_day: int = 1_000_000
+    impressions_per_day: int = 3_000_000
     """Impressions that could be won on a mean day, by all ad groups together."""
     servers: int = 8
     ingest_ms: int = 1_000

@@ -55,9 +55,11 @@ class Figures:
     """Ad group days that ran out and had a forecast an hour ahead."""
     forecast_hit: float
     """Of these, the share whose forecast was within ten minutes."""
+    informed_hit: float
+    """The same of one who knows the true traffic and response of every hour and the prices of
+    this one: what prices that move and chance leave to be foretold, where nothing is throttled."""
     oracle_hit: float
-    """The same of one who knows the true expected traffic, prices and response of every hour:
-    what chance alone leaves to be foretold, where nothing is throttled."""
+    """The same of one who knows the coming prices too: what chance alone leaves."""
     lost_signals: int
     days: int
     """Ad group days measured."""
@@ -85,10 +87,11 @@ class Recorder:
     """The last pause of the day that ended serving; one that only repeats it does not count."""
     last_served_ms: Int64s = field(init=False)
     _last_action: dict[int, str] = field(default_factory=dict)
-    forecasts: dict[tuple[int, int], list[tuple[int, int, int]]] = field(default_factory=dict)
-    """(group, day) -> (made at, predicted exhaustion or 0, the oracle's), ms."""
+    forecasts: dict[tuple[int, int], list[tuple[int, ...]]] = field(default_factory=dict)
+    """(group, day) -> (made at, predicted exhaustion or 0, the informed one's, the oracle's)."""
     _expected: Floats = field(init=False)
-    """Shape (groups, hours + 1): expected value of all traffic up to each hour."""
+    """Shape (2, groups, hours + 1): expected impressions, and value, of all traffic up to each
+    hour."""
     _row_of: Int64s = field(init=False)
     _rows: dict[str, int] = field(init=False)
     _billed: npt.NDArray[np.bool_] = field(init=False)
@@ -106,7 +109,7 @@ class Recorder:
         self.first_stop_ms = np.zeros(shape, dtype=np.int64)
         self.stop_ms = np.zeros(shape, dtype=np.int64)
         self.last_served_ms = np.zeros(shape, dtype=np.int64)
-        self._expected = self._expected_nanos()
+        self._expected = self._expected_traffic()
         terms = self.engine.terms
         self._engine_rows = np.array(
             [terms.group_row(name) for name in self.market.group_ids], dtype=np.int64
@@ -184,29 +187,38 @@ class Recorder:
 
     def _note_forecasts(self, now_ms: int) -> None:
         predicted = self.engine.predicted_exhaustion_ms(self._engine_rows, now_ms)[0]
-        oracle = self._oracle_ms(now_ms)
+        informed, oracle = self._oracles_ms(now_ms)
         days = self._day(np.arange(len(predicted)), np.full(len(predicted), now_ms))
         for row in np.flatnonzero((predicted > now_ms) | (oracle > now_ms)).tolist():
             made = self.forecasts.setdefault((row, int(days[row])), [])
-            made.append((now_ms, int(predicted[row]), int(oracle[row])))
+            made.append((now_ms, int(predicted[row]), int(informed[row]), int(oracle[row])))
 
-    def _expected_nanos(self) -> Floats:
+    def _expected_traffic(self) -> Floats:
         market, hours = self.market, (self.days + 2) * 24
-        expected = np.zeros((len(market.group_ids), hours + 1))
+        expected = np.zeros((2, len(market.group_ids), hours + 1))
         for hour in range(hours):
             at_ms = self.start_ms + hour * _HOUR_MS
-            rate = market.impressions_per_ms(at_ms) * market.nanos_per_impression_at(at_ms)
-            expected[:, hour + 1] = expected[:, hour] + rate * _HOUR_MS
+            impressions = market.impressions_per_ms(at_ms) * _HOUR_MS
+            value = impressions * market.nanos_per_impression_at(at_ms)
+            expected[:, :, hour + 1] = expected[:, :, hour] + np.stack((impressions, value))
         return expected
 
-    def _oracle_ms(self, now_ms: int) -> Int64s:
-        """When each ad group will have run out if from now on exactly the expected comes."""
+    def _oracles_ms(self, now_ms: int) -> tuple[Int64s, Int64s]:
+        """When each ad group will have run out if from now on exactly the expected comes: at the
+        prices of this hour, and at those that will be."""
         own, campaign = self.engine.room_nanos(self._engine_rows, now_ms).astype(np.float64)
         members = self.market.campaign[:, None] == self.market.campaign[None, :]
-        together = members.astype(np.float64) @ self._expected
-        of_own = self._reached_ms(self._expected, own, now_ms)
-        of_campaign = self._reached_ms(together, campaign, now_ms)
-        return np.minimum(of_own, of_campaign).astype(np.int64)
+        impressions, value = self._expected
+        found = []
+        for expected in (
+            impressions * self.market.nanos_per_impression_at(now_ms)[:, None],
+            value,
+        ):
+            together = members.astype(np.float64) @ expected
+            of_own = self._reached_ms(expected, own, now_ms)
+            of_campaign = self._reached_ms(together, campaign, now_ms)
+            found.append(np.minimum(of_own, of_campaign).astype(np.int64))
+        return found[0], found[1]
 
     def _reached_ms(self, expected: Floats, room: Floats, now_ms: int) -> Floats:
         hour = (now_ms - self.start_ms) / _HOUR_MS
@@ -231,7 +243,7 @@ class Recorder:
         used = self._within_campaigns(np.where(daily, spend, 0.0))
         uneven, used_where = self._evenness(whole)
         stops = self._stop_seconds(whole)
-        ran_out, hits, oracle_hits = self._forecast_hits(whole)
+        ran_out, hits = self._forecast_hits(whole)
         signals = self.signals[:, whole]
         return Figures(
             overdelivery=float(free.sum() / self._within_campaigns(limits)),
@@ -243,8 +255,9 @@ class Recorder:
             stop_s_median=float(np.median(stops)) if len(stops) else 0.0,
             stop_s_p95=float(np.quantile(stops, 0.95)) if len(stops) else 0.0,
             ran_out=ran_out,
-            forecast_hit=hits,
-            oracle_hit=oracle_hits,
+            forecast_hit=float(hits[0]),
+            informed_hit=float(hits[1]),
+            oracle_hit=float(hits[2]),
             lost_signals=lost_signals,
             days=int(signals.size),
         )
@@ -317,9 +330,9 @@ class Recorder:
         last = self.last_served_ms[:, whole]
         return ((last - stopped)[stopped > 0] / 1_000.0).astype(np.float64)
 
-    def _forecast_hits(self, whole: Int64s) -> tuple[int, float, float]:
+    def _forecast_hits(self, whole: Int64s) -> tuple[int, Floats]:
         """Ad group days that ran out later than an hour after midnight, and the share of them
-        whose last forecast an hour ahead was right, and the oracle's; one that foretold no end
+        whose last forecast an hour ahead was right, and the oracles'; one that foretold no end
         was wrong."""
         hits = []
         for row, day in np.argwhere(self.first_stop_ms > 0).tolist():
@@ -329,11 +342,11 @@ class Recorder:
                 continue
             made_ms = stop_ms - _HOUR_MS
             early = [
-                (predicted, oracle)
-                for at_ms, predicted, oracle in self.forecasts.get((row, day), [])
+                foretold
+                for at_ms, *foretold in self.forecasts.get((row, day), [])
                 if made_ms - 2 * _FORECAST_EVERY_MS <= at_ms <= made_ms
             ]
-            last = early[-1] if early else (0, 0)
+            last = early[-1] if early else [0, 0, 0]
             hits.append([abs(foretold - stop_ms) <= BIN_MS for foretold in last])
-        share = np.array(hits, dtype=np.float64).reshape(-1, 2).mean(axis=0) if hits else (0.0, 0.0)
-        return len(hits), float(share[0]), float(share[1])
+        share = np.array(hits, dtype=np.float64).reshape(-1, 3)
+        return len(hits), share.mean(axis=0) if hits else np.zeros(3)
