@@ -101,10 +101,10 @@ class Settings(BaseSettings):
     """How long a worker may be silent before its shards move to another one. The brokers' bounds
     are `group.min.session.timeout.ms` (6,000 by default) and `group.max.session.timeout.ms`."""
 
-    pacing_policy: Literal["plain", "inflight"] = "plain"
-    """When ads are told to stop. `plain`: at a reached limit, nothing else. `inflight`: before it,
-    by what has been served and is not billed yet; even pacing and forecasts too. See
-    docs/pacing.md."""
+    pacing_policy: Literal["plain", "inflight"] = "inflight"
+    """When ads are told to stop. `inflight`: before a limit, by what has been served and is not
+    billed yet; even pacing, target CPI bids and forecasts too. `plain`: at a reached limit,
+    nothing else. See docs/pacing.md."""
 
     billing_lag_seconds: int = Field(default=0, ge=0, le=86_400)
     """Ad servers are told to throttle while events are judged later than this after their record's
