@@ -435,7 +435,7 @@ def explain_ad_group(sources: Sources, ad_group_id: str) -> Row | None:
     standing = [signals[0] for signals in last.values() if signals]
     stopped = [_stop(signal) for signal in standing if signal["action"] == "pause"]
     own = last[entities[0]]
-    throttled = bool(own) and own[0]["action"] == "throttle"
+    throttled = bool(own) and 0 < own[0]["serve_probability"] < 1
     return _plain_row(
         {
             "entity": entities[0],

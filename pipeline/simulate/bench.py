@@ -2,8 +2,8 @@
 
 No Kafka and no clock: events reach the engine an ingest delay after they happened, its signals
 reach the ad servers a reaction time after they were decided, and simulated time moves in ticks of
-a second while an ad group is near a limit or a pause is on its way, of thirty seconds elsewhere
-(and of a minute in the warm-up).
+two seconds while an ad group is near its stop or a pause is on its way, of thirty seconds
+elsewhere (and of two minutes in the warm-up). The product decides within milliseconds.
 The same options give the same figures.
 """
 
@@ -43,11 +43,11 @@ from pipeline.streams.engine import READ_TO_THE_END, Engine, EngineSettings
 
 Int64s = npt.NDArray[np.int64]
 
-FINE_MS: Final = 1_000
+FINE_MS: Final = 2_000
 COARSE_MS: Final = 30_000
-WARMUP_MS: Final = 60_000
-NEAR_MS: Final = 30_000
-"""A limit is near where it could be reached within this time at twice the expected rate."""
+WARMUP_MS: Final = 120_000
+NEAR_MS: Final = 15_000
+"""A stop is near where it could be due within this time at twice the expected rate."""
 SETTLE_MS: Final = 10_000
 """How long after a pause time moves in small steps."""
 GRACE_MS: Final = 2 * 3_600_000
@@ -179,7 +179,7 @@ class Bench:
     def _soon_nanos(self, now_ms: int) -> npt.NDArray[np.float64]:
         rate = self.market.impressions_per_ms(now_ms) * self._value_per_impression
         serving = self.fleet.serving()
-        soon = np.maximum(rate * serving * 2 * NEAR_MS, 2 * self._value_per_billable)
+        soon = np.maximum(rate * serving * 2 * NEAR_MS, self._value_per_billable)
         return np.where(serving > 0, soon, 0.0)
 
     def _serve(self, demand: Demand, from_ms: int, to_ms: int) -> None:

@@ -171,8 +171,8 @@ class Recorder:
             self.first_stop_ms[row, day] = signal.decided_at_ms
 
     def room_nanos(self, now_ms: int) -> Floats:
-        """What is left of the tightest limit of each ad group; nothing left counts as far."""
-        room = self.engine.room_nanos(self._engine_rows, now_ms).min(axis=0).astype(np.float64)
+        """What each ad group may spend before it is stopped; nothing left counts as far."""
+        room = self.engine.room_before_stop_nanos(self._engine_rows, now_ms).astype(np.float64)
         return np.where(room > 0, room, _UNBOUNDED)
 
     def _day(self, group: Int64s, time_ms: Int64s) -> Int64s:

@@ -233,6 +233,16 @@ class Engine:
                 room[at] = np.minimum(room[at], bounds - spend)
         return room
 
+    def room_before_stop_nanos(self, groups: Rows, now_ms: int) -> Rows:
+        """What each ad group may still spend before pacing stops it, or its campaign."""
+        campaigns = self.terms.group.campaign[groups].astype(np.int64)
+        room = np.full(len(groups), UNLIMITED, dtype=np.int64)
+        for level, rows in (("ad_group", groups), ("campaign", campaigns)):
+            for bounds, spend in self._limits_of(level, rows, now_ms):
+                reserve = self._pacing.reserve(level, rows, now_ms, bounds)
+                room = np.minimum(room, bounds - spend - reserve)
+        return room
+
     def _note_predictions(self, drafts: dict[int, Draft], now_ms: int) -> None:
         """Put what pacing predicted, and what then came, into the records of the shards."""
         rows = self._pacing.forecasts_due(now_ms)
