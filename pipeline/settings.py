@@ -107,10 +107,10 @@ class Settings(BaseSettings):
     """The version of the journal's format that workers write; all that are allowed here are read.
     Lower it while an upgrade to this release is under way: docs/operations.md, Upgrade."""
 
-    pacing_policy: Literal["plain", "inflight"] = "plain"
-    """When ads are told to stop. `plain`: at a reached limit, nothing else. `inflight`: before it,
-    by what has been served and is not billed yet; even pacing and forecasts too. See
-    docs/pacing.md."""
+    pacing_policy: Literal["plain", "inflight"] = "inflight"
+    """When ads are told to stop. `inflight`: before a limit, by what has been served and is not
+    billed yet; even pacing, target CPI bids and forecasts too. `plain`: at a reached limit,
+    nothing else. See docs/pacing.md."""
 
     billing_lag_seconds: int = Field(default=0, ge=0, le=86_400)
     """Ad servers are told to throttle while events are judged later than this after their record's

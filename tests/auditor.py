@@ -745,6 +745,7 @@ class Auditor:
         self._engaged: set[tuple[int, str, str, str, date]] = set()
         self._spend_nanos: dict[tuple[str, str, date | None], int] = defaultdict(int)
         self._impression_nanos: dict[tuple[str, date], list[int]] = defaultdict(list)
+        self._decided_bids: dict[str, list[tuple[int, int]]] = defaultdict(list)
 
     def catalog(self, record: CatalogRecord) -> str | None:
         """Apply the next record of `ads.catalog`: the reason it is refused for, or None."""
@@ -755,6 +756,10 @@ class Auditor:
         except RefusedError as refused:
             return refused.reason
         return None
+
+    def decided_bid(self, ad_group_id: str, decided_at_ms: int, bid_micros: int) -> None:
+        """A `bid` signal: it counts for the events judged after it."""
+        self._decided_bids[ad_group_id].append((decided_at_ms, bid_micros))
 
     def judge(self, record: SourceRecord, now_ms: int) -> Verdict:
         """Judge the next event in the order of judgement, and remember what it did.
@@ -879,6 +884,11 @@ class Auditor:
         bid_micros = ad_group.bid_micros  # rule 9
         if event.keyword is not None:
             bid_micros = ad_group.keyword_bids_micros.get(event.keyword, bid_micros)
+        if ad_group.bid_strategy == "target_cpi":
+            for decided_at_ms, decided_micros in reversed(self._decided_bids[event.ad_group_id]):
+                if decided_at_ms <= time_ms:
+                    bid_micros = min(bid_micros, decided_micros)
+                    break
         price_micros = min(event.price_micros, bid_micros)
         # A CPM price is for 1,000 impressions, and 1 micro is 1,000 nanos.
         price_nanos = price_micros if basis == "cpm" else price_micros * 1000

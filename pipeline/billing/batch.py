@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -132,7 +133,6 @@ class Assembler:
         taken = tuple(sorted(chunks, key=lambda chunk: chunk.source))
         sizes = [len(chunk.values) for chunk in taken]
         decoded = self._decode(taken)
-        numbers = decoded.events.select(_NUMBERS)
         source = np.repeat([chunk.source for chunk in taken], sizes).astype(np.uint8)
         order_ms = self._order_ms(taken)
         order = np.argsort(order_ms, kind="stable")
@@ -149,17 +149,7 @@ class Assembler:
             order_ms=order_ms[order],
             chunk=np.repeat(np.arange(len(taken)), sizes).astype(np.int32)[order],
             position=_joined([np.arange(size) for size in sizes]).astype(np.int32)[order],
-            malformed=decoded.malformed[order],
-            kind=_kinds(source, decoded.malformed, numbers["kind"].to_numpy())[order],
-            placement=numbers["placement"].to_numpy()[order],
-            event_time_ms=numbers["event_time_ms"].to_numpy()[order],
-            price_micros=numbers["price_micros"].to_numpy()[order],
-            event_keys=ids.keys_of(numbers, "event")[order],
-            ad_keys=ids.keys_of(numbers, "ad")[order],
-            user_keys=ids.keys_of(numbers, "user")[order],
-            impression_keys=ids.keys_of(numbers, "impression")[order],
-            came_as=order,
-            as_they_came=decoded.events,
+            **event_columns(decoded, source, order),
             chunks=taken,
             ranges=ranges,
         )
@@ -237,6 +227,25 @@ def _part(
                 done[shard, topic] = until
     columns = {name: getattr(batch, name)[rows] for name in _ROW_COLUMNS}
     return replace(batch, ranges=ranges, **columns)
+
+
+def event_columns(decoded: Decoded, source: Codes, order: Int64s) -> dict[str, Any]:
+    """What a batch has of its events, by field: `source` as the messages came, all in an order."""
+    numbers = decoded.events.select(_NUMBERS)
+    kind = _kinds(source, decoded.malformed, numbers["kind"].to_numpy())
+    return {
+        "malformed": decoded.malformed[order],
+        "kind": kind[order],
+        "placement": numbers["placement"].to_numpy()[order],
+        "event_time_ms": numbers["event_time_ms"].to_numpy()[order],
+        "price_micros": numbers["price_micros"].to_numpy()[order],
+        "event_keys": ids.keys_of(numbers, "event")[order],
+        "ad_keys": ids.keys_of(numbers, "ad")[order],
+        "user_keys": ids.keys_of(numbers, "user")[order],
+        "impression_keys": ids.keys_of(numbers, "impression")[order],
+        "came_as": order,
+        "as_they_came": decoded.events,
+    }
 
 
 def _joined(columns: Sequence[Int64s]) -> Int64s:

@@ -38,7 +38,12 @@ Nanos = npt.NDArray[np.int64]
 BlockKey = tuple[int, int, int]
 """(ad group row, billing day, posting day) of an open CPM block."""
 
+Bids = list[tuple[int, int]]
+"""(decided at ms, micros) of the last bids of an ad group, in the order of decision."""
+
 _MIN_DAYS_KEPT = 32
+_BIDS_KEPT = 64
+"""Of an ad group, one a day: more than any event that is still accepted may ask for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,9 +249,13 @@ class Shard:
     """Entity -> version of its last signal."""
     standing: dict[str, Signal] = field(default_factory=dict)
     """Entity -> its last signal, where that is not plain serving."""
+    bids: dict[str, Bids] = field(default_factory=dict)
+    """Entity -> the bids decided for it: target CPI ad groups have some."""
     outbox_through: int = -1
     credited: set[bytes] = field(default_factory=set)
     """16-byte hashes of the event_ids whose charges have been given back."""
+    learned: bytes = b""
+    """What pacing had learned when the snapshot was written; opaque here, and never needed."""
     checkpointed_ms: int = 0
     """When its last checkpoint was written; 0: never."""
 
@@ -288,9 +297,22 @@ class Shard:
         self.closed[zone] = day
 
     def note_signal(self, signal: Signal) -> None:
-        """Remember an entity's last word and its version."""
+        """Remember an entity's last word, its version, and the bid that it decides."""
         self.versions[signal.entity] = signal.version
+        self.note_bid(signal)
         if signal.action == "resume":
             self.standing.pop(signal.entity, None)
         else:
             self.standing[signal.entity] = signal
+
+    def note_bid(self, signal: Signal) -> None:
+        """Remember the bid that a signal decides, if it does."""
+        if signal.action == "bid" and signal.bid_micros is not None:
+            decided = self.bids.setdefault(signal.entity, [])
+            decided.append((signal.decided_at_ms, signal.bid_micros))
+            del decided[:-_BIDS_KEPT]
+
+    def bid_micros(self, entity: str) -> int | None:
+        """The last bid decided for an entity."""
+        decided = self.bids.get(entity)
+        return decided[-1][1] if decided else None

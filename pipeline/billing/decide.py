@@ -57,6 +57,8 @@ Mask = npt.NDArray[np.bool_]
 
 UNDECIDED = 255
 _SAFE_SUM = 2**62
+NO_BID_MS, NO_BID_MICROS = -(2**62), 2**62
+"""Before the first decided bid, the catalog's alone is in force."""
 _LIMIT_ORDER = (AD_GROUP_DAILY, AD_GROUP_LIFETIME, CAMPAIGN_DAILY, CAMPAIGN_LIFETIME)
 BILLABLE = np.zeros((4, len(KINDS)), dtype=np.bool_)
 """Rule 7 by basis and kind: what an objective pays for."""
@@ -125,7 +127,7 @@ def decide(
     _rule_time(outcome, policy)
     _rule_unknown(outcome, terms)
     _rule_duplicate(outcome, shards)
-    bids = _rule_serving(outcome, terms)
+    bids = _rule_serving(outcome, shards, terms)
     _assign_days(outcome, shards, terms)
     _rule_counted(outcome)
     candidates = _rule_repeat(outcome, shards)
@@ -236,7 +238,7 @@ def _distinct(codes: npt.NDArray[np.int32]) -> list[int]:
     return found
 
 
-def _rule_serving(outcome: Outcome, terms: Terms) -> Int64s:
+def _rule_serving(outcome: Outcome, shards: Mapping[int, Shard], terms: Terms) -> Int64s:
     """Rule 6: what was in force at event_time_ms. Returns the bids in micros, a row each."""
     bids = np.zeros(len(outcome.disposition), dtype=np.int64)
     rows = _undecided(outcome)
@@ -253,6 +255,7 @@ def _rule_serving(outcome: Outcome, terms: Terms) -> Int64s:
     )
     outcome.basis[rows] = terms.campaign.basis[campaigns]
     bids[rows] = terms.group.bid_micros[groups]
+    target_cpi = terms.group.target_cpi[groups]
     since = np.maximum(terms.pin.since_ms[pins], terms.group.since_ms[groups])
     earlier = times < np.maximum(since, terms.campaign.since_ms[campaigns])
     single = np.flatnonzero(earlier | terms.group.has_keywords[groups])
@@ -261,8 +264,26 @@ def _rule_serving(outcome: Outcome, terms: Terms) -> Int64s:
         row = int(rows[at])
         ad = terms.ad_at(int(outcome.pin[row]), int(times[at]), keyword)
         serves[at], outcome.basis[row], bids[row] = ad.serves, ad.basis, ad.bid_micros
+        target_cpi[at] = ad.target_cpi
     outcome.disposition[rows[~serves]] = NOT_SERVING
+    if target_cpi.any():
+        _cap_by_decided_bids(outcome, rows[target_cpi & serves], bids, shards, terms)
     return bids
+
+
+def _cap_by_decided_bids(
+    outcome: Outcome, rows: Rows, bids: Int64s, shards: Mapping[int, Shard], terms: Terms
+) -> None:
+    """Target CPI: the bid is no more than the last one decided by the event's own time."""
+    groups = outcome.group[rows]
+    for group in np.unique(groups).tolist():
+        here = rows[groups == group]
+        shard = shards[int(outcome.batch.shard[here[0]])]
+        decided = shard.bids.get(f"ad_group:{terms.group_ids.text(group)}")
+        if decided:
+            from_ms, micros = np.array([(NO_BID_MS, NO_BID_MICROS), *decided]).T
+            at = np.searchsorted(from_ms, outcome.event_time_ms[here], side="right") - 1
+            bids[here] = np.minimum(bids[here], micros[at])
 
 
 def _assign_days(outcome: Outcome, shards: Mapping[int, Shard], terms: Terms) -> None:

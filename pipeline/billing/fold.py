@@ -61,6 +61,10 @@ class PackedState(msgspec.Struct, frozen=True, kw_only=True):
     id_runs: dict[int, list[str]] = {}
     """Generation -> the names of the runs that hold the ids which `ids` does not."""
     unique_runs: dict[int, list[str]] = {}
+    bids: list[tuple[str, list[tuple[int, int]]]] = []
+    """(ad group's entity, (decided at ms, micros) of each bid decided for it)"""
+    learned: bytes = b""
+    """What pacing has learned, in snapshots only: opaque, and never needed."""
     credited: bytes = b""
     """16 bytes for each event whose charge has been given back, for ever: credits are rare."""
 
@@ -234,10 +238,12 @@ def pack(shard: Shard, balances: Balances, terms: Terms, *, with_ids: bool) -> b
             ],
             parents=parents,
             balances=packed,
+            learned=shard.learned if with_ids else b"",
             ids=shard.ids.dump() if with_ids else None,
             unique=shard.unique.dump() if with_ids else None,
             id_runs=shard.ids.run_names() if with_ids else {},
             unique_runs=shard.unique.run_names() if with_ids else {},
+            bids=sorted(shard.bids.items()),
             credited=b"".join(sorted(shard.credited)),
         )
     )
@@ -294,6 +300,8 @@ def unpack(value: bytes, shard: Shard, balances: Balances, terms: Terms) -> None
     shard.checkpointed_ms = state.checkpointed_ms
     shard.versions = dict(state.versions)
     shard.standing = {signal.entity: signal for signal in state.standing}
+    shard.learned = state.learned
+    shard.bids = {entity: list(decided) for entity, decided in state.bids}
     shard.credited = {state.credited[i : i + 16] for i in range(0, len(state.credited), 16)}
     _unpack_balances(state, shard, balances, terms)
     if state.ids is not None and state.unique is not None:

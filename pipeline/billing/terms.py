@@ -55,6 +55,7 @@ _COLUMNS: dict[str, dict[str, tuple[type, Any]]] = {
         "daily_nanos": (np.int64, UNLIMITED),
         "lifetime_nanos": (np.int64, UNLIMITED),
         "even": (np.bool_, 0),
+        "target_cpi": (np.bool_, 0),
     },
     "campaign": {
         "alive": (np.bool_, 0),
@@ -101,6 +102,7 @@ class AdTerms:
     serves: bool
     basis: int
     bid_micros: int
+    target_cpi: bool
 
 
 def start_of(group: AdGroup, created_ms: int) -> int:
@@ -263,6 +265,7 @@ class Terms:
         columns.daily_nanos[row] = budget_nanos if daily else UNLIMITED
         columns.lifetime_nanos[row] = UNLIMITED if daily else budget_nanos
         columns.even[row] = latest.pacing == "even"
+        columns.target_cpi[row] = _is_target_cpi(latest)
         self.limits_changed.add(("ad_group", row))
         self._await_changes(history, "ad_group", ad_group_id, now_ms)
 
@@ -336,7 +339,8 @@ class Terms:
             and start_ms <= time_ms
             and (group.end_ms is None or time_ms < group.end_ms)
         )
-        return AdTerms(serves, OBJECTIVE_BASIS[campaign.objective], bid_for(group, keyword))
+        basis, is_target_cpi = OBJECTIVE_BASIS[campaign.objective], _is_target_cpi(group)
+        return AdTerms(serves, basis, bid_for(group, keyword), is_target_cpi)
 
     def rows_of_shard(self, shard: int) -> tuple[Rows, Rows]:
         """The ad group rows and the campaign rows that belong to a shard."""
@@ -344,6 +348,10 @@ class Terms:
         parents = self.group.campaign[: len(self.group_ids)]
         groups = np.flatnonzero((parents >= 0) & (campaigns[parents] == shard))
         return groups, np.flatnonzero(campaigns == shard)
+
+
+def _is_target_cpi(group: AdGroup) -> bool:
+    return group.bid_strategy == "target_cpi"
 
 
 def _limit_nanos(limit_micros: int | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,34 +16,46 @@ from pipeline.simulate.compare import POLICIES, Run, compare
 from pipeline.simulate.curves import CurveError
 from pipeline.simulate.plot import PlotError, write_spend_curves
 
+_COLUMNS = (
+    "policy",
+    "seed",
+    "free / limits",
+    "spend / min(limit, demand)",
+    "off target curve",
+    "used where demand allows",
+    "signals a day, median (most)",
+    "last served after the pause, median (95 %)",
+    "foretold an hour ahead within 10 min (knowing all but coming prices; all)",
+)
+
+
+def _cells(run: Run) -> list[str]:
+    figures = run.figures
+    return [
+        run.policy,
+        str(run.seed),
+        f"{figures.overdelivery:.4%}",
+        f"{figures.utilisation:.2%}",
+        f"{figures.unevenness:.2%}",
+        f"{figures.used_where_demand:.2%}",
+        f"{figures.signals_median:g} ({figures.signals_most})",
+        f"{figures.stop_s_median:.1f} s ({figures.stop_s_p95:.1f} s)",
+        f"{figures.forecast_hit:.0%} of {figures.ran_out} "
+        f" ({figures.informed_hit:.0%}; {figures.oracle_hit:.0%})",
+    ]
+
 
 def show_runs(runs: list[Run]) -> None:
     """The figures of every run, a row each."""
-    table = Table(
-        "policy",
-        "seed",
-        "free / limits",
-        "spend / could",
-        "off target",
-        "used",
-        "signals a day",
-        "limit to last served",
-        "foretold",
-    )
+    table = Table(*_COLUMNS)
     for run in runs:
-        figures = run.figures
-        table.add_row(
-            run.policy,
-            str(run.seed),
-            f"{figures.overdelivery:.3%}",
-            f"{figures.utilisation:.2%}",
-            f"{figures.unevenness:.2%}",
-            f"{figures.used_where_demand:.2%}",
-            f"{figures.signals_median:g} (most {figures.signals_most})",
-            f"{figures.stop_s_median:.1f} s (95 %: {figures.stop_s_p95:.1f} s)",
-            f"{figures.forecast_hit:.0%} of {figures.ran_out}",
-        )
+        table.add_row(*_cells(run))
     out.print(table)
+
+
+def _print_row(cells: Sequence[str]) -> None:
+    """A row of a Markdown table, as soon as it is known."""
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def _plot(path: Path, runs: list[Run]) -> None:
@@ -74,11 +87,14 @@ def register(app: typer.Typer) -> None:
         days: Annotated[int, typer.Option(min=1, help="Days measured.")] = 3,
         impressions: Annotated[
             int, typer.Option(min=1, help="Impressions that a mean day could bring.")
-        ] = 1_000_000,
+        ] = 3_000_000,
         data_dir: Annotated[
             Path | None, typer.Option(help="Recorded traffic and prices; else made up.")
         ] = None,
         plot: Annotated[Path | None, typer.Option(help="Write spend curves here (SVG).")] = None,
+        as_markdown: Annotated[
+            bool, typer.Option("--markdown", help="Print the table as Markdown.")
+        ] = False,
         as_json: JsonOption = False,
     ) -> None:
         """Compare pacing policies on the same simulated demand, in one process, without Kafka.
@@ -90,17 +106,21 @@ def register(app: typer.Typer) -> None:
         unknown = [name for name in names if name not in POLICIES]
         if unknown:
             raise CommandError(f"--policies: {unknown[0]!r} is none of {', '.join(POLICIES)}")
+        if as_markdown:
+            _print_row(_COLUMNS)
+            _print_row(["---"] * len(_COLUMNS))
+
+        def done(run: Run) -> None:
+            status.update(f"{run.policy}, seed {run.seed}: done")
+            if as_markdown:
+                _print_row(_cells(run))
+
         options = BenchOptions(
             groups=groups, days=days, impressions_per_day=impressions, data_dir=data_dir
         )
         try:
             with err.status("simulating") as status:
-                runs = compare(
-                    names,
-                    _seeds(seeds),
-                    options,
-                    lambda run: status.update(f"{run.policy}, seed {run.seed}: done"),
-                )
+                runs = compare(names, _seeds(seeds), options, done)
         except CurveError as error:
             raise CommandError(str(error)) from error
         if plot is not None:
@@ -110,5 +130,5 @@ def register(app: typer.Typer) -> None:
                 {"policy": run.policy, "seed": run.seed} | run.figures.to_dict() for run in runs
             ]
             print(json.dumps(found))
-        else:
+        elif not as_markdown:
             show_runs(runs)

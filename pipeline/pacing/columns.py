@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,26 @@ class Columns:
         known = rows[rows < self._capacity]
         for name, (_, fill) in self._spec.items():
             getattr(self, name)[known] = fill
+
+    def dump(self, rows: Rows) -> dict[str, bytes]:
+        """The values of these rows, as 32-bit floats: what is learned is not that precise; times
+        are left to those who know what they mean."""
+        self.reserve(rows)
+        return {
+            name: getattr(self, name)[rows].astype("<f4").tobytes()
+            for name in self._spec
+            if not name.endswith("_ms")
+        }
+
+    def load(self, rows: Rows, dumped: Mapping[str, bytes]) -> None:
+        """Take over what `dump` gave of as many rows. Raises `ValueError` where it is not that;
+        columns that are not in it keep their values."""
+        self.reserve(rows)
+        for name, (width, _) in self._spec.items():
+            if name in dumped:
+                values = np.frombuffer(dumped[name], dtype="<f4").astype(np.float64)
+                shape = (len(rows), width) if width else (len(rows),)
+                getattr(self, name)[rows] = values.reshape(shape)
 
     def __len__(self) -> int:
         return self._capacity

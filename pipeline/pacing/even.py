@@ -1,11 +1,15 @@
-"""Even pacing: the serve probability by which a budget lasts to the end of its day.
+"""Even pacing: the serve probability by which spend follows the day's traffic to its end.
 
-    probability = what is left of the budget / what could be spent until then at probability 1
+The plan is a line: from where the ad group stood when its day began (or its budget changed, or it
+fell too far behind or ahead) to the whole budget, along the share of the day's traffic that has
+gone by. Wanted is the probability that brings spend back to the line within a while:
 
-The denominator is the ad group's potential (value at probability 1 per day's traffic, learned from
-what it spends at the probabilities in force) times the share of traffic still to come, of today
-and for lifetime budgets of the days after it. Catch-up and slow-down follow by themselves, and the
-answer is steady as long as the potential is, so few signals are needed: one goes out only where
+    probability = (the line a while ahead - spend - inflight) / what that while could bring
+
+What a while could bring is the ad group's potential (impressions at probability 1 per day's
+traffic, times what an impression brings now) times its share of the traffic. So prices that move
+with the hours, and curves that were learned badly, are corrected before they add up. A lifetime
+budget has no line of a day: it is spread over what is still to come. A signal goes out only where
 the wanted probability has left a dead band, and moves by bounded steps.
 """
 
@@ -27,12 +31,23 @@ FIRST_PROBABILITY: Final = 0.2
 LOWEST_PROBABILITY: Final = 0.005
 LONGEST_STEP: Final = 2.0
 """A signal changes the probability by at most this factor."""
-_DEAD_BAND: Final = 0.1
-_DEAD_BAND_OF_BUDGET: Final = 0.04
+_DEAD_BAND: Final = 0.2
+_DEAD_BAND_OF_BUDGET: Final = 0.02
 _WIDEST_BAND: Final = 0.5
 END_EARLY_SHARE: Final = 0.01
 """Of a day's traffic: a budget is paced to be used up so long before its end, so that what comes
 late and what goes wrong at the end still finds demand."""
+LOOK_AHEAD_SHARE: Final = 0.08
+"""Of a day's traffic: spend is brought back to the line within so much ..."""
+LOOK_AHEAD_EVENTS: Final = 40.0
+"""... or as much of the budget as pays for so many billable events: fewer are chance ..."""
+LONGEST_LOOK_AHEAD: Final = 0.4
+"""... up to here."""
+SCARCE: Final = 0.7
+SCARCE_FACTOR: Final = 1.15
+"""Where so much of the traffic to come is needed, this much more is served than that."""
+LOST_SHARE: Final = 0.15
+"""Of the budget: further from the line than this, a new one is drawn from here."""
 _MEMORY_SHARE: Final = 0.12
 """Of a day's traffic: how much potential is averaged over."""
 _FEWEST_EVENTS: Final = 4.0
@@ -48,34 +63,59 @@ class Budget:
     """Traffic until the budget's end, in days' worth; today's rest and whole days after it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The plan of an ad group's day: from here, evenly along the traffic, to the whole budget."""
+
+    from_share: float
+    from_nanos: float
+    limit_nanos: float
+
+    def at(self, share: float) -> float:
+        """What is to be spent when so much of the day's traffic has gone by."""
+        span = max(1e-9, 1.0 - END_EARLY_SHARE - self.from_share)
+        gone = min(1.0, max(0.0, (share - self.from_share) / span))
+        return self.from_nanos + gone * (self.limit_nanos - self.from_nanos)
+
+    def holds(self, share: float, nanos: float, limit_nanos: float) -> bool:
+        """Whether an ad group that has come so far may still be brought back to it."""
+        if limit_nanos != self.limit_nanos:
+            return False
+        return abs(self.at(share) - nanos) <= LOST_SHARE * limit_nanos
+
+
 class PotentialModel:
-    """Value per day's traffic at probability 1, by row of the ad group."""
+    """Impressions per day's traffic at probability 1, and what one brings; by ad group's row."""
 
     def __init__(self) -> None:
-        self.groups = Columns(value_nanos=(0, 0.0), events=(0, 0.0), share=(0, 0.0))
-        """Decayed sums: value and events seen, and the traffic share x probability behind them."""
+        self.groups = Columns(events=(0, 0.0), share=(0, 0.0), worth_nanos=(0, 0.0))
+        """Decayed sums: impressions seen, and the traffic share x probability behind them; what
+        an impression brings now, on average."""
 
-    def observe(
-        self, rows: Rows, value_nanos: Floats, events: Floats, passed: Floats, probability: Floats
-    ) -> None:
-        """Value that came while `passed` of a day's traffic went by, served with `probability`."""
+    def observe(self, rows: Rows, events: Floats, passed: Floats, probability: Floats) -> None:
+        """Impressions that came while `passed` of a day's traffic went by, served with
+        `probability`."""
         groups = self.groups
         groups.reserve(rows)
         kept = np.exp(-passed / _MEMORY_SHARE)
-        groups.value_nanos[rows] = groups.value_nanos[rows] * kept + value_nanos
         groups.events[rows] = groups.events[rows] * kept + events
         groups.share[rows] = groups.share[rows] * kept + passed * probability
 
+    def note_worth(self, rows: Rows, nanos: Floats) -> None:
+        """What an impression of each brings now, on average."""
+        self.groups.reserve(rows)
+        self.groups.worth_nanos[rows] = nanos
+
     def per_day(self, rows: Rows) -> Floats:
-        """The potentials; 0 where too little is known."""
+        """Nanos per day's traffic at probability 1; 0 where too little is known."""
         groups = self.groups
         groups.reserve(rows)
         known = (groups.events[rows] >= _FEWEST_EVENTS) & (groups.share[rows] > 0)
-        potential = groups.value_nanos[rows] / np.maximum(groups.share[rows], 1e-12)
-        return np.where(known, potential, 0.0)
+        impressions = groups.events[rows] / np.maximum(groups.share[rows], 1e-12)
+        return np.where(known, impressions * groups.worth_nanos[rows], 0.0)
 
     def nanos_per_day(self, row: int) -> float:
-        """The potential; 0 where too little is known."""
+        """The potential of one ad group; 0 where too little is known."""
         return float(self.per_day(np.array([row]))[0])
 
     def relative_error(self, rows: Rows) -> Floats:
@@ -96,6 +136,35 @@ def wanted_probability(budget: Budget, nanos_per_day: float) -> float:
     if could <= 0:
         return 1.0
     return float(np.clip(budget.left_nanos / could, LOWEST_PROBABILITY, 1.0))
+
+
+def with_scarce_traffic(wanted: float, budget: Budget, nanos_per_day: float) -> float:
+    """The wanted probability, but no less than what is left needs where that is most of the
+    traffic still to come: an ad group that waits for it might not find it."""
+    needed = wanted_probability(budget, nanos_per_day) if nanos_per_day > 0 else 0.0
+    return max(wanted, min(1.0, SCARCE_FACTOR * needed)) if needed >= SCARCE else wanted
+
+
+def look_ahead(limit_nanos: float, price_nanos: float) -> float:
+    """How much of a day's traffic an ad group is given to come back to its line."""
+    wanted = LOOK_AHEAD_EVENTS * price_nanos / max(1.0, limit_nanos)
+    return min(LONGEST_LOOK_AHEAD, max(LOOK_AHEAD_SHARE, wanted))
+
+
+def probability_along(
+    line: Line, share: float, nanos: float, nanos_per_day: float, ahead_share: float
+) -> float:
+    """The probability that brings an ad group back to its line `ahead_share` from now.
+
+    `share` of the day's traffic has gone by, and `nanos` are spent or inflight.
+    """
+    if nanos_per_day <= 0:
+        return FIRST_PROBABILITY
+    ahead = min(share + ahead_share, 1.0 - END_EARLY_SHARE)
+    if ahead <= share:
+        return 1.0
+    wanted = (line.at(ahead) - nanos) / (nanos_per_day * (ahead - share))
+    return float(np.clip(wanted, LOWEST_PROBABILITY, 1.0))
 
 
 def next_probability(

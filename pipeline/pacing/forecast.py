@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pipeline.contract.days import iso
 from pipeline.contract.pacing_notes import PacingNote
 from pipeline.pacing.columns import Columns
-from pipeline.pacing.even import PotentialModel
+from pipeline.pacing.even import END_EARLY_SHARE, PotentialModel
 from pipeline.pacing.observed import Facts, Seen, Today
 from pipeline.pacing.traffic import HOUR_MS, HOURS, TrafficModel
 
@@ -43,7 +43,6 @@ class Forecasts:
             zone=(0, -1.0),
             seen_ms=(0, 0.0),
             fed_ms=(0, 0.0),
-            value_nanos=(0, 0.0),
             events=(0, 0.0),
             curve=(HOURS + 1, 0.0),
             curve_key=(0, -1.0),
@@ -73,7 +72,7 @@ class Forecasts:
             groups.reserve(rows)
             groups.zone[rows] = facts.zone
             self._observe_traffic(seen, facts, today, probability)
-            groups.value_nanos[rows] += seen.impressions * unit_nanos
+            self.potential.note_worth(rows, unit_nanos)
             groups.events[rows] += seen.impressions
             groups.seen_ms[rows] = seen.now_ms
         if seen.now_ms // HOUR_MS != self._hour:
@@ -128,12 +127,10 @@ class Forecasts:
         counts = (probability > 0) & (groups.fed_ms[rows] > 0)
         self.potential.observe(
             rows[counts],
-            groups.value_nanos[rows][counts],
             groups.events[rows][counts],
             passed[counts],
             probability[counts],
         )
-        groups.value_nanos[rows] = 0.0
         groups.events[rows] = 0.0
         groups.fed_ms[rows] = now_ms
 
@@ -171,10 +168,12 @@ class Forecasts:
         probability: Floats,
         now_ms: int,
         unit_error: Floats,
+        paced: npt.NDArray[np.bool_],
     ) -> Int64s:
         """Shape (3, n): likeliest, earliest and latest time in ms at which so much more will have
         been spent (an interval of 80 %); 0 where not within the ad group's day. `unit_error` is
-        the relative error of what an impression brings."""
+        the relative error of what an impression brings. Where `paced`, the probability will be
+        moved so that the budget lasts to the end of the even plan, if it can be used up by then."""
         self._groups.reserve(rows)
         found = np.zeros((3, len(rows)), dtype=np.int64)
         zones = self._groups.zone[rows].astype(np.int64)
@@ -186,6 +185,9 @@ class Forecasts:
         start_ms = self._today.start_ms[zones[able]]
         passed = _share_at(curve, (now_ms - start_ms) / HOUR_MS)
         need = room_nanos[able] / rate[able]
+        planned = paced[able] & (need * probability[able] < 1.0 - passed)
+        end = np.maximum(need * probability[able], 1.0 - END_EARLY_SHARE - passed)
+        need = np.where(planned, end, need)
         known = self.potential.relative_error(rows[able])
         still = price[able] / room_nanos[able]
         error = np.sqrt(known**2 + unit_error[able] ** 2 + still)

@@ -42,6 +42,8 @@ _LONGEST_DELAY_MS: Final = 60_000.0
 """Ingest delays count up to here: a longer one is an outage, and the billing lag's business."""
 _FULL_BILLABLE: Final = 400.0
 """Rates and prices forget by halving when so many billable events stand behind them."""
+_NEWEST_OFFERS: Final = 300.0
+"""Impressions that the price of the moment is averaged over."""
 _PRIOR_BILLABLE: Final = 8.0
 """What a prior weighs against an ad group's own events."""
 _PRIOR_CURVE: Final = np.array([0.1, 0.3, 0.4, 0.18, 0.02, 0.0001])
@@ -55,6 +57,7 @@ ENOUGH_BILLABLE: Final = 50.0
 would be a guess, and the plain limit is as good."""
 PRIOR_STOP_S: Final = 3.0
 _PRIOR_STOPS: Final = 2.0
+_PRIOR_DELAYS: Final = 20.0
 STOP_WINDOW_MS: Final = 60_000
 _NOT_OBEYED: Final = 0.3
 """A pause after whose first half window more than this share of the rate goes on is not obeyed
@@ -83,6 +86,9 @@ class InflightModel:
             actions=(0, 0.0),
             billable=(0, 0.0),
             value_nanos=(0, 0.0),
+            offers=(0, 0.0),
+            offered_nanos=(0, 0.0),
+            offered_then=(0, 0.0),
             known=(0, 0.0),
             stop_from_ms=(0, 0.0),
             stop_rate=(0, 0.0),
@@ -90,8 +96,10 @@ class InflightModel:
             stop_late=(0, 0.0),
         )
         """`recent`: impressions decayed by each constant, as of `at_ms`. `impressions` and
-        `actions`: for the response rate. `billable` and `value_nanos`: for the price. `known`:
-        billable events ever seen. `stop_*`: a pause whose stopping is being measured."""
+        `actions`: for the response rate. `billable` and `value_nanos`: for the price. `offers`
+        and `offered_nanos`: newest impressions and the prices that they were won at;
+        `offered_then`: that price's mean at each billable event, summed. `known`: billable events
+        ever seen. `stop_*`: a pause whose stopping is being measured."""
         self.campaigns = Columns(impressions=(0, 0.0), actions=(0, 0.0))
         self._basis = np.full((4, 2), [1_000.0, 20.0])
         """Impressions and actions by basis: before anything is known, 2 % act."""
@@ -99,7 +107,7 @@ class InflightModel:
         self._expected = np.full((4, constants), _PRIOR_CURVE_ACTIONS)
         """By basis and constant: actions that came, shared out, and actions that would have come
         were all of them of this constant."""
-        self._delay = np.array([1_000.0 * 20.0, 20.0])
+        self._delay = np.array([1_000.0 * _PRIOR_DELAYS, _PRIOR_DELAYS])
         """Sum of ingest delays in ms, and their number."""
         self._stops = np.array([PRIOR_STOP_S * _PRIOR_STOPS, _PRIOR_STOPS])
         """Impressions after pauses and the rates before them, weighted by the pauses."""
@@ -133,6 +141,21 @@ class InflightModel:
         """The ad groups are another worker's now."""
         self.groups.clear(rows)
         self._measuring -= set(rows.tolist())
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing has been observed yet."""
+        return not self.groups.known.any() and self._delay[1] == _PRIOR_DELAYS
+
+    def common(self) -> dict[str, Floats]:
+        """What holds for all ad groups: to be kept, or filled with what was kept."""
+        return {
+            "basis": self._basis,
+            "came": self._came,
+            "expected": self._expected,
+            "delay": self._delay,
+            "stops": self._stops,
+        }
 
     def _add_and_decay(self, seen: Seen) -> Floats:
         """Bring `recent` up to now; returns what of it has decayed since the last look."""
@@ -172,15 +195,30 @@ class InflightModel:
         np.add.at(campaigns.impressions, campaign, seen.impressions)
         np.add.at(campaigns.actions, campaign, seen.billable)
         np.add.at(self._basis, basis, np.column_stack((seen.impressions, seen.billable)))
+        self._learn_offers(seen)
         groups.billable[rows] += seen.billable
         groups.value_nanos[rows] += seen.value_nanos
         groups.known[rows] += seen.billable
         full = rows[groups.billable[rows] > _FULL_BILLABLE]
         groups.billable[full] *= 0.5
         groups.value_nanos[full] *= 0.5
+        groups.offered_then[full] *= 0.5
         full = rows[groups.actions[rows] > _FULL_BILLABLE]
         groups.actions[full] *= 0.5
         groups.impressions[full] *= 0.5
+
+    def _learn_offers(self, seen: Seen) -> None:
+        """Prices move with the hour; impressions tell of it sooner than what is billed."""
+        groups, rows = self.groups, seen.group
+        kept = np.exp(-seen.impressions / _NEWEST_OFFERS)
+        groups.offers[rows] = groups.offers[rows] * kept + seen.impressions
+        groups.offered_nanos[rows] = groups.offered_nanos[rows] * kept + seen.offered_nanos
+        groups.offered_then[rows] += seen.billable * self._offered(rows)
+
+    def _offered(self, rows: Rows) -> Floats:
+        """Mean price that the newest impressions were won at; 0 where none says one."""
+        offers = np.maximum(self.groups.offers[rows], 1e-9)
+        return np.asarray(self.groups.offered_nanos[rows] / offers)
 
     def _learn_delay(self, seen: Seen) -> None:
         delays = np.minimum(seen.mean_age_ms, _LONGEST_DELAY_MS)
@@ -249,9 +287,16 @@ class InflightModel:
         return Inflight(mean, mean * price, np.where(known, price, 0.0))
 
     def unit_nanos(self, rows: Rows, basis: Rows, campaign: Rows) -> Floats:
-        """What an impression of each ad group brings on average; 0 before anything was billed."""
+        """What an impression of each ad group brings on average now; 0 before anything was billed.
+
+        The price of what was billed, moved as the prices of impressions have moved since.
+        """
         response = np.where(basis == CPM, 1.0, self._response(rows, basis, campaign))
-        return np.asarray(response * self.price_nanos(rows))
+        then = self.groups.offered_then[rows] / np.maximum(self.groups.billable[rows], 1e-9)
+        now = self._offered(rows)
+        known = (then > 0) & (now > 0)
+        moved = np.where(known, now / np.maximum(then, 1e-9), 1.0)
+        return np.asarray(response * self.price_nanos(rows) * np.clip(moved, 0.2, 5.0))
 
     def unit_error(self, rows: Rows) -> Floats:
         """The relative standard error of that, by the billable events behind it."""

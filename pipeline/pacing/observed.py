@@ -24,6 +24,10 @@ class Events:
     value_nanos: Int64s
     """Of billable events: what they cost, or would have without limits; else 0."""
     event_time_ms: Int64s
+    price_nanos: Int64s
+    """What a billable action would cost at the event's own price."""
+    is_install: npt.NDArray[np.bool_]
+    is_click: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,11 @@ class Seen:
     last_impression_ms: Int64s
     billable: Floats
     value_nanos: Floats
+    offered_nanos: Floats
+    """Sum of the prices that the impressions were won at, each for one billable action."""
+    clicks: Floats
+    """That can be charged."""
+    installs: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,4 +91,11 @@ def by_group(events: Events) -> Seen:
         last_impression_ms=last,
         billable=np.bincount(inverse[billable], minlength=size).astype(np.float64),
         value_nanos=np.bincount(inverse[billable], values, size).astype(np.float64),
+        offered_nanos=np.bincount(at, events.price_nanos[impression], size).astype(np.float64),
+        clicks=_count(inverse, events.is_click & billable, size),
+        installs=_count(inverse, events.is_install, size),
     )
+
+
+def _count(inverse: Rows, chosen: npt.NDArray[np.bool_], size: int) -> Floats:
+    return np.bincount(inverse[chosen], minlength=size).astype(np.float64)

@@ -13,6 +13,7 @@ States and transitions: `pipeline.pacing.serving`. Beside the limits of the plai
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,7 +24,7 @@ from pipeline.contract.days import iso
 from pipeline.contract.pacing_notes import PacingNote
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import MS_PER_DAY
-from pipeline.pacing import even
+from pipeline.pacing import even, memory
 from pipeline.pacing.columns import Columns
 from pipeline.pacing.forecast import Forecasts
 from pipeline.pacing.inflight import ENOUGH_BILLABLE, Inflight, InflightModel
@@ -39,6 +40,7 @@ from pipeline.pacing.serving import (
     reached_limit,
     serving,
 )
+from pipeline.pacing.target_cpi import InstallRates
 
 Rows = npt.NDArray[np.int64]
 Int64s = npt.NDArray[np.int64]
@@ -49,6 +51,7 @@ INFLIGHT_SMALLER: Final = "inflight_smaller"
 EVEN_PACING: Final = "even_pacing"
 
 NEVER: Final = float(2**62)
+UNBOUNDED: Final = 2**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +73,14 @@ class Tuning:
     resumes_an_hour: int = 3
     look_ms: int = 30_000
     """How often ad groups stopped by inflight are looked at again."""
-    even_look_ms: int = 240_000
-    """How often evenly paced ones are: signals are further apart anyway."""
-    even_apart_ms: int = 600_000
+    even_look_ms: int = 150_000
+    """How often evenly paced ones are."""
+    even_apart_ms: int = 900_000
     """Least time between two throttles of an ad group, unless the need is plain."""
-    again_first_ms: int = 20_000
-    """How long after a pause events must still be served for it to be sent again; doubled each
-    time."""
+    again_first_ms: int = 5_000
+    again_stops: float = 3.0
+    """A pause is sent again where events are served this many usual pause-to-stops (and no less
+    than that time) after it; doubled each time."""
     settle_ms: int = 900_000
     """How long after a pause its inflight is compared with what came."""
 
@@ -103,6 +107,7 @@ class Predictive:
         self.tuning = tuning or Tuning()
         self.model = InflightModel()
         self.forecasts = Forecasts()
+        self.installs = InstallRates()
         self._groups = Columns(
             basis=(0, 0.0),
             campaign=(0, -1.0),
@@ -118,6 +123,9 @@ class Predictive:
         self._campaign_probability: dict[int, float] = {}
         self._next_look_ms = NEVER
         self._resumes: dict[int, deque[int]] = {}
+        self._lines: dict[int, tuple[int, even.Line]] = {}
+        """Row -> billing day and the plan of it, where pacing is even."""
+        self._last_prediction: tuple[tuple[str, int, int], Inflight] | None = None
         self._settling: list[_Settling] = []
         self._settling_rows: set[int] = set()
         self._notes: list[tuple[int, PacingNote]] = []
@@ -126,6 +134,7 @@ class Predictive:
 
     def observe(self, seen: Seen, facts: Facts, today: Today) -> None:
         rows, groups = seen.group, self._groups
+        self._last_prediction = None
         if len(rows):
             groups.reserve(rows)
             for at in np.flatnonzero(groups.campaign[rows] != facts.campaign).tolist():
@@ -135,6 +144,7 @@ class Predictive:
             served = np.maximum(groups.served_at_ms[rows], seen.last_impression_ms)
             groups.served_at_ms[rows] = served
             self.model.observe(seen, facts.basis, facts.campaign)
+            self.installs.observe(seen, facts.campaign)
             self._look_at(seen, facts)
         unit = self.model.unit_nanos(rows, facts.basis, facts.campaign)
         self.forecasts.observe(seen, facts, today, self._probabilities(rows), unit)
@@ -211,6 +221,15 @@ class Predictive:
         return np.asarray(np.maximum(inflight.mean + margin, piece))
 
     def _predict(self, level: str, rows: Rows, now_ms: int) -> Inflight:
+        if len(rows) != 1:
+            return self._predict_anew(level, rows, now_ms)
+        # A review asks several times in a row of the same entity.
+        asked = (level, int(rows[0]), now_ms)
+        if self._last_prediction is None or self._last_prediction[0] != asked:
+            self._last_prediction = asked, self._predict_anew(level, rows, now_ms)
+        return self._last_prediction[1]
+
+    def _predict_anew(self, level: str, rows: Rows, now_ms: int) -> Inflight:
         if level == "ad_group":
             return self._of_groups(rows, now_ms)
         members = [self._campaign_groups.get(row, []) for row in rows.tolist()]
@@ -234,9 +253,36 @@ class Predictive:
 
     def exhaustion(self, rows: Rows, room_nanos: Int64s, now_ms: int) -> Int64s:
         self._groups.reserve(rows)
-        price = self.model.price_nanos(rows)
-        probability, error = self._probabilities(rows), self.model.unit_error(rows)
-        return self.forecasts.exhaustion(rows, room_nanos, price, probability, now_ms, error)
+        own, campaign = room_nanos
+        probability = self._probabilities(rows)
+        share = self._share_of_campaign(rows, probability)
+        # An ad group gets of its campaign's limit what it spends of it.
+        room = np.minimum(own, np.where(campaign < UNBOUNDED, campaign * share, UNBOUNDED))
+        price, error = self.model.price_nanos(rows), self.model.unit_error(rows)
+        return self.forecasts.exhaustion(
+            rows, room.astype(np.int64), price, probability, now_ms, error, self._paced(rows)
+        )
+
+    def _paced(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Whether even pacing decides when these limits are reached: an ad group's own of a day."""
+        lines = [self._lines.get(row) for row in rows.tolist()]
+        planned = np.array([line is not None for line in lines], dtype=np.bool_)
+        return np.asarray(planned & (self._groups.even[rows] > 0))
+
+    def _share_of_campaign(self, rows: Rows, probability: Floats) -> Floats:
+        """Of what its campaign spends, what each ad group does; 1 where nothing is known."""
+        potential = self.forecasts.potential
+        spends = potential.per_day(rows) * probability
+        total = np.array(
+            [
+                float((potential.per_day(members) * self._probabilities(members)).sum())
+                for members in map(self._members, self._groups.campaign[rows].tolist())
+            ]
+        )
+        return np.where(total > 0, spends / np.maximum(total, 1e-9), 1.0)
+
+    def _members(self, campaign: float) -> Rows:
+        return np.array(self._campaign_groups.get(int(campaign), []), dtype=np.int64)
 
     # -- what is due --------------------------------------------------------------------------
 
@@ -263,7 +309,7 @@ class Predictive:
             ).action == "pause"  # type: ignore[union-attr]
             if stopped and self._may_resume(standing):
                 self._look_later(standing.row, now_ms + self.tuning.look_ms)
-            elif self._groups.even[standing.row]:
+            elif standing.is_even:
                 self._look_later(standing.row, now_ms + self.tuning.even_look_ms)
         if signal is not None:
             self._note_signal(standing, signal, now_ms)
@@ -282,14 +328,11 @@ class Predictive:
         last = standing.last
         if last is not None and last.action == "pause":
             return self._resume(standing, last, now_ms)
-        if standing.is_ad_group and self._is_even(standing.row):
+        if standing.is_even:
             return self._pace(standing, now_ms)
-        if last is None or last.reason == BILLING_LAG:
+        if last is None or last.serve_probability >= 1.0 or last.reason == BILLING_LAG:
             return None  # the lag's throttle ends with the lag
         return serving(standing, now_ms, LIMIT_FREE, 1.0)
-
-    def _is_even(self, row: int) -> bool:
-        return row < len(self._groups) and bool(self._groups.even[row])
 
     def _may_resume(self, standing: Standing) -> bool:
         """Whether time alone may free a stopped ad group: inflight that turns out smaller."""
@@ -308,7 +351,7 @@ class Predictive:
                 return None
             reason = INFLIGHT_SMALLER
         probability = 1.0
-        if standing.is_ad_group and self._is_even(standing.row):
+        if standing.is_even:
             probability = self._wanted(standing, now_ms)
         return serving(standing, now_ms, reason, probability)
 
@@ -350,7 +393,9 @@ class Predictive:
             groups.throttled_at_ms[row] = now_ms
             return
         first = groups.again_ms[row] <= 0
-        groups.again_ms[row] = self.tuning.again_first_ms if first else groups.again_ms[row] * 2
+        usual_ms = self.tuning.again_stops * 1_000 * self.model.stop_s
+        patience_ms = max(self.tuning.again_first_ms, usual_ms)
+        groups.again_ms[row] = patience_ms if first else groups.again_ms[row] * 2
         if first:
             groups.paused_at_ms[row] = now_ms
             self.model.note_pause(row, now_ms)
@@ -405,8 +450,38 @@ class Predictive:
         ends_ms = standing.ends_ms
         if use.limit == "ad_group_lifetime" and ends_ms > standing.day_end_ms:
             to_come += (ends_ms - standing.day_end_ms) / MS_PER_DAY
+        if use.limit == "ad_group_daily":
+            return self._along_the_line(standing, use, 1.0 - to_come)
         budget = even.Budget(left, to_come)
         return even.wanted_probability(budget, self.forecasts.potential.nanos_per_day(standing.row))
+
+    def _along_the_line(self, standing: Standing, use: LimitUse, share: float) -> float:
+        row, spend, limit = standing.row, float(use.spend_nanos), float(use.limit_nanos)
+        day, line = self._lines.get(row, (0, None))
+        if day != standing.billing_day:
+            # A day that has just begun is planned from its beginning.
+            line = even.Line(0.0, 0.0, limit)
+        if line is None or not line.holds(share, spend, limit):
+            line = even.Line(share, spend, limit)
+        self._lines[row] = standing.billing_day, line
+        nanos = spend + use.inflight_nanos
+        ahead = even.look_ahead(limit, float(self.model.price_nanos(np.array([row]))[0]))
+        potential = self.forecasts.potential.nanos_per_day(row)
+        wanted = even.probability_along(line, share, nanos, potential, ahead)
+        return even.with_scarce_traffic(wanted, even.Budget(limit - nanos, 1.0 - share), potential)
+
+    # -- target CPI ---------------------------------------------------------------------------
+
+    def estimate_installs(self, row: int, campaign: int) -> tuple[int, int, int] | None:
+        return self.installs.estimate(row, campaign)
+
+    def note_bid(
+        self, entity: str, row: int, billing_day: int, estimate: tuple[int, int, int], now_ms: int
+    ) -> None:
+        self._groups.reserve(np.array([row]))
+        campaign = max(0, int(self._groups.campaign[row]))
+        made = self.installs.decided(entity, row, campaign, billing_day, estimate, now_ms)
+        self._notes += [(row, note) for note in made]
 
     # -- ownership ----------------------------------------------------------------------------
 
@@ -417,6 +492,40 @@ class Predictive:
         self._groups.reserve(np.array([row]))
         self._groups.probability[row] = signal.serve_probability
         self._look_later(row, 0.0)
+
+    def remember(
+        self, groups: tuple[Rows, Sequence[str]], campaigns: tuple[Rows, Sequence[str]]
+    ) -> bytes:
+        rows, names = groups
+        if len(rows) > memory.MOST_GROUPS:
+            self.model.groups.reserve(rows)
+            most = np.sort(np.argsort(-self.model.groups.known[rows])[: memory.MOST_GROUPS])
+            rows, names = rows[most], [names[at] for at in most.tolist()]
+        return memory.remember(self._columns(), self._common(), (rows, names), campaigns)
+
+    def recall(
+        self,
+        learned: bytes,
+        group_row: Callable[[str], int],
+        campaign_row: Callable[[str], int],
+    ) -> bool:
+        # What holds for all ad groups is taken from one shard, and only before this worker has
+        # seen anything itself.
+        common = self._common() if self.model.is_new else {}
+        return memory.recall(learned, self._columns(), common, group_row, campaign_row)
+
+    def _columns(self) -> dict[str, Columns]:
+        return {
+            "inflight": self.model.groups,
+            "campaigns_inflight": self.model.campaigns,
+            "traffic": self.forecasts.traffic.groups,
+            "potential": self.forecasts.potential.groups,
+            "installs": self.installs.groups,
+            "campaigns_installs": self.installs.campaigns,
+        }
+
+    def _common(self) -> dict[str, Floats]:
+        return self.model.common() | self.forecasts.traffic.common()
 
     def forecasts_due(self, now_ms: int) -> Rows:
         if not self.forecasts.notes_are_due(now_ms):
@@ -432,9 +541,12 @@ class Predictive:
 
     def forget(self, groups: Rows, campaigns: Rows) -> None:
         gone = set(groups.tolist())
+        self._last_prediction = None
         self._groups.clear(groups)
         self.model.forget(groups)
         self.forecasts.forget(groups)
+        self._lines = {row: line for row, line in self._lines.items() if row not in gone}
+        self.installs.forget(groups, campaigns)
         for campaign in campaigns.tolist():
             self._campaign_groups.pop(campaign, None)
             self._campaign_probability.pop(campaign, None)

@@ -25,6 +25,7 @@ Signals are levels: each says the whole state, so a lost one is repaired by the 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -77,6 +78,8 @@ class Standing:
     """Version of its last signal of any kind; 0 before the first."""
     row: int = -1
     """Its row in the columns of its level."""
+    is_even: bool = False
+    """Whether the catalog asks for even pacing."""
     ends_ms: int = 0
     """When an ad group's dates end; for the days that a lifetime budget is spread over."""
 
@@ -128,6 +131,32 @@ class Policy(Protocol):
         time, and the bounds of an interval of 80 %; 0 where not within its day."""
         ...
 
+    def estimate_installs(self, row: int, campaign: int) -> tuple[int, int, int] | None:
+        """Installs a million clicks of an ad group: likeliest, and bounds of 80 %; None where
+        too little is known to bid by."""
+        ...
+
+    def note_bid(
+        self, entity: str, row: int, billing_day: int, estimate: tuple[int, int, int], now_ms: int
+    ) -> None:
+        """A day's bid was decided by this estimate."""
+        ...
+
+    def remember(
+        self, groups: tuple[Rows, Sequence[str]], campaigns: tuple[Rows, Sequence[str]]
+    ) -> bytes:
+        """What was learned of these ad groups and campaigns (rows and names), to be kept."""
+        ...
+
+    def recall(
+        self,
+        learned: bytes,
+        group_row: Callable[[str], int],
+        campaign_row: Callable[[str], int],
+    ) -> bool:
+        """Take that over again; whether it could be read."""
+        ...
+
     def forecasts_due(self, now_ms: int) -> Rows:
         """Ad groups whose exhaustion is to be predicted and recorded now; mostly none."""
         ...
@@ -174,6 +203,27 @@ class PlainLimits:
     def exhaustion(self, rows: Rows, room_nanos: Int64s, now_ms: int) -> Int64s:
         return np.zeros((3, len(rows)), dtype=np.int64)
 
+    def estimate_installs(self, row: int, campaign: int) -> tuple[int, int, int] | None:
+        return None
+
+    def note_bid(
+        self, entity: str, row: int, billing_day: int, estimate: tuple[int, int, int], now_ms: int
+    ) -> None:
+        pass
+
+    def remember(
+        self, groups: tuple[Rows, Sequence[str]], campaigns: tuple[Rows, Sequence[str]]
+    ) -> bytes:
+        return b""
+
+    def recall(
+        self,
+        learned: bytes,
+        group_row: Callable[[str], int],
+        campaign_row: Callable[[str], int],
+    ) -> bool:
+        return True
+
     def forecasts_due(self, now_ms: int) -> Rows:
         return np.empty(0, dtype=np.int64)
 
@@ -191,7 +241,8 @@ def review_limits(standing: Standing, now_ms: int) -> Signal | None:
     """The plain rule: pause at a reached limit, resume when none is reached."""
     stopping = reached_limit(standing)
     if stopping is None:
-        if standing.last is None or standing.last.reason == BILLING_LAG:
+        last = standing.last
+        if last is None or last.serve_probability >= 1.0 or last.reason == BILLING_LAG:
             return None  # the lag's throttle ends with the lag
         return resume(standing, now_ms, LIMIT_FREE)
     if standing.last is not None and is_paused_for(standing, stopping, LIMIT_REACHED):

@@ -5,6 +5,10 @@ factor x the weekday-hour's factor x the ad group's own factor for that hour. Wh
 divided by exposure (the time served, times the serve probability), so hours in which an ad group
 was throttled or stopped do not look quiet. Hours nobody has been seen in have factor 1 (flat).
 
+A curve is of whole days: today's hours count from tomorrow on, and relative to what today brought
+over all. Were they counted at once, a day with more traffic than the one before would seem to
+have passed sooner than it does. Only an ad group's first day is its own curve as it goes.
+
 The common factors are fitted once an hour over all ad groups by alternating the two sums of a
 Poisson model; an ad group's own factors are its observations over what the common ones expect,
 shrunken towards 1. Hours are those of the account's local day, counted from its first instant.
@@ -37,37 +41,78 @@ class TrafficModel:
 
     def __init__(self) -> None:
         self.groups = Columns(
-            counts=(HOURS, 0.0), exposure_s=(HOURS, 0.0), entered_hour=(0, -1.0), level=(0, 0.0)
+            counts=(HOURS, 0.0),
+            exposure_s=(HOURS, 0.0),
+            now_counts=(HOURS, 0.0),
+            now_exposure_s=(HOURS, 0.0),
+            entered_day=(0, -1.0),
+            level=(0, 0.0),
         )
+        """Of the days before `entered_day`, and `now_*` of that day itself."""
         self.hour_factors = np.ones(HOURS)
         self._weekday_counts = np.zeros((7, HOURS))
         self._weekday_expected = np.zeros((7, HOURS))
+        self._now_weekday_counts = np.zeros((7, HOURS))
+        self._now_weekday_expected = np.zeros((7, HOURS))
+        self._first_day_over = False
 
     def observe(
         self, rows: Rows, hour: Rows, weekday: Rows, impressions: Floats, exposure_s: Floats
     ) -> None:
         """Impressions of ad groups in their current local hour, and the exposure behind them.
 
-        `hour` counts local hours since the epoch. When an ad group enters an hour of the day
-        again, what it saw there on earlier days loses half its weight.
+        `hour` counts local hours since the epoch. When an ad group enters a new day, what it saw
+        on earlier ones loses half its weight.
         """
         self.groups.reserve(rows)
-        groups, of_day = self.groups, hour % HOURS
-        entered = rows[groups.entered_hour[rows] != hour]
-        at = of_day[groups.entered_hour[rows] != hour]
-        groups.counts[entered, at] *= _KEPT_OF_EARLIER_DAYS
-        groups.exposure_s[entered, at] *= _KEPT_OF_EARLIER_DAYS
-        groups.entered_hour[rows] = hour
-        groups.counts[rows, of_day] += impressions
-        groups.exposure_s[rows, of_day] += exposure_s
+        groups, of_day, day = self.groups, hour % HOURS, hour // HOURS
+        entered = groups.entered_day[rows] != day
+        if entered.any():
+            self._end_days(rows[entered], weekday[entered])
+            groups.entered_day[rows] = day
+        groups.now_counts[rows, of_day] += impressions
+        groups.now_exposure_s[rows, of_day] += exposure_s
+        if not self._first_day_over:
+            return  # against factors that are still being found, a weekday would seem special
         expected = groups.level[rows] * self.hour_factors[of_day] * exposure_s
         known = groups.level[rows] > 0
-        np.add.at(self._weekday_counts, (weekday[known], of_day[known]), impressions[known])
-        np.add.at(self._weekday_expected, (weekday[known], of_day[known]), expected[known])
+        at = (weekday[known], of_day[known])
+        np.add.at(self._now_weekday_counts, at, impressions[known])
+        np.add.at(self._now_weekday_expected, at, expected[known])
+
+    def _end_days(self, rows: Rows, weekday: Rows) -> None:
+        """Take over what these ad groups saw on the day that they leave."""
+        groups = self.groups
+        counts, exposure_s = groups.now_counts[rows], groups.now_exposure_s[rows]
+        before = groups.counts[rows].sum(axis=1) > 0
+        expected = self._expected(rows, exposure_s).sum(axis=1)
+        enough = before & (expected > 0) & (counts.sum(axis=1) >= _OWN_PRIOR)
+        # The day's own level is taken out: it is told by the potential, and curves are relative.
+        relative = np.where(enough, counts.sum(axis=1) / np.maximum(expected, 1e-9), 1.0)
+        groups.counts[rows] = _KEPT_OF_EARLIER_DAYS * groups.counts[rows] + counts
+        groups.exposure_s[rows] = (
+            _KEPT_OF_EARLIER_DAYS * groups.exposure_s[rows] + exposure_s * relative[:, None]
+        )
+        groups.now_counts[rows] = groups.now_exposure_s[rows] = 0.0
+        self._first_day_over |= bool((groups.exposure_s.sum(axis=0) > 0).all())
+        for day in np.unique(weekday).tolist():
+            # Somewhere the day before, or the day after, may still be going on.
+            over = [past for past in range(7) if (day - past) % 7 not in (0, 1, 6)]
+            self._weekday_counts[over] += self._now_weekday_counts[over]
+            self._weekday_expected[over] += self._now_weekday_expected[over]
+            self._now_weekday_counts[over] = self._now_weekday_expected[over] = 0.0
+
+    def _expected(self, rows: Rows, exposure_s: Floats) -> Floats:
+        """Impressions that the curve of earlier days expects in these exposures, by hour."""
+        groups = self.groups
+        common = groups.level[rows, None] * self.hour_factors
+        seen = common * groups.exposure_s[rows]
+        own = (groups.counts[rows] + _OWN_PRIOR) / (seen + _OWN_PRIOR)
+        return np.asarray(common * own * exposure_s)
 
     def fit(self) -> None:
         """Fit levels and common factors to all that was seen; for once an hour."""
-        counts, exposure = self.groups.counts, self.groups.exposure_s
+        counts, exposure = self._known()
         by_hour, by_group = counts.sum(axis=0), counts.sum(axis=1)
         factors = self.hour_factors.copy()
         seen = (exposure.sum(axis=0) > 0) & (by_hour > 0)
@@ -81,13 +126,21 @@ class TrafficModel:
         self.hour_factors = factors
         self.groups.level[:] = level
 
+    def _known(self) -> tuple[Floats, Floats]:
+        """Counts and exposures: of earlier days, or of the first day as far as it has come."""
+        groups = self.groups
+        first = groups.counts.sum(axis=1, keepdims=True) <= 0
+        counts = np.where(first, groups.now_counts, groups.counts)
+        return counts, np.where(first, groups.now_exposure_s, groups.exposure_s)
+
     def shapes(self, rows: Rows, weekday: int) -> Floats:
         """Shape (rows, 24): relative traffic of each hour of a weekday, mean 1."""
         self.groups.reserve(rows)
         groups = self.groups
         common = self.hour_factors * self._weekday_factors(weekday)
-        expected = groups.level[rows, None] * self.hour_factors * groups.exposure_s[rows]
-        own = (groups.counts[rows] + _OWN_PRIOR) / (expected + _OWN_PRIOR)
+        counts, exposure_s = (known[rows] for known in self._known())
+        expected = groups.level[rows, None] * self.hour_factors * exposure_s
+        own = (counts + _OWN_PRIOR) / (expected + _OWN_PRIOR)
         shape = np.where(groups.level[rows, None] > 0, common * own, common)
         return np.asarray(shape / shape.mean(axis=1, keepdims=True))
 
@@ -97,6 +150,14 @@ class TrafficModel:
         scale = (self._weekday_expected[weekday].sum() + _WEEKDAY_PRIOR) / total
         counts = self._weekday_counts[weekday] * scale + _WEEKDAY_PRIOR
         return np.asarray(counts / (self._weekday_expected[weekday] + _WEEKDAY_PRIOR))
+
+    def common(self) -> dict[str, Floats]:
+        """What holds for all ad groups: to be kept, or filled with what was kept."""
+        return {
+            "hour_factors": self.hour_factors,
+            "weekday_counts": self._weekday_counts,
+            "weekday_expected": self._weekday_expected,
+        }
 
     def forget(self, rows: Rows) -> None:
         """The ad groups are another worker's now."""

@@ -268,7 +268,9 @@ def _price(sources: Sources, row: Row) -> Row:
     is_cpm = OBJECTIVE_BASIS[campaign.objective] == OBJECTIVE_BASIS["awareness"]
     per_micro = 1 if is_cpm else NANOS_PER_MICRO
     if value_nanos != min(row["price_micros"], told["bid_micros"]) * per_micro:
-        told["keyword_bid_micros"] = value_nanos // per_micro
+        # Of what no table but the signals' holds: a keyword's bid, or the day's of target CPI.
+        of = "decided" if group.bid_strategy == "target_cpi" else "keyword"
+        told[f"{of}_bid_micros"] = value_nanos // per_micro
     return told
 
 
@@ -433,7 +435,7 @@ def explain_ad_group(sources: Sources, ad_group_id: str) -> Row | None:
     standing = [signals[0] for signals in last.values() if signals]
     stopped = [_stop(signal) for signal in standing if signal["action"] == "pause"]
     own = last[entities[0]]
-    throttled = bool(own) and own[0]["action"] == "throttle"
+    throttled = bool(own) and 0 < own[0]["serve_probability"] < 1
     return _plain_row(
         {
             "entity": entities[0],

@@ -84,12 +84,22 @@ class Market:
         hour = (time_ms - self.start_ms) // HOUR_MS % series.shape[1]
         return np.asarray(series[self.price_series, hour], dtype=np.float64)
 
+    def nanos_per_billable(self) -> Floats:
+        """Expected value of what each ad group pays for, at mean prices."""
+        price = self.bid_micros * float(self.curves.price_to_bid.mean())
+        return np.where(self.rates.sum(axis=1) > 0, price * 1_000, price)
+
+    def nanos_per_impression_at(self, time_ms: int) -> Floats:
+        """Expected value of an impression of each ad group at the prices of this hour."""
+        relative = self.relative_price(time_ms)
+        paid = np.minimum(1.0, relative[:, None] * self.curves.price_to_bid).mean(axis=1)
+        actions = self.rates.sum(axis=1)
+        return np.asarray(self.bid_micros * paid) * np.where(actions > 0, actions * 1_000, 1.0)
+
     def nanos_per_impression(self) -> Floats:
         """Expected value of an impression of each ad group, at mean prices."""
-        mean_ratio = float(self.curves.price_to_bid.mean())
-        price = self.bid_micros * mean_ratio
-        per_action = self.rates.sum(axis=1) * price * 1_000
-        return np.where(per_action > 0, per_action, price)
+        actions = self.rates.sum(axis=1)
+        return self.nanos_per_billable() * np.where(actions > 0, actions, 1.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,11 @@ class Figures:
     """Ad group days that ran out and had a forecast an hour ahead."""
     forecast_hit: float
     """Of these, the share whose forecast was within ten minutes."""
+    informed_hit: float
+    """The same of one who knows the true traffic and response of every hour and the prices of
+    this one: what prices that move and chance leave to be foretold, where nothing is throttled."""
+    oracle_hit: float
+    """The same of one who knows the coming prices too: what chance alone leaves."""
     lost_signals: int
     days: int
     """Ad group days measured."""
@@ -82,8 +87,11 @@ class Recorder:
     """The last pause of the day that ended serving; one that only repeats it does not count."""
     last_served_ms: Int64s = field(init=False)
     _last_action: dict[int, str] = field(default_factory=dict)
-    forecasts: dict[tuple[int, int], list[tuple[int, int]]] = field(default_factory=dict)
-    """(group, day) -> (made at, predicted exhaustion), ms."""
+    forecasts: dict[tuple[int, int], list[tuple[int, ...]]] = field(default_factory=dict)
+    """(group, day) -> (made at, predicted exhaustion or 0, the informed one's, the oracle's)."""
+    _expected: Floats = field(init=False)
+    """Shape (2, groups, hours + 1): expected impressions, and value, of all traffic up to each
+    hour."""
     _row_of: Int64s = field(init=False)
     _rows: dict[str, int] = field(init=False)
     _billed: npt.NDArray[np.bool_] = field(init=False)
@@ -101,6 +109,7 @@ class Recorder:
         self.first_stop_ms = np.zeros(shape, dtype=np.int64)
         self.stop_ms = np.zeros(shape, dtype=np.int64)
         self.last_served_ms = np.zeros(shape, dtype=np.int64)
+        self._expected = self._expected_traffic()
         terms = self.engine.terms
         self._engine_rows = np.array(
             [terms.group_row(name) for name in self.market.group_ids], dtype=np.int64
@@ -162,8 +171,8 @@ class Recorder:
             self.first_stop_ms[row, day] = signal.decided_at_ms
 
     def room_nanos(self, now_ms: int) -> Floats:
-        """What is left of the tightest limit of each ad group; nothing left counts as far."""
-        room = self.engine.room_nanos(self._engine_rows, now_ms).astype(np.float64)
+        """What each ad group may spend before it is stopped; nothing left counts as far."""
+        room = self.engine.room_before_stop_nanos(self._engine_rows, now_ms).astype(np.float64)
         return np.where(room > 0, room, _UNBOUNDED)
 
     def _day(self, group: Int64s, time_ms: Int64s) -> Int64s:
@@ -178,10 +187,47 @@ class Recorder:
 
     def _note_forecasts(self, now_ms: int) -> None:
         predicted = self.engine.predicted_exhaustion_ms(self._engine_rows, now_ms)[0]
+        informed, oracle = self._oracles_ms(now_ms)
         days = self._day(np.arange(len(predicted)), np.full(len(predicted), now_ms))
-        for row in np.flatnonzero(predicted > now_ms).tolist():
+        for row in np.flatnonzero((predicted > now_ms) | (oracle > now_ms)).tolist():
             made = self.forecasts.setdefault((row, int(days[row])), [])
-            made.append((now_ms, int(predicted[row])))
+            made.append((now_ms, int(predicted[row]), int(informed[row]), int(oracle[row])))
+
+    def _expected_traffic(self) -> Floats:
+        market, hours = self.market, (self.days + 2) * 24
+        expected = np.zeros((2, len(market.group_ids), hours + 1))
+        for hour in range(hours):
+            at_ms = self.start_ms + hour * _HOUR_MS
+            impressions = market.impressions_per_ms(at_ms) * _HOUR_MS
+            value = impressions * market.nanos_per_impression_at(at_ms)
+            expected[:, :, hour + 1] = expected[:, :, hour] + np.stack((impressions, value))
+        return expected
+
+    def _oracles_ms(self, now_ms: int) -> tuple[Int64s, Int64s]:
+        """When each ad group will have run out if from now on exactly the expected comes: at the
+        prices of this hour, and at those that will be."""
+        own, campaign = self.engine.room_nanos(self._engine_rows, now_ms).astype(np.float64)
+        members = self.market.campaign[:, None] == self.market.campaign[None, :]
+        impressions, value = self._expected
+        found = []
+        for expected in (
+            impressions * self.market.nanos_per_impression_at(now_ms)[:, None],
+            value,
+        ):
+            together = members.astype(np.float64) @ expected
+            of_own = self._reached_ms(expected, own, now_ms)
+            of_campaign = self._reached_ms(together, campaign, now_ms)
+            found.append(np.minimum(of_own, of_campaign).astype(np.int64))
+        return found[0], found[1]
+
+    def _reached_ms(self, expected: Floats, room: Floats, now_ms: int) -> Floats:
+        hour = (now_ms - self.start_ms) / _HOUR_MS
+        hours = np.arange(expected.shape[1])
+        found = [
+            np.interp(np.interp(hour, hours, row) + left, row, hours)
+            for row, left in zip(expected, room, strict=True)
+        ]
+        return self.start_ms + np.array(found) * _HOUR_MS
 
     # -- afterwards ---------------------------------------------------------------------------
 
@@ -201,7 +247,7 @@ class Recorder:
         signals = self.signals[:, whole]
         return Figures(
             overdelivery=float(free.sum() / self._within_campaigns(limits)),
-            utilisation=used / could,
+            utilisation=used / could if could else 1.0,
             unevenness=uneven,
             used_where_demand=used_where,
             signals_median=float(np.median(signals)),
@@ -209,7 +255,9 @@ class Recorder:
             stop_s_median=float(np.median(stops)) if len(stops) else 0.0,
             stop_s_p95=float(np.quantile(stops, 0.95)) if len(stops) else 0.0,
             ran_out=ran_out,
-            forecast_hit=hits,
+            forecast_hit=float(hits[0]),
+            informed_hit=float(hits[1]),
+            oracle_hit=float(hits[2]),
             lost_signals=lost_signals,
             days=int(signals.size),
         )
@@ -282,9 +330,10 @@ class Recorder:
         last = self.last_served_ms[:, whole]
         return ((last - stopped)[stopped > 0] / 1_000.0).astype(np.float64)
 
-    def _forecast_hits(self, whole: Int64s) -> tuple[int, float]:
+    def _forecast_hits(self, whole: Int64s) -> tuple[int, Floats]:
         """Ad group days that ran out later than an hour after midnight, and the share of them
-        whose last forecast an hour ahead was right; one that foretold no end was wrong."""
+        whose last forecast an hour ahead was right, and the oracles'; one that foretold no end
+        was wrong."""
         hits = []
         for row, day in np.argwhere(self.first_stop_ms > 0).tolist():
             stop_ms = int(self.first_stop_ms[row, day])
@@ -293,9 +342,11 @@ class Recorder:
                 continue
             made_ms = stop_ms - _HOUR_MS
             early = [
-                predicted
-                for at_ms, predicted in self.forecasts.get((row, day), [])
+                foretold
+                for at_ms, *foretold in self.forecasts.get((row, day), [])
                 if made_ms - 2 * _FORECAST_EVERY_MS <= at_ms <= made_ms
             ]
-            hits.append(bool(early) and abs(early[-1] - stop_ms) <= BIN_MS)
-        return len(hits), float(np.mean(hits)) if hits else 0.0
+            last = early[-1] if early else [0, 0, 0]
+            hits.append([abs(foretold - stop_ms) <= BIN_MS for foretold in last])
+        share = np.array(hits, dtype=np.float64).reshape(-1, 3)
+        return len(hits), share.mean(axis=0) if hits else np.zeros(3)

@@ -7,11 +7,13 @@ order; everything that a turn did in one shard is one draft. Time is what it is 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from pipeline.billing import fold, posting
 from pipeline.billing.batch import Batch
@@ -38,7 +40,10 @@ from pipeline.contract.vocabulary import (
 from pipeline.pacing.lag import lag_signals
 from pipeline.pacing.serving import LIMIT_REACHED, LimitUse, PlainLimits, Standing
 from pipeline.pacing.serving import Policy as PacingPolicy
+from pipeline.streams.bidding import BidDesk
 from pipeline.streams.observing import facts_of, seen_of, today_of
+
+log = logging.getLogger(__name__)
 
 READ_TO_THE_END = 2**62
 
@@ -60,6 +65,8 @@ class EngineSettings:
     judging: Policy
     grace_ms: int
     keep_at_most_ids: int = 20_000_000
+    decides_bids: bool = True
+    """Whether target CPI bids are decided: a replay takes over those that were."""
     lag_bound_ms: int = 0
     """How old a shard's events may be when they are judged before its campaigns are throttled;
     0: never. Makes no sense of the stream's clock, whose now is the events'."""
@@ -91,6 +98,7 @@ class Engine:
         self.shards: dict[int, Shard] = {}
         self._pacing: PacingPolicy = pacing or PlainLimits()
         self._stopped = _Stopped(self._pacing.predicts)
+        self._bids = BidDesk(self.catalog, self.terms)
         self._credits = CreditDesk(settings.partitions)
         self._next_close_ms: dict[int, int] = {}
 
@@ -118,6 +126,7 @@ class Engine:
             self._stopped.forget("ad_group", groups)
             self._stopped.forget("campaign", campaigns)
             self._pacing.forget(groups, campaigns)
+        self._bids.look_again()
         self._credits.look_again(shard)
         self._next_close_ms.pop(shard, None)
 
@@ -127,11 +136,22 @@ class Engine:
 
     def adopt(self, shard: int) -> None:
         """The shard's state is complete: what stands in it counts from now on."""
+        learned, terms = self.shards[shard].learned, self.terms
+        if learned and not self._pacing.recall(learned, terms.group_row, terms.campaign_row):
+            log.warning("shard %d: what pacing had learned cannot be read, relearning", shard)
         for entity, signal in self.shards[shard].standing.items():
             level, _, name = entity.partition(":")
             known = self.terms.group_row if level == "ad_group" else self.terms.campaign_row
             self._stopped.note(level, known(name), signal)
             self._pacing.note_standing(level, known(name), signal)
+
+    def note_learned(self, shard: int) -> None:
+        """Put what pacing has learned of a shard into its state, for a snapshot."""
+        groups, campaigns = self.terms.rows_of_shard(shard)
+        self.shards[shard].learned = self._pacing.remember(
+            (groups, [self.terms.group_ids.text(row) for row in groups.tolist()]),
+            (campaigns, [self.terms.campaign_ids.text(row) for row in campaigns.tolist()]),
+        )
 
     # -- the catalog --------------------------------------------------------------------------
 
@@ -181,12 +201,14 @@ class Engine:
             drafts[number].credits = self._credits.post(shard, self.terms, now_ms)
             self._close_days(drafts[number], now_ms, read_through_ms.get(number, 0))
         if self._pacing.predicts:
-            seen, today = seen_of(outcome), today_of(self.terms, now_ms)
+            seen, today = seen_of(outcome, self.terms), today_of(self.terms, now_ms)
             self._pacing.observe(seen, facts_of(self.terms, seen.group), today)
         self._review_serving(outcome, drafts, now_ms)
         if self.settings.lag_bound_ms:
             self._review_lag(batch, drafts, now_ms)
         if self._pacing.predicts:
+            if self.settings.decides_bids:
+                self._bids.decide(self.shards, self._pacing, drafts, now_ms)
             self._note_predictions(drafts, now_ms)
         return Turn(outcome, drafts)
 
@@ -218,12 +240,23 @@ class Engine:
         return self._pacing.exhaustion(groups, self.room_nanos(groups, now_ms), now_ms)
 
     def room_nanos(self, groups: Rows, now_ms: int) -> Rows:
-        """What is left of the tightest limit of each ad group, its campaign's included."""
+        """Shape (2, n): what is left of the tightest own limit of each ad group, and of its
+        campaign's."""
+        campaigns = self.terms.group.campaign[groups].astype(np.int64)
+        room = np.full((2, len(groups)), UNLIMITED, dtype=np.int64)
+        for at, (level, rows) in enumerate((("ad_group", groups), ("campaign", campaigns))):
+            for bounds, spend in self._limits_of(level, rows, now_ms):
+                room[at] = np.minimum(room[at], bounds - spend)
+        return room
+
+    def room_before_stop_nanos(self, groups: Rows, now_ms: int) -> Rows:
+        """What each ad group may still spend before pacing stops it, or its campaign."""
         campaigns = self.terms.group.campaign[groups].astype(np.int64)
         room = np.full(len(groups), UNLIMITED, dtype=np.int64)
         for level, rows in (("ad_group", groups), ("campaign", campaigns)):
             for bounds, spend in self._limits_of(level, rows, now_ms):
-                room = np.minimum(room, bounds - spend)
+                reserve = self._pacing.reserve(level, rows, now_ms, bounds)
+                room = np.minimum(room, bounds - spend - reserve)
         return room
 
     def _note_predictions(self, drafts: dict[int, Draft], now_ms: int) -> None:
@@ -375,10 +408,14 @@ class Engine:
             last=shard.standing.get(entity),
             last_version=shard.versions.get(entity, 0),
             row=row,
+            is_even=level == "ad_group" and bool(terms.group.even[row]),
             ends_ms=int(terms.group.end_ms[row]) if level == "ad_group" else 0,
         )
         signal = self._pacing.review(standing, now_ms)
         if signal is not None:
+            bid_micros = shard.bid_micros(entity)
+            if bid_micros is not None:  # a level: it says all, the bid too
+                signal = replace(signal, bid_micros=bid_micros)
             shard.note_signal(signal)
             self._stopped.note(level, row, signal)
             drafts[shard.shard].signals.append(signal)
@@ -428,8 +465,8 @@ class _Stopped:
     def note(self, level: str, row: int, signal: Signal) -> None:
         """Take over an entity's last signal."""
         self._reserve(level, np.array([row]))
-        throttled = signal.action == "throttle" and self._without_throttles
-        if signal.action == "resume" or throttled:
+        throttled = signal.serve_probability > 0 and self._without_throttles
+        if signal.serve_probability >= 1.0 or throttled:
             self.forget(level, np.array([row]))
             return
         never = READ_TO_THE_END

@@ -7,25 +7,39 @@ import numpy.typing as npt
 
 from pipeline.billing.decide import Outcome
 from pipeline.billing.terms import Terms
-from pipeline.contract.vocabulary import CHARGED, IMPRESSION, NOT_SERVING, OVER_BUDGET
+from pipeline.contract.vocabulary import (
+    CHARGED,
+    CLICK,
+    CPM,
+    IMPRESSION,
+    INSTALL,
+    NANOS_PER_MICRO,
+    NOT_SERVING,
+    OVER_BUDGET,
+)
 from pipeline.pacing.observed import Events, Facts, Seen, Today, by_group
 
 Rows = npt.NDArray[np.int64]
 
 
-def seen_of(outcome: Outcome) -> Seen:
+def seen_of(outcome: Outcome, terms: Terms) -> Seen:
     """The events that reached rule 6, by ad group. Only numeric columns are read."""
     rows = np.flatnonzero(outcome.disposition >= NOT_SERVING)
     disposition = outcome.disposition[rows]
     value = outcome.amount_nanos[rows] + outcome.free_nanos[rows]
+    group, kind = outcome.group[rows], outcome.kind[rows]
+    price = np.minimum(outcome.price_micros[rows], terms.group.bid_micros[group])
     return by_group(
         Events(
             now_ms=outcome.now_ms,
-            group=outcome.group[rows],
-            is_impression=outcome.kind[rows] == IMPRESSION,
+            group=group,
+            is_impression=kind == IMPRESSION,
             is_billable=(disposition == CHARGED) | (disposition == OVER_BUDGET),
             value_nanos=value,
             event_time_ms=outcome.event_time_ms[rows],
+            price_nanos=price * np.where(outcome.basis[rows] == CPM, 1, NANOS_PER_MICRO),
+            is_install=kind == INSTALL,
+            is_click=kind == CLICK,
         )
     )
 

@@ -84,7 +84,8 @@ class Replay:
         self, shard: int, settings: EngineSettings, pacing: PacingPolicy, change: Change
     ) -> None:
         self.shard = shard
-        self.engine = Engine(settings, pacing)
+        # A bid is a price: what was charged by it is only to be had by the same one.
+        self.engine = Engine(replace(settings, decides_bids=False), pacing)
         self.engine.new_shard(shard)
         self.tallies: dict[str, Tally] = {}
         self._change = change
@@ -117,6 +118,8 @@ class Replay:
         batch = self._assembler.assemble(_chunks(kept, self.shard, header.sources))
         through = {self.shard: READ_TO_THE_END if header.closed else 0}
         turn = self.engine.turn(batch, header.now_ms, through)
+        for signal in header.signals:
+            self.engine.shards[self.shard].note_bid(signal)
         if self._change.withholds:
             for signal in turn.drafts[self.shard].signals:
                 self._heard.setdefault(signal.entity, []).append(signal)

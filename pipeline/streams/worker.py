@@ -680,6 +680,7 @@ class Worker:
         state = self.owned[shard].state
         if state.chain.last_offset < 0:
             return  # nothing to keep
+        engine.note_learned(shard)
         packed = fold.pack(state, engine.balances, engine.terms, with_ids=True)
         self._snapshots.save(shard, packed)
         self._since_snapshot[shard] = 0

@@ -15,6 +15,7 @@ from pipeline.contract.days import iso
 from pipeline.contract.log import LogRecord
 from pipeline.contract.partitioning import partition_of
 from pipeline.contract.vocabulary import BASES, DISPOSITIONS, EVENT_TOPICS, KINDS, LIMITS
+from pipeline.pacing.serving import Policy as PacingPolicy
 from pipeline.streams.engine import READ_TO_THE_END, Engine, EngineSettings
 from tests.auditor import SourceRecord
 
@@ -219,9 +220,9 @@ def catalog_records(world: World) -> list[LogRecord]:
     ]
 
 
-def make_engine(grace_ms: int = 2 * HOUR_MS) -> Engine:
+def make_engine(grace_ms: int = 2 * HOUR_MS, pacing: PacingPolicy | None = None) -> Engine:
     policy = Policy(acceptance_horizon_days=7, user_hash_key=b"0123456789abcdef")
-    engine = Engine(EngineSettings(PARTITIONS, policy, grace_ms))
+    engine = Engine(EngineSettings(PARTITIONS, policy, grace_ms), pacing)
     for shard in range(PARTITIONS):
         engine.new_shard(shard)
     return engine

@@ -8,10 +8,13 @@ import pytest
 from pipeline.pacing.even import (
     END_EARLY_SHARE,
     FIRST_PROBABILITY,
+    LOOK_AHEAD_SHARE,
     LOWEST_PROBABILITY,
     Budget,
+    Line,
     PotentialModel,
     next_probability,
+    probability_along,
     wanted_probability,
 )
 from pipeline.pacing.traffic import HOURS, TrafficModel
@@ -35,12 +38,38 @@ def test_a_used_up_budget_never_asks_for_less_than_the_least() -> None:
 
 def test_small_corrections_cost_no_signal() -> None:
     assert next_probability(0.5, 0.53, 0.01, left_share=1.0) is None
-    assert next_probability(0.5, 0.6, 0.01, left_share=1.0) == 0.6
+    assert next_probability(0.5, 0.7, 0.01, left_share=1.0) == 0.7
+
+
+def test_an_ad_group_that_is_ahead_of_its_line_is_brought_back_within_a_while() -> None:
+    line = Line(0.0, 0.0, 99.0)
+    on_it = probability_along(line, 0.3, line.at(0.3), 200.0, LOOK_AHEAD_SHARE)
+    assert on_it == pytest.approx(0.5)
+    ahead = line.at(0.3) + 99.0 * LOOK_AHEAD_SHARE / 2
+    assert probability_along(line, 0.3, ahead, 200.0, LOOK_AHEAD_SHARE) < on_it * 0.6
+    # Within the while it spends what the line asks for: it is back.
+    spent = ahead + 200.0 * LOOK_AHEAD_SHARE * probability_along(
+        line, 0.3, ahead, 200.0, LOOK_AHEAD_SHARE
+    )
+    assert spent == pytest.approx(line.at(0.3 + LOOK_AHEAD_SHARE))
+
+
+def test_a_line_ends_with_the_budget_before_the_day_does() -> None:
+    line = Line(0.4, 30.0, 100.0)
+    assert (line.at(0.1), line.at(0.4), line.at(1.0)) == (30.0, 30.0, 100.0)
+    assert line.at(1.0 - END_EARLY_SHARE) == pytest.approx(100.0)
+
+
+def test_a_changed_budget_and_a_lost_ad_group_ask_for_a_new_line() -> None:
+    line = Line(0.0, 0.0, 100.0)
+    assert line.holds(0.5, 55.0, 100.0)
+    assert not line.holds(0.5, 55.0, 200.0)
+    assert not line.holds(0.5, 10.0, 100.0)
 
 
 def test_what_is_poorly_known_or_little_is_corrected_less() -> None:
-    assert next_probability(0.5, 0.6, relative_error=0.6, left_share=1.0) is None
-    assert next_probability(0.5, 0.6, relative_error=0.01, left_share=0.1) is None
+    assert next_probability(0.5, 0.64, relative_error=0.6, left_share=1.0) is None
+    assert next_probability(0.5, 0.64, relative_error=0.01, left_share=0.05) is None
 
 
 def test_steps_are_bounded() -> None:
@@ -52,8 +81,9 @@ def test_potential_is_value_over_traffic_times_probability() -> None:
     model, rows = PotentialModel(), np.array([3])
     for _ in range(200):
         passed, probability = np.array([0.01]), np.array([0.25])
-        model.observe(rows, 1_000.0 * passed * probability, np.array([5.0]), passed, probability)
-    assert model.nanos_per_day(3) == pytest.approx(1_000.0)
+        model.observe(rows, 1_000.0 * passed * probability, passed, probability)
+    model.note_worth(rows, np.array([7.0]))
+    assert model.nanos_per_day(3) == pytest.approx(7_000.0)
 
 
 def _days(model: TrafficModel, truth: np.ndarray, served: np.ndarray, days: int) -> None:

@@ -42,6 +42,9 @@ def events(
             is_billable=is_click,
             value_nanos=np.where(is_click, price, 0),
             event_time_ms=times,
+            price_nanos=np.full(len(times), price),
+            is_install=np.zeros(len(times), dtype=np.bool_),
+            is_click=is_click,
         )
     )
 
@@ -95,6 +98,9 @@ def cpm_second(now_ms: int, count: int) -> Seen:
             is_billable=np.ones(count, dtype=np.bool_),
             value_nanos=np.full(count, 2_000_000),
             event_time_ms=times,
+            price_nanos=np.full(count, 2_000_000),
+            is_install=np.zeros(count, dtype=np.bool_),
+            is_click=np.zeros(count, dtype=np.bool_),
         )
     )
 

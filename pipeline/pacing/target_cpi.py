@@ -1,0 +1,160 @@
+"""Target CPI: once a day, what to bid for a click so that an install costs what was asked for.
+
+    bid = target CPI x estimated installs a click,
+    at least the minimum bid, at most three times yesterday's and never more than the target
+
+The estimate is the ad group's installs over its clicks, remembered over about a week, shrunken
+towards its campaign's, and that towards all that this worker knows. Nothing is bid before its
+campaign has seen enough installs: until then the ad group's own bid, the target, is in force.
+Installs come later than their clicks, so the newest clicks lack some of theirs: a day's worth of
+clicks misses those of its last minutes.
+
+The bid is money, so it is computed in integers: the estimate enters as installs a million clicks.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.contract.days import iso
+from pipeline.contract.pacing_notes import PacingNote
+from pipeline.contract.signals import Signal
+from pipeline.pacing.columns import Columns
+from pipeline.pacing.observed import Seen
+
+Rows = npt.NDArray[np.int64]
+Int64s = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+TARGET_CPI: Final = "target_cpi"
+MILLION: Final = 1_000_000
+LARGEST_STEP: Final = 3
+"""A day's bid is at most so many times the last one."""
+ENOUGH_INSTALLS: Final = 20.0
+"""Of a campaign, before its ad groups' bids are decided."""
+_PRIOR_INSTALLS: Final = 8.0
+"""What a prior weighs against an ad group's, or a campaign's, own installs."""
+_KEPT_A_DAY: Final = 0.85
+"""Of what is remembered, at each day's decision: about a week."""
+_QUANTILE_90: Final = 1.2816
+
+
+class InstallRates:
+    """Clicks and installs by row of the ad group and of the campaign, and what they foretell."""
+
+    def __init__(self) -> None:
+        self.groups = Columns(
+            clicks=(0, 0.0),
+            installs=(0, 0.0),
+            day_clicks=(0, 0.0),
+            day_installs=(0, 0.0),
+            predicted=(0, 0.0),
+            low=(0, 0.0),
+            high=(0, 0.0),
+            made_at_ms=(0, 0.0),
+        )
+        """`day_*`: since the last decision, whose estimate is `predicted`, `low` and `high`."""
+        self.campaigns = Columns(clicks=(0, 0.0), installs=(0, 0.0), faded_day=(0, 0.0))
+
+    def observe(self, seen: Seen, campaign: Rows) -> None:
+        """Learn from a turn; `campaign` is that of `seen.group`."""
+        acted = np.flatnonzero((seen.clicks > 0) | (seen.installs > 0))
+        if len(acted) == 0:
+            return
+        rows, above = seen.group[acted], campaign[acted]
+        self.groups.reserve(rows)
+        self.campaigns.reserve(above)
+        for name, came in (("clicks", seen.clicks[acted]), ("installs", seen.installs[acted])):
+            getattr(self.groups, name)[rows] += came
+            getattr(self.groups, f"day_{name}")[rows] += came
+            np.add.at(getattr(self.campaigns, name), above, came)
+
+    def estimate(self, row: int, campaign: int) -> tuple[int, int, int] | None:
+        """Installs a million clicks: likeliest, and bounds of 80 %. None where too little is
+        known of the campaign."""
+        groups, campaigns = self.groups, self.campaigns
+        groups.reserve(np.array([row]))
+        campaigns.reserve(np.array([campaign]))
+        installs = float(campaigns.installs[campaign])
+        clicks = float(campaigns.clicks[campaign])
+        if installs < ENOUGH_INSTALLS or clicks <= 0:
+            return None
+        everyone = float(campaigns.installs.sum()) / float(campaigns.clicks.sum())
+        above = (installs + _PRIOR_INSTALLS) / (clicks + _PRIOR_INSTALLS / everyone)
+        own = float(groups.installs[row]) + _PRIOR_INSTALLS
+        rate = min(1.0, own / (float(groups.clicks[row]) + _PRIOR_INSTALLS / above))
+        spread = _QUANTILE_90 / np.sqrt(own)
+        bounds = (rate, max(0.0, rate * (1 - spread)), min(1.0, rate * (1 + spread)))
+        likeliest, low, high = (round(MILLION * bound) for bound in bounds)
+        return likeliest, low, high
+
+    def decided(
+        self,
+        entity: str,
+        row: int,
+        campaign: int,
+        billing_day: int,
+        estimate: tuple[int, int, int],
+        now_ms: int,
+    ) -> list[PacingNote]:
+        """A day's bid was decided by this estimate. Returns what to record: the estimate, and
+        how right the last one was."""
+        groups = self.groups
+        groups.reserve(np.array([row]))
+        self.campaigns.reserve(np.array([campaign]))
+        made_at_ms, notes = int(groups.made_at_ms[row]), []
+        if made_at_ms and groups.day_clicks[row] > 0:
+            came = round(MILLION * float(groups.day_installs[row] / groups.day_clicks[row]))
+            last = (int(groups.predicted[row]), int(groups.low[row]), int(groups.high[row]))
+            notes.append(
+                PacingNote(entity, "bid", iso(billing_day), made_at_ms, *last, came, now_ms)
+            )
+        notes.append(PacingNote(entity, "bid", iso(billing_day), now_ms, *estimate))
+        groups.predicted[row], groups.low[row], groups.high[row] = estimate
+        groups.made_at_ms[row] = now_ms
+        groups.clicks[row] *= _KEPT_A_DAY
+        groups.installs[row] *= _KEPT_A_DAY
+        groups.day_clicks[row] = groups.day_installs[row] = 0.0
+        if self.campaigns.faded_day[campaign] != billing_day:
+            self.campaigns.faded_day[campaign] = billing_day
+            self.campaigns.clicks[campaign] *= _KEPT_A_DAY
+            self.campaigns.installs[campaign] *= _KEPT_A_DAY
+        return notes
+
+    def forget(self, groups: Rows, campaigns: Rows) -> None:
+        """They are another worker's now."""
+        self.groups.clear(groups)
+        self.campaigns.clear(campaigns)
+
+
+def daily_bid_micros(
+    target_micros: int, installs_per_million: int, minimum_micros: int, last_micros: int | None
+) -> int:
+    """The day's bid in micros: within the minimum bid and three times the last day's."""
+    bid = target_micros * installs_per_million // MILLION
+    if last_micros is not None:
+        bid = min(bid, LARGEST_STEP * last_micros)
+    return min(max(bid, minimum_micros), target_micros)
+
+
+def bid_signal(
+    entity: str, bid_micros: int, last: Signal | None, version: int, billing_day: int, now_ms: int
+) -> Signal:
+    """The signal of a day's bid. It says the whole state, so it repeats the probability."""
+    return Signal(
+        entity=entity,
+        action="bid",
+        reason=TARGET_CPI,
+        serve_probability=1.0 if last is None else last.serve_probability,
+        bid_micros=bid_micros,
+        limit="",
+        limit_nanos=0,
+        spend_nanos=0,
+        inflight_nanos=0,
+        billing_day=iso(billing_day),
+        decided_at_ms=now_ms,
+        version=version,
+    )

@@ -1,0 +1,176 @@
+"""Target CPI: what is bid for a click, from what was learned of installs, within bounds."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from pipeline.billing.batch import Assembler
+from pipeline.contract.partitioning import partition_of
+from pipeline.contract.signals import Signal
+from pipeline.contract.vocabulary import MS_PER_DAY
+from pipeline.pacing.observed import Seen
+from pipeline.pacing.predictive import Predictive
+from pipeline.pacing.target_cpi import MILLION, InstallRates, daily_bid_micros
+from pipeline.streams.engine import Engine
+from tests.auditor import SourceRecord
+from tests.property.worlds import (
+    DAY_MS,
+    HOUR_MS,
+    PARTITIONS,
+    START_MS,
+    World,
+    catalog_records,
+    chunks_of,
+    make_engine,
+)
+
+MINIMUM = 100_000
+CAMPAIGN = 0
+
+
+def seen(row: int, clicks: float, installs: float) -> Seen:
+    nothing = np.zeros(1)
+    return Seen(
+        now_ms=0,
+        group=np.array([row]),
+        impressions=nothing,
+        mean_age_ms=nothing,
+        last_impression_ms=np.zeros(1, dtype=np.int64),
+        billable=np.array([clicks]),
+        value_nanos=nothing,
+        offered_nanos=nothing,
+        clicks=np.array([clicks]),
+        installs=np.array([installs]),
+    )
+
+
+def rates(*groups: tuple[float, float]) -> InstallRates:
+    """What was learned of the ad groups of one campaign: (clicks, installs) of each."""
+    found = InstallRates()
+    for row, (clicks, installs) in enumerate(groups):
+        found.observe(seen(row, clicks, installs), np.array([CAMPAIGN]))
+    return found
+
+
+def test_the_bid_is_the_target_times_installs_a_click() -> None:
+    assert daily_bid_micros(5_000_000, 100_000, MINIMUM, 400_000) == 500_000
+
+
+@pytest.mark.parametrize(
+    ("installs_per_million", "last", "bid"),
+    [
+        (1, None, MINIMUM),  # at least the minimum
+        (900_000, 500_000, 1_500_000),  # at most three times the last one
+        (MILLION, None, 5_000_000),  # never more than the target
+        (MILLION, 4_000_000, 5_000_000),
+        (0, 2_000_000, MINIMUM),
+    ],
+)
+def test_a_bid_has_bounds(installs_per_million: int, last: int | None, bid: int) -> None:
+    assert daily_bid_micros(5_000_000, installs_per_million, MINIMUM, last) == bid
+
+
+def test_nothing_is_bid_by_a_few_installs() -> None:
+    assert rates((1_000.0, 19.0)).estimate(0, CAMPAIGN) is None
+    assert rates((1_000.0, 20.0)).estimate(0, CAMPAIGN) is not None
+
+
+def test_an_ad_group_without_data_has_its_campaigns_rate_and_one_with_much_its_own() -> None:
+    learned = rates((10_000.0, 1_000.0), (0.0, 0.0), (20_000.0, 4_000.0))
+    new, known = learned.estimate(1, CAMPAIGN), learned.estimate(2, CAMPAIGN)
+    assert new is not None
+    assert known is not None
+    assert new[0] == pytest.approx(MILLION * 5_000 / 30_000, rel=0.01)
+    assert known[0] == pytest.approx(MILLION * 0.2, rel=0.01)
+    width_new, width_known = ((high - low) / likeliest for likeliest, low, high in (new, known))
+    assert width_known < width_new / 10
+
+
+def test_an_estimate_is_recorded_and_compared_with_the_day_that_followed() -> None:
+    learned = rates((1_000.0, 100.0))
+    estimate = learned.estimate(0, CAMPAIGN)
+    assert estimate is not None
+    [made] = learned.decided("ad_group:g", 0, CAMPAIGN, 20_000, estimate, 20_000 * MS_PER_DAY)
+    assert (made.kind, made.predicted, made.realised_at_ms) == ("bid", estimate[0], 0)
+    learned.observe(seen(0, 500.0, 25.0), np.array([CAMPAIGN]))
+    later_ms = 20_001 * MS_PER_DAY
+    came, again = learned.decided("ad_group:g", 0, CAMPAIGN, 20_001, estimate, later_ms)
+    assert (came.predicted, came.realised, came.realised_at_ms) == (estimate[0], 50_000, later_ms)
+    assert again.made_at_ms == later_ms
+
+
+def test_what_is_remembered_fades_once_a_day_however_many_ad_groups_bid() -> None:
+    learned = rates((1_000.0, 100.0), (1_000.0, 100.0))
+    for row in (0, 1):
+        estimate = learned.estimate(row, CAMPAIGN)
+        assert estimate is not None
+        learned.decided(f"ad_group:{row}", row, CAMPAIGN, 20_000, estimate, 0)
+    assert learned.campaigns.clicks[CAMPAIGN] == pytest.approx(0.85 * 2_000)
+
+
+def install_world() -> World:
+    """An ad group that asks for installs at 4 units, and pays at most that for a click."""
+    entities = (
+        ("account:a", {"account_id": "a", "country": "US", "currency": "USD"}),
+        ("campaign:c", {"campaign_id": "c", "account_id": "a", "objective": "app_install"}),
+        (
+            "ad_group:g",
+            {"ad_group_id": "g", "campaign_id": "c", "budget_type": "daily"}
+            | {"budget_micros": 10**12, "bid_micros": 4_000_000, "bid_strategy": "target_cpi"}
+            | {"start_ms": START_MS - DAY_MS},
+        ),
+        ("promoted_pin:p", {"promoted_pin_id": "p", "ad_group_id": "g", "review": "approved"}),
+    )
+    return World([(key, entity, START_MS) for key, entity in entities], [], START_MS)
+
+
+def turn(engine: Engine, kind: str, numbers: range, time_ms: int) -> tuple[list[Signal], int]:
+    """Judge one event a number; the signals, and what was charged in nanos."""
+    topic = "ads.engagements" if kind == "install" else "ads.clicks"
+    partition = partition_of("c", PARTITIONS)
+    records = []
+    for number in numbers:
+        event = {
+            "event_id": f"{kind}-{number}",
+            "event_time_ms": time_ms,
+            "campaign_id": "c",
+            "ad_group_id": "g",
+            "promoted_pin_id": "p",
+            "user_id": f"u{number}",
+            "impression_id": f"i{number}",
+            "price_micros": 3_000_000,
+            "placement": "browse",
+        } | ({"kind": kind} if kind == "install" else {})
+        value = json.dumps(event).encode()
+        records.append(SourceRecord(topic, partition, number, time_ms, b"c", value))
+    came = engine.turn(Assembler().assemble(chunks_of(records)), time_ms, {})
+    charged = int(came.outcome.amount_nanos.sum())
+    return [signal for draft in came.drafts.values() for signal in draft.signals], charged
+
+
+def test_clicks_and_installs_make_a_bid_a_day_and_the_price_of_a_click() -> None:
+    engine = make_engine(pacing=Predictive())
+    for record in catalog_records(install_world()):
+        engine.apply_catalog(record, START_MS)
+    signals, charged = turn(engine, "click", range(400), START_MS + HOUR_MS)
+    assert (signals, charged) == ([], 400 * 3_000_000_000)
+    signals, charged = turn(engine, "install", range(40), START_MS + 3 * HOUR_MS)
+    # Amid the day installs of its clicks are still to come: the first bid waits for the next.
+    assert (signals, charged) == ([], 0)
+    day_ms = START_MS + DAY_MS
+    [bid], _ = turn(engine, "click", range(400, 401), day_ms + HOUR_MS // 60)
+    # A tenth of the clicks install: a click is worth 0.40.
+    assert (bid.action, bid.reason, bid.serve_probability) == ("bid", "target_cpi", 1.0)
+    assert bid.bid_micros == pytest.approx(400_000, rel=0.01)
+    assert bid.bid_micros is not None
+    signals, charged = turn(engine, "click", range(401, 402), day_ms + 5 * HOUR_MS)
+    assert (signals, charged) == ([], bid.bid_micros * 1_000)
+    # What happened before the bid is charged as it was.
+    _, charged = turn(engine, "click", range(402, 403), START_MS + 23 * HOUR_MS)
+    assert charged == 3_000_000_000
+    # The next day of the account has a bid of its own.
+    [next_bid], _ = turn(engine, "click", range(403, 404), day_ms + DAY_MS + HOUR_MS)
+    assert (next_bid.action, next_bid.version) == ("bid", bid.version + 1)
