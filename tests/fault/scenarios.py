@@ -23,7 +23,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from pipeline.billing.fold import STATE_VERSION
+from pipeline.billing.fold import SNAPSHOT_VERSION
 from tests.fault.cluster import SESSION_TIMEOUT_S, FaultCluster
 from tests.fault.load import Load
 from tests.integration.product import DAY_MS, EVENT_TOPICS, HOUR_MS, Message, until
@@ -300,7 +300,7 @@ def _is_whole(content: bytes) -> bool:
     if hashlib.sha256(packed).digest() != content[4:SNAPSHOT_HEAD]:
         return False
     state: dict[str, Any] = msgspec.msgpack.decode(packed, strict=False)
-    return bool(state["version"] == STATE_VERSION)
+    return bool(state["version"] == SNAPSHOT_VERSION)
 
 
 def _flip(path: Path, random: Random) -> None:
