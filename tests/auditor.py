@@ -25,7 +25,7 @@ from datetime import UTC, date, datetime, timedelta, tzinfo
 from decimal import Decimal
 from fractions import Fraction
 from math import ceil
-from typing import Final, Generic, Never, TypeVar
+from typing import Any, Final, Generic, Never, TypeVar
 from zoneinfo import ZoneInfo, available_timezones
 
 MS_PER_DAY: Final = 24 * 60 * 60 * 1000
@@ -135,6 +135,13 @@ class Verdict:
     event_id: str
     price_micros: int
     basis: str
+
+    def compared(self) -> dict[str, Any]:
+        """What a judgement of the product has to be equal to, days as ISO dates."""
+        names = ("topic", "partition", "offset", "disposition", "limit", "amount_nanos")
+        more = ("free_nanos", "kind", "event_id", "basis")
+        found = {name: getattr(self, name) for name in (*names, *more)}
+        return found | {"billing_day": self.billing_day.isoformat()}
 
 
 # --- Keys, days ----------------------------------------------------------------------------------

@@ -17,24 +17,7 @@ def audited(world: World) -> tuple[Auditor, list[dict[str, Any]]]:
     for offset, (key, value, timestamp_ms) in enumerate(world.catalog):
         encoded = None if value is None else json.dumps(value).encode()
         auditor.catalog(CatalogRecord(offset, timestamp_ms, key, encoded))
-    verdicts = []
-    for record in world.records:
-        verdict = auditor.judge(record, world.now_ms)
-        verdicts.append(
-            {
-                "topic": verdict.topic,
-                "partition": verdict.partition,
-                "offset": verdict.offset,
-                "disposition": verdict.disposition,
-                "limit": verdict.limit,
-                "amount_nanos": verdict.amount_nanos,
-                "free_nanos": verdict.free_nanos,
-                "billing_day": verdict.billing_day.isoformat(),
-                "kind": verdict.kind,
-                "event_id": verdict.event_id,
-                "basis": verdict.basis,
-            }
-        )
+    verdicts = [auditor.judge(record, world.now_ms).compared() for record in world.records]
     return auditor, verdicts
 
 

@@ -70,25 +70,8 @@ def run(world: World, batch: int) -> tuple[Engine, list[dict[int, bytes]], list[
         now_ms = max([now_ms, *(record.timestamp_ms for record in records)])
         turn = engine.turn(assembler.assemble(chunks_of(records)), now_ms, {})
         found += [_verdict(turn.outcome, row) for row in range(len(records))]
-        expected = by_place(
-            [
-                {
-                    "topic": (verdict := auditor.judge(record, world.now_ms)).topic,
-                    "partition": verdict.partition,
-                    "offset": verdict.offset,
-                    "disposition": verdict.disposition,
-                    "limit": verdict.limit,
-                    "amount_nanos": verdict.amount_nanos,
-                    "free_nanos": verdict.free_nanos,
-                    "billing_day": verdict.billing_day.isoformat(),
-                    "kind": verdict.kind,
-                    "event_id": verdict.event_id,
-                    "basis": verdict.basis,
-                }
-                for record in records
-            ]
-        )
-        assert by_place(found[-len(records) :]) == expected
+        expected = [auditor.judge(record, world.now_ms).compared() for record in records]
+        assert by_place(found[-len(records) :]) == by_place(expected)
         for draft in turn.drafts.values():
             for signal in draft.signals:
                 tell(auditor, signal)
