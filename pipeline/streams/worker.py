@@ -747,7 +747,8 @@ class Worker:
         return {
             (shard, EVENT_TOPICS.index(topic))
             for (shard, topic), end in ends.items()
-            if self.owned[shard].taken[topic] >= end
+            # Not known between taking a shard over and seeking its sources.
+            if self.owned[shard].taken.get(topic, -1) >= end
         }
 
     async def _source_ends(self, shards: list[int]) -> dict[tuple[int, str], int]:
