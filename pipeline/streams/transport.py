@@ -41,6 +41,10 @@ MAX_CHUNK_BYTES = 8 * 1024 * 1024
 class ShardOwner(Protocol):
     """Who takes over the shards that Faust assigns."""
 
+    async def let_go(self) -> None:
+        """Partitions are revoked: decide nothing more until `recover`, and let land what flies."""
+        ...
+
     async def recover(self, assigned: set[TP]) -> dict[TP, int]:
         """Own exactly these partitions, and tell where in them to go on; an offset below 0 means
         the partition's first retained record."""
@@ -232,6 +236,11 @@ class ChunkConsumer(driver.Consumer):
         """Whether no seek has come, and none is to come, after what was fetched in this epoch."""
         same = self._chunk_transport.epoch == epoch
         return bool(self.flow_active) and same and not self.should_stop
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Comes before this member joins the group anew, so before anybody else owns a shard."""
+        await super().on_partitions_revoked(revoked)
+        await self._chunk_transport.owner.let_go()
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Take over what is newly assigned and seek to where its journal ends."""

@@ -195,6 +195,8 @@ class Worker:
         self._assembler = Assembler()
         self._intake = Intake(settings.max_buffered_events)
         self._turning = asyncio.Lock()
+        self._between_owners = False
+        """From the revocation of the shards to their next assignment: nothing is decided."""
         self._ready = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._watchers: list[asyncio.Task[None]] = []
@@ -389,6 +391,25 @@ class Worker:
 
     # -- ownership ----------------------------------------------------------------------------
 
+    async def let_go(self) -> None:
+        """Called by the transport before every rebalance.
+
+        A record that is appended after the next owner has read the journal would count before that
+        owner's first, and cost it its process.
+        """
+        try:
+            self._intake.close()
+            async with self._turning:
+                self._between_owners = True
+                async with asyncio.timeout(_STOP_WAIT_S):
+                    await self._appended()
+        except TimeoutError:
+            log.warning("Kafka does not answer: shards move with appends on their way")
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            _end_process("letting go of shards failed", error)
+
     async def recover(self, assigned: set[TP]) -> dict[TP, int]:
         """Called by the transport after every rebalance: own exactly the assigned shards."""
         try:
@@ -412,6 +433,7 @@ class Worker:
         if new:
             await self._take_over(new)
         self.progress.state = "running"
+        self._between_owners = False
         self._intake.wake.set()
         return {
             TP(topic, shard): self.owned[shard].taken.get(topic, -1)
@@ -491,6 +513,8 @@ class Worker:
                 self.progress.last_pass_monotonic_s = time.monotonic()
                 if await self._catalog_is_read():
                     async with self._turning:
+                        if self._between_owners:
+                            continue
                         started_s = time.monotonic()
                         await self._work()
                         self._turn_took_s = time.monotonic() - started_s

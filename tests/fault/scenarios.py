@@ -271,18 +271,21 @@ def _spoiled(spoil: Callable[[Path, Random], None], says: str) -> Inject:
 def _spoiled_ids(spoil: Callable[[Path, Random], None]) -> Inject:
     """The worker finds files of ids spoiled that its snapshots name: it starts without them."""
 
-    def named(stage: Stage) -> list[Path]:
+    def named(stage: Stage, since_ns: int) -> list[Path]:
+        """By snapshots written since: older ones another scenario may have spoiled."""
         directory = stage.cluster.directory / "first" / "snapshots"
-        contents = b"".join(path.read_bytes() for path in _snapshots(stage))
+        fresh = (path for path in _snapshots(stage) if path.stat().st_mtime_ns > since_ns)
+        contents = b"".join(path.read_bytes() for path in fresh)
         return [p for p in sorted(directory.glob("*/*.ids")) if p.stem.encode() in contents]
 
     def inject(stage: Stage, times: int) -> None:
         cluster = stage.cluster
         for _ in range(times):
-            until(lambda: named(stage), "a file of ids that a snapshot names")
+            began_ns = time.time_ns()
+            until(lambda began_ns=began_ns: named(stage, began_ns), "a file that a snapshot names")
             said = cluster.log("first").count("not used: ids")
             with cluster.held_down("first"):
-                for path in named(stage):
+                for path in named(stage, began_ns):
                     spoil(path, stage.random)
             cluster.until_all_owned()
             assert cluster.log("first").count("not used: ids") > said, "it did not say so"
