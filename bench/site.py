@@ -30,6 +30,8 @@ STOP_WITHIN_S = 15.0
 _POLL_S = 0.1
 _DELETE_POLLS = 300
 _REPORTED_WITHIN_S = 300.0
+_LAST_BATCH_S = 3.0
+"""From the last batch's events to its charges, which are inserted after them."""
 
 
 class BenchError(Exception):
@@ -180,6 +182,7 @@ def report_and_reconcile(site: Site, data_dir: Path, events: int) -> float:
                 raise BenchError(f"{reported} of {events} events reported: {log_tail(log)}")
             time.sleep(_POLL_S)
         took_s = time.monotonic() - started_s
+        time.sleep(_LAST_BATCH_S)
     found = json.loads(site.pipeline("reconcile", "--json", data_dir=data_dir))
     if found["events"] != events:
         raise BenchError(f"reconciled {found['events']} of {events} events")
