@@ -18,7 +18,7 @@ from pipeline.streams.engine import Engine, EngineSettings
 from pipeline.streams.memory import tune_memory
 from pipeline.streams.writer import prepare
 
-EVENTS_A_TURN = 40_000
+EVENTS_A_TURN = 20_000
 """What a worker takes at full load."""
 _GRACE_MS = 2 * 3_600_000
 

@@ -153,7 +153,7 @@ class Settings(BaseSettings):
     tick_min_ms: int = Field(default=5, ge=1, le=1_000)
     """The least time between two decisions of a worker: lower latency against less CPU."""
 
-    chunk_max_events: int = Field(default=40_000, ge=1, le=100_000)
+    chunk_max_events: int = Field(default=20_000, ge=1, le=100_000)
     """The most events that one journal record decides."""
 
     snapshot_every_records: int = Field(default=2_000, ge=1)

@@ -80,7 +80,7 @@ class WorkerSettings:
     group: str = GROUP
     turn_min_s: float = 0.005
     max_buffered_events: int = 100_000
-    max_turn_events: int = 40_000
+    max_turn_events: int = 20_000
     checkpoint_every_records: int = 5_000
     snapshot_every_records: int = 1_000
     dedupe_memory_bytes: int = 256 << 20
