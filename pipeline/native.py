@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import numba
 
@@ -17,9 +17,7 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     An installation that cannot be written to compiles in each process anew (about a second).
     Indices are not checked: the function must.
     """
-    made: Callable[P, R]
     try:
-        made = numba.njit(cache=True)(function)
+        return cast("Callable[P, R]", numba.njit(cache=True)(function))
     except RuntimeError:  # nowhere to keep it
-        made = numba.njit(function)
-    return made
+        return cast("Callable[P, R]", numba.njit(function))

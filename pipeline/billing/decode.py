@@ -131,9 +131,10 @@ def decode_proven(values: Sequence[bytes | None], without_kind: int) -> Decoded 
     events = _SCANNER.scan(b"\n".join([*values, b""]), len(values))  # type: ignore[list-item]
     if events is None or any(events[name].null_count() for name in (*_STRINGS, *_INTEGERS)):
         return None
-    if events["kind"][without_kind:].null_count() or not events.select(
-        _within_bounds(without_kind)
-    ).item():
+    if (
+        events["kind"][without_kind:].null_count()
+        or not events.select(_within_bounds(without_kind)).item()
+    ):
         return None
     if events["kind"][:without_kind].null_count() != without_kind:
         # A field of another topic: unknown here, and ignored.
