@@ -85,6 +85,11 @@ class Tuning:
     """How long after a pause its inflight is compared with what came."""
 
 
+_PAUSED: Final = {"paused_at_ms": (0, 0.0), "again_ms": (0, 0.0), "served_at_ms": (0, 0.0)}
+"""When an entity was paused, how long after that serving makes the pause be sent again (0: it is
+not paused), and when it was last served."""
+
+
 @dataclass(slots=True)
 class _Settling:
     """A prediction at a pause, waiting for what really comes."""
@@ -115,10 +120,11 @@ class Predictive:
             probability=(0, 1.0),
             next_look_ms=(0, NEVER),
             throttled_at_ms=(0, 0.0),
-            paused_at_ms=(0, 0.0),
-            again_ms=(0, 0.0),
-            served_at_ms=(0, 0.0),
+            **_PAUSED,
         )
+        self._campaigns = Columns(**_PAUSED)
+        self._campaigns_due: set[int] = set()
+        """Stopped campaigns that are still being served."""
         self._campaign_groups: dict[int, list[int]] = {}
         self._campaign_probability: dict[int, float] = {}
         self._next_look_ms = NEVER
@@ -143,6 +149,8 @@ class Predictive:
             groups.even[rows] = facts.is_even
             served = np.maximum(groups.served_at_ms[rows], seen.last_impression_ms)
             groups.served_at_ms[rows] = served
+            self._campaigns.reserve(facts.campaign)
+            np.maximum.at(self._campaigns.served_at_ms, facts.campaign, seen.last_impression_ms)
             self.model.observe(seen, facts.basis, facts.campaign)
             self.installs.observe(seen, facts.campaign)
             self._look_at(seen, facts)
@@ -166,10 +174,10 @@ class Predictive:
         is looked at where it is still being served."""
         groups, rows = self._groups, seen.group
         fresh = facts.is_even & (groups.next_look_ms[rows] >= NEVER)
-        again = (groups.again_ms[rows] > 0) & (
-            groups.served_at_ms[rows] > groups.paused_at_ms[rows] + groups.again_ms[rows]
-        )
-        again &= self.model.groups.known[rows] >= ENOUGH_BILLABLE
+        known = self.model.groups.known[rows] >= ENOUGH_BILLABLE
+        again = _is_served_on(groups, rows) & known
+        above = facts.campaign[_is_served_on(self._campaigns, facts.campaign) & known]
+        self._campaigns_due.update(above.tolist())
         for row in rows[fresh | again].tolist():
             self._look_later(row, seen.now_ms)
 
@@ -287,10 +295,13 @@ class Predictive:
     # -- what is due --------------------------------------------------------------------------
 
     def is_due(self, now_ms: int) -> bool:
-        return self._next_look_ms <= now_ms
+        return self._next_look_ms <= now_ms or bool(self._campaigns_due)
 
-    def due(self, now_ms: int) -> Rows:
-        if not self.is_due(now_ms):
+    def due(self, level: str, now_ms: int) -> Rows:
+        if level != "ad_group":
+            campaigns, self._campaigns_due = sorted(self._campaigns_due), set()
+            return np.array(campaigns, dtype=np.int64)
+        if self._next_look_ms > now_ms:
             return np.empty(0, dtype=np.int64)
         looks = self._groups.next_look_ms
         rows = np.flatnonzero(looks <= now_ms)
@@ -367,12 +378,11 @@ class Predictive:
 
     def _again(self, standing: Standing, now_ms: int) -> Signal | None:
         """The same pause once more, where ad servers have gone on long after it."""
-        if not standing.is_ad_group or standing.last is None:
+        of_level = self._groups if standing.is_ad_group else self._campaigns
+        row = standing.row
+        if standing.last is None or row >= len(of_level):
             return None
-        groups, row = self._groups, standing.row
-        if row >= len(groups) or groups.again_ms[row] <= 0:
-            return None
-        if groups.served_at_ms[row] <= groups.paused_at_ms[row] + groups.again_ms[row]:
+        if not _is_served_on(of_level, np.array([row]))[0]:
             return None
         use = next(use for use in standing.uses if use.limit == standing.last.limit)
         return pause(standing, use, now_ms, standing.last.reason)
@@ -381,26 +391,34 @@ class Predictive:
         row = standing.row
         if not standing.is_ad_group:
             self._campaign_probability[row] = signal.serve_probability
-            if signal.action == "pause":
+            self._campaigns.reserve(np.array([row]))
+            if self._is_first_pause(self._campaigns, row, signal, now_ms):
                 for member in self._campaign_groups.get(row, []):
                     self.model.note_pause(member, now_ms)
             return
         groups = self._groups
         self.forecasts.note_change(row, now_ms, float(groups.probability[row]))
         groups.probability[row] = signal.serve_probability
+        first = self._is_first_pause(groups, row, signal, now_ms)
         if signal.action != "pause":
-            groups.again_ms[row] = 0.0
             groups.throttled_at_ms[row] = now_ms
-            return
-        first = groups.again_ms[row] <= 0
-        usual_ms = self.tuning.again_stops * 1_000 * self.model.stop_s
-        patience_ms = max(self.tuning.again_first_ms, usual_ms)
-        groups.again_ms[row] = patience_ms if first else groups.again_ms[row] * 2
         if first:
-            groups.paused_at_ms[row] = now_ms
             self.model.note_pause(row, now_ms)
             self._expect(standing, signal, now_ms)
             self.forecasts.ran_out(row, now_ms)
+
+    def _is_first_pause(self, of_level: Columns, row: int, signal: Signal, now_ms: int) -> bool:
+        """Whether serving ends with this signal; how long to wait until it is sent again."""
+        if signal.action != "pause":
+            of_level.again_ms[row] = 0.0
+            return False
+        first = bool(of_level.again_ms[row] <= 0)
+        usual_ms = self.tuning.again_stops * 1_000 * self.model.stop_s
+        patience_ms = max(self.tuning.again_first_ms, usual_ms)
+        of_level.again_ms[row] = patience_ms if first else of_level.again_ms[row] * 2
+        if first:
+            of_level.paused_at_ms[row] = now_ms
+        return first
 
     def _expect(self, standing: Standing, signal: Signal, now_ms: int) -> None:
         """Wait for what comes after a pause, to compare it with what was predicted."""
@@ -543,6 +561,8 @@ class Predictive:
         gone = set(groups.tolist())
         self._last_prediction = None
         self._groups.clear(groups)
+        self._campaigns.clear(campaigns)
+        self._campaigns_due -= set(campaigns.tolist())
         self.model.forget(groups)
         self.forecasts.forget(groups)
         self._lines = {row: line for row, line in self._lines.items() if row not in gone}
@@ -552,6 +572,12 @@ class Predictive:
             self._campaign_probability.pop(campaign, None)
         self._settling = [one for one in self._settling if one.row not in gone]
         self._settling_rows -= gone
+
+
+def _is_served_on(of_level: Columns, rows: Rows) -> npt.NDArray[np.bool_]:
+    """Which of them are paused and were served so long after it that the pause must be lost."""
+    late = of_level.served_at_ms[rows] > of_level.paused_at_ms[rows] + of_level.again_ms[rows]
+    return np.asarray((of_level.again_ms[rows] > 0) & late)
 
 
 def _is_near(use: LimitUse) -> bool:

@@ -110,8 +110,9 @@ class Policy(Protocol):
         """Nanos before each limit at which to stop: inflight and a margin for its uncertainty."""
         ...
 
-    def due(self, now_ms: int) -> Rows:
-        """Ad groups to be reviewed although nothing may have happened to them."""
+    def due(self, level: str, now_ms: int) -> Rows:
+        """Ad groups, or campaigns, to be reviewed although nothing may have happened to their
+        spend or limits; they are given out once."""
         ...
 
     def is_due(self, now_ms: int) -> bool:
@@ -188,7 +189,7 @@ class PlainLimits:
     def reserve(self, level: str, rows: Rows, now_ms: int, limit_nanos: Int64s) -> Int64s:
         return np.zeros(len(rows), dtype=np.int64)
 
-    def due(self, now_ms: int) -> Rows:
+    def due(self, level: str, now_ms: int) -> Rows:
         return np.empty(0, dtype=np.int64)
 
     def is_due(self, now_ms: int) -> bool:

@@ -312,14 +312,11 @@ class Engine:
         }
         changed, self.terms.limits_changed = self.terms.limits_changed, set()
         due = self._stopped.resume_due(now_ms)
-        looked_at = self._pacing.due(now_ms).tolist()
         for level, touched in rows.items():
             more = [row for where, row in changed | due if where == level]
             concerned = np.union1d(touched, np.array(more, dtype=np.int64))
             worth = self._worth_review(level, concerned, now_ms)
-            if level == "ad_group":
-                worth = sorted({*worth, *looked_at})
-            for row in worth:
+            for row in sorted({*worth, *self._pacing.due(level, now_ms).tolist()}):
                 self._review(level, row, drafts, now_ms)
 
     def _review_lag(self, batch: Batch, drafts: dict[int, Draft], now_ms: int) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from pipeline.contract.days import from_iso
 from pipeline.contract.signals import Signal
-from pipeline.contract.vocabulary import LimitName
+from pipeline.contract.vocabulary import CPM, LimitName
+from pipeline.pacing.observed import Events, Facts, Seen, Today, by_group
 from pipeline.pacing.predictive import INFLIGHT, INFLIGHT_SMALLER, Predictive, Tuning
 from pipeline.pacing.serving import LIMIT_FREE, LIMIT_REACHED, LimitUse, PlainLimits, Standing
 
@@ -102,3 +105,59 @@ def test_without_evidence_nothing_is_held_back_before_a_limit() -> None:
     limits = np.array([1_000, 1_000])
     assert Predictive().reserve("ad_group", np.array([0, 1]), NOW_MS, limits).tolist() == [0, 0]
     assert Predictive().reserve("campaign", np.array([0, 1]), NOW_MS, limits).tolist() == [0, 0]
+
+
+def impressions(now_ms: int, count: int) -> Seen:
+    """As many impressions of one ad group, in the second before."""
+    return by_group(
+        Events(
+            now_ms=now_ms,
+            group=np.zeros(count, dtype=np.int64),
+            is_impression=np.ones(count, dtype=np.bool_),
+            is_billable=np.ones(count, dtype=np.bool_),
+            value_nanos=np.ones(count, dtype=np.int64),
+            event_time_ms=now_ms - np.arange(count) * 10,
+            price_nanos=np.ones(count, dtype=np.int64),
+            is_install=np.zeros(count, dtype=np.bool_),
+            is_click=np.zeros(count, dtype=np.bool_),
+        )
+    )
+
+
+def test_a_campaigns_lost_pause_is_sent_again_ever_more_seldom_while_it_is_served() -> None:
+    facts = Facts(np.array([CPM]), np.array([7]), np.array([0]), np.array([False]))
+    today = Today(np.array([DAY]), np.array([DAY * 86_400_000]), np.array([DAY_END_MS]))
+    policy = Predictive()
+    policy.observe(impressions(NOW_MS, 90), facts, today)
+    limit = use(1_000, limit="campaign_daily")
+    of_campaign = replace(standing(limit), entity="campaign:c", row=7)
+    paused = policy.review(of_campaign, NOW_MS)
+    assert paused is not None
+    last, sent_s = paused, []
+    for second in range(1, 121):
+        now_ms = NOW_MS + second * 1_000
+        policy.observe(impressions(now_ms, 5), facts, today)
+        for row in policy.due("campaign", now_ms).tolist():
+            again = policy.review(
+                replace(of_campaign, row=row, last=last, last_version=last.version), now_ms
+            )
+            if again is not None:
+                assert (again.action, again.reason) == ("pause", LIMIT_REACHED)
+                assert again.version == last.version + 1
+                last = again
+                sent_s.append(second)
+    assert len(sent_s) >= 3
+    waits = np.diff([0, *sent_s])
+    assert (waits[2:] >= 1.5 * waits[1:-1]).all()
+    assert sent_s[0] >= Tuning().again_first_ms // 1_000
+
+
+def test_a_campaign_that_is_no_longer_served_is_not_told_again() -> None:
+    facts = Facts(np.array([CPM]), np.array([7]), np.array([0]), np.array([False]))
+    today = Today(np.array([DAY]), np.array([DAY * 86_400_000]), np.array([DAY_END_MS]))
+    policy = Predictive()
+    policy.observe(impressions(NOW_MS, 90), facts, today)
+    limit = use(1_000, limit="campaign_daily")
+    assert policy.review(replace(standing(limit), entity="campaign:c", row=7), NOW_MS)
+    policy.observe(impressions(NOW_MS + 2_000, 5), facts, today)
+    assert policy.due("campaign", NOW_MS + 60_000).tolist() == []
