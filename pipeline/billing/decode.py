@@ -34,6 +34,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from pipeline.billing.texts import Packed, lines_of
 from pipeline.contract.events import EVENT_ID_MAX_LENGTH, EngagementEvent, Event
 from pipeline.contract.vocabulary import ENGAGEMENT_KINDS, ENGAGEMENTS, EVENT_TOPICS, PLACEMENTS
 
@@ -98,7 +99,9 @@ class Decoder:
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """The events of a chunk. Never raises on bad input."""
         without_kind = 0 if self._has_kind else len(values)
-        return decode_proven(values, without_kind) or self._decode_each(values)
+        lines = lines_of([Packed.of(values)])
+        proven = None if lines is None else decode_proven(lines, len(values), without_kind)
+        return proven or self._decode_each(values)
 
     def decode_one(self, value: bytes | None) -> Event | Fault:
         """The reference: one message, an event or what is wrong with it."""
@@ -130,31 +133,31 @@ class Decoder:
         return Decoded(pl.DataFrame(columns), malformed)
 
 
-def decode_proven(values: Sequence[bytes | None], without_kind: int) -> Decoded | None:
+def decode_proven(joined: bytes, size: int, without_kind: int) -> Decoded | None:
     """All messages as columns, or None where it is not proven that all are events.
 
-    The first `without_kind` messages are of topics without a `kind`, the others are engagements.
+    `joined` is `size` messages, with a newline between each two. The first `without_kind` of them
+    are of topics without a `kind`, the others are engagements.
     """
-    if not values or None in values:
+    if size == 0:
         return None
-    joined = b"\n".join(values)  # type: ignore[arg-type]
     text = np.frombuffer(joined, dtype=np.uint8)
-    if b"\\" in joined or _count(text, "\n") != len(values) - 1:
+    if b"\\" in joined or _count(text, "\n") != size - 1:
         return None
     # Before anything is parsed: nesting is what a parser can be made to fall over by.
-    if b"[" in joined or _count(text, "{") != len(values):
+    if b"[" in joined or _count(text, "{") != size:
         return None
     try:
         events = pl.read_ndjson(joined, schema=EVENT_COLUMNS)
     except pl.exceptions.PolarsError:
         return None
-    if events.height != len(values) or not _all_explained(text, events, without_kind):
+    if events.height != size or not _all_explained(text, events, without_kind):
         return None
     if events["kind"][:without_kind].null_count() != without_kind:
         # A field of another topic: unknown here, and ignored.
         foreign = pl.int_range(pl.len()) < without_kind
         events = events.with_columns(kind=pl.when(~foreign).then("kind"))
-    return Decoded(events, np.zeros(len(values), dtype=np.bool_))
+    return Decoded(events, np.zeros(size, dtype=np.bool_))
 
 
 def _count(text: Bytes, character: str) -> int:

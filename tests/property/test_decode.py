@@ -111,12 +111,13 @@ def test_good_messages_take_the_fast_way_whatever_their_layout() -> None:
         json.dumps(EVENT, separators=(",", ":")).encode(),
     ]
     engaged = [json.dumps(dict(reversed(EVENT.items()), kind="save")).encode()]
-    assert decode_proven([*plain, *engaged], len(plain)) is not None
+    values = [*plain, *engaged]
+    assert decode_proven(b"\n".join(values), len(values), len(plain)) is not None
 
 
 def test_a_kind_on_a_topic_without_kinds_is_ignored_the_fast_way() -> None:
     values = [json.dumps(EVENT | {"kind": "click"}).encode()] * 2
-    decoded = decode_proven(values, len(values))
+    decoded = decode_proven(b"\n".join(values), len(values), len(values))
     assert decoded is not None
     assert decoded.events["kind"].to_list() == [None, None]
 
