@@ -10,6 +10,7 @@ import numpy as np
 from bench.workload import Message
 from pipeline.billing.batch import Assembler, Chunk
 from pipeline.billing.decide import Policy
+from pipeline.billing.texts import Packed
 from pipeline.contract.catalog import Accepted
 from pipeline.contract.log import LogRecord
 from pipeline.contract.partitioning import partition_of
@@ -67,8 +68,8 @@ def _chunk(place: tuple[int, int], start: int, messages: Sequence[Message]) -> C
         end=end,
         offsets=np.arange(start, end),
         timestamps_ms=np.array([message.timestamp_ms for message in messages]),
-        values=[message.value for message in messages],
-        keys=[message.key for message in messages],
+        values=Packed.of(message.value for message in messages),
+        keys=Packed.of(message.key for message in messages),
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.billing.batch import Assembler, Batch, Chunk
+from pipeline.billing.texts import Packed
 from pipeline.contract.vocabulary import IMPRESSION, KINDS
 from pipeline.pacing.predictive import Predictive
 from pipeline.pacing.serving import PlainLimits
@@ -79,7 +80,8 @@ def _batches() -> list[tuple[Batch, int]]:
         values = formats.values(0, [*columns, demand.price_micros[rows], numbers])
         times = (demand.time_ms[rows] + 300).tolist()
         span = range(offset, offset + size)
-        chunk = Chunk(0, 0, offset, offset + size, span, times, values, [None] * size)
+        texts, no_keys = Packed.of(values), Packed.of([None] * size)
+        chunk = Chunk(0, 0, offset, offset + size, span, times, texts, no_keys)
         found.append((assembler.assemble([chunk]), times[-1]))
         offset += size
     return found

@@ -21,6 +21,7 @@ from pipeline.billing.chain import Chain
 from pipeline.billing.decide import Policy
 from pipeline.billing.fold import Counted
 from pipeline.billing.journal import decode_events, decode_header, seal
+from pipeline.billing.texts import Packed
 from pipeline.contract.log import LogRecord
 from pipeline.contract.vocabulary import EVENT_TOPICS
 from pipeline.streams.engine import Engine, EngineSettings
@@ -57,8 +58,8 @@ def chunks(messages: list[workload.Message], ends: dict[str, int]) -> list[Chunk
                 end=end,
                 offsets=np.arange(start, end),
                 timestamps_ms=np.array([message.timestamp_ms for message in of_topic]),
-                values=[message.value for message in of_topic],
-                keys=[message.key for message in of_topic],
+                values=Packed.of(message.value for message in of_topic),
+                keys=Packed.of(message.key for message in of_topic),
             )
         )
     return made

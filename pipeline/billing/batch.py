@@ -7,7 +7,7 @@ partition (so offset order holds within each), then impressions, clicks, engagem
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
@@ -17,8 +17,9 @@ import numpy.typing as npt
 import polars as pl
 
 from pipeline.billing import ids
-from pipeline.billing.decode import EVENT_COLUMNS, Decoded, Decoder, decode_proven
+from pipeline.billing.decode import EVENT_COLUMNS, Decoded, Decoder, decode_plain
 from pipeline.billing.terms import AD_COLUMNS
+from pipeline.billing.texts import Packed, lines_of
 from pipeline.contract.vocabulary import (
     CLICK,
     ENGAGEMENTS,
@@ -48,9 +49,9 @@ class Chunk:
     end: int
     offsets: Int64s
     timestamps_ms: Int64s
-    values: Sequence[bytes | None]
-    keys: Sequence[bytes | None]
-    headers: dict[int, tuple[tuple[str, bytes], ...]] = field(default_factory=dict)
+    values: Packed
+    keys: Packed
+    headers: Mapping[int, tuple[tuple[str, bytes], ...]] = field(default_factory=dict)
     """Offset -> record headers, where a record has any."""
 
     def from_offset(self, offset: int) -> Chunk:
@@ -163,9 +164,10 @@ class Assembler:
         if not full:
             return Decoded(pl.DataFrame(schema=EVENT_COLUMNS), np.empty(0, np.bool_))
         if len(full) > 1:
-            values = [value for chunk in full for value in chunk.values]
+            size = sum(len(chunk.values) for chunk in full)
             plain = sum(len(c.values) for c in full if EVENT_TOPICS[c.source] != ENGAGEMENTS)
-            together = decode_proven(values, plain)
+            lines = lines_of([chunk.values for chunk in full])
+            together = None if lines is None else decode_plain(lines, size, plain)
             if together is not None:
                 return together
         parts = [self._decoders[chunk.source].decode(chunk.values) for chunk in full]

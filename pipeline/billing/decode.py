@@ -24,6 +24,7 @@ import numpy.typing as npt
 import polars as pl
 
 from pipeline.billing.scan import Scanner
+from pipeline.billing.texts import Bytes, Packed, lines_of
 from pipeline.contract.events import EVENT_ID_MAX_LENGTH, EngagementEvent, Event
 from pipeline.contract.vocabulary import ENGAGEMENT_KINDS, ENGAGEMENTS, EVENT_TOPICS, PLACEMENTS
 
@@ -89,7 +90,9 @@ class Decoder:
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """The events of a chunk. Never raises on bad input."""
         without_kind = 0 if self._has_kind else len(values)
-        return decode_proven(values, without_kind) or self._decode_each(values)
+        lines = lines_of([Packed.of(values)])
+        plain = None if lines is None else decode_plain(lines, len(values), without_kind)
+        return plain or self._decode_each(values)
 
     def decode_one(self, value: bytes | None) -> Event | Fault:
         """The reference: one message, an event or what is wrong with it."""
@@ -121,14 +124,16 @@ class Decoder:
         return Decoded(pl.DataFrame(columns), malformed)
 
 
-def decode_proven(values: Sequence[bytes | None], without_kind: int) -> Decoded | None:
+def decode_plain(lines: Bytes, size: int, without_kind: int) -> Decoded | None:
     """All messages as columns, or None where not all are plainly events.
 
-    The first `without_kind` messages are of topics without a `kind`, the others are engagements.
+
+    `lines` are `size` messages, each with a newline behind it. The first `without_kind` of them
+    are of topics without a `kind`, the others are engagements.
     """
-    if not values or None in values:
+    if size == 0:
         return None
-    events = _SCANNER.scan(b"\n".join([*values, b""]), len(values))  # type: ignore[list-item]
+    events = _SCANNER.scan(lines, size)
     if events is None or any(events[name].null_count() for name in (*_STRINGS, *_INTEGERS)):
         return None
     if (
@@ -140,7 +145,7 @@ def decode_proven(values: Sequence[bytes | None], without_kind: int) -> Decoded 
         # A field of another topic: unknown here, and ignored.
         foreign = pl.int_range(pl.len()) < without_kind
         events = events.with_columns(kind=pl.when(~foreign).then("kind"))
-    return Decoded(events, np.zeros(len(values), dtype=np.bool_))
+    return Decoded(events, np.zeros(size, dtype=np.bool_))
 
 
 def _within_bounds(without_kind: int) -> pl.Expr:

@@ -12,12 +12,11 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from pipeline.billing.texts import Bytes, Int64s
 from pipeline.native import compiled
 
-Bytes = npt.NDArray[np.uint8]
 Int32s = npt.NDArray[np.int32]
 Words = npt.NDArray[np.uint32]
-Int64s = npt.NDArray[np.int64]
 
 _NEWLINE, _SPACE, _QUOTE, _COMMA, _COLON = b'\n ",:'
 _TAB, _RETURN, _BACKSLASH, _OPEN, _CLOSE, _ZERO, _NINE = b"\t\r\\{}09"
@@ -45,23 +44,22 @@ class Scanner:
         for row, key in enumerate(keys):
             self._names[row, : len(key)] = np.frombuffer(key, np.uint8)
 
-    def scan(self, text: bytes, messages: int) -> pl.DataFrame | None:
+    def scan(self, text: Bytes, messages: int) -> pl.DataFrame | None:
         """The messages as columns, a null where one lacks a key; None where it says no.
 
         `text` is the messages, each with a newline behind it.
         """
-        if not text.endswith(b"\n") or len(text) >= _MAX_TEXT:
+        if not len(text) or text[-1] != _NEWLINE or len(text) >= _MAX_TEXT:
             return None
         starts = np.zeros((len(self._strings), messages), dtype=np.int32)
         ends = np.zeros_like(starts)
         numbers = np.zeros((len(self._integers), messages), dtype=np.int64)
         there = np.zeros((len(self._sizes), messages), dtype=np.uint8)
-        read = np.frombuffer(text, dtype=np.uint8)
-        found = _scan(read, self._names, self._sizes, starts, ends, numbers, there)
+        found = _scan(text, self._names, self._sizes, starts, ends, numbers, there)
         if found == _NO or (found == _NOT_ASCII and not _is_utf8(text)):
             return None
         views = np.zeros((*starts.shape, _VIEW_BYTES), dtype=np.uint8)
-        _set_views(read, starts, ends, views, views.view(np.uint32))
+        _set_views(text, starts, ends, views, views.view(np.uint32))
         texts = pa.py_buffer(text)
         columns = [
             pl.Series(name, _strings(views[column], texts, there[column]))
@@ -84,9 +82,9 @@ def _strings(views: Bytes, texts: pa.Buffer, there: Bytes) -> pa.Array:
     return pa.Array.from_buffers(pa.string_view(), count, [validity, pa.py_buffer(views), texts])
 
 
-def _is_utf8(text: bytes) -> bool:
+def _is_utf8(text: Bytes) -> bool:
     try:
-        text.decode()
+        text.tobytes().decode()
     except UnicodeDecodeError:
         return False
     return True

@@ -24,6 +24,7 @@ import xxhash
 
 from pipeline.billing.batch import Assembler, Chunk
 from pipeline.billing.journal import Header
+from pipeline.billing.texts import Packed
 from pipeline.contract.log import LogRecord
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import DISPOSITIONS, EVENT_TOPICS
@@ -240,8 +241,8 @@ def _chunks(
                 end=end,
                 offsets=np.array([record.offset for record in here], dtype=np.int64),
                 timestamps_ms=np.array([record.timestamp_ms for record in here], dtype=np.int64),
-                values=[record.value for record in here],
-                keys=[record.key for record in here],
+                values=Packed.of(record.value for record in here),
+                keys=Packed.of(record.key for record in here),
             )
         )
     return chunks

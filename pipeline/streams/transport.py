@@ -5,7 +5,7 @@ rebalance); an object for each record would cost more than judging it does. Thre
 
 - aiokafka's `PartitionRecords`, which unpacks a fetch, is replaced for consumers that ask for it
   by their value deserializer: it yields one `ConsumerRecord` for many records, its value a
-  `Chunk`;
+  `Chunk`, read from the fetched bytes, which aiokafka's `MemoryRecords` is made to keep;
 - `seek_to_committed`, which Faust calls before it resumes the flow after every rebalance, asks
   the journal where to start, not the group's offsets. Seeking anywhere else races the fetch,
   which lives in a thread of its own;
@@ -16,22 +16,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from typing import Any, Protocol
 
 import aiokafka
-import numpy as np
 from aiokafka.consumer import fetcher
-from aiokafka.errors import CorruptRecordException
+from aiokafka.record.control_record import ABORT_MARKER, ControlRecord
 from aiokafka.structs import ConsumerRecord
 from faust.transport.drivers import TRANSPORTS
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
 from pipeline import failpoints
-from pipeline.billing.batch import Chunk, Int64s
+from pipeline.billing.batch import Chunk
 from pipeline.contract.vocabulary import EVENT_TOPICS
 from pipeline.streams.log_reader import Consumer
+from pipeline.streams.record_batches import RecordBatch, batches_in, read
 
 SCHEME = "chunk"
 MAX_CHUNK_RECORDS = 4_096
@@ -64,69 +63,74 @@ def as_chunks(value: bytes) -> bytes:
     raise AssertionError("chunks hold the records' bytes as they are")
 
 
+class _FetchedRecords(fetcher.MemoryRecords):  # type: ignore[misc]
+    """The records of a fetched partition, and the bytes that they were made of."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.data = data
+
+
 class _ChunkRecords(fetcher.PartitionRecords):  # type: ignore[misc]
     """Unpacks a fetched partition into chunks."""
 
     next_fetch_offset: int
+    _records: _FetchedRecords
 
     def _unpack_records(self) -> Iterator[ConsumerRecord]:
-        start, records, size = self.next_fetch_offset, [], 0
-        while self._records.has_next():
-            batch = self._records.next_batch()
-            if self._check_crcs and not batch.validate_crc():
-                raise CorruptRecordException(f"Invalid CRC - {self._tp}")
+        start, taken, records, size = self.next_fetch_offset, list[RecordBatch](), 0, 0
+        for batch in batches_in(self._records.data, self._place):
+            if self._check_crcs and not batch.is_whole():
+                raise batch.corrupt(self._place, "invalid CRC")
             if not self._is_skipped(batch):
-                size += batch.size_in_bytes if hasattr(batch, "size_in_bytes") else 0
-                records += self._wanted(batch)
+                taken.append(batch)
+                size += batch.size_bytes
+                records += batch.count
             self.next_fetch_offset = batch.next_offset
-            if len(records) >= MAX_CHUNK_RECORDS or size >= MAX_CHUNK_BYTES:
-                yield self._chunk(start, records)
-                start, records, size = self.next_fetch_offset, [], 0
+            if records >= MAX_CHUNK_RECORDS or size >= MAX_CHUNK_BYTES:
+                yield self._chunk(start, taken)
+                start, taken, records, size = self.next_fetch_offset, [], 0, 0
         if self.next_fetch_offset > start:
-            yield self._chunk(start, records)
+            yield self._chunk(start, taken)
 
-    def _wanted(self, batch: Any) -> list[Any]:
-        """The batch's records from the next offset on: a fetch may begin within a batch."""
-        records = list(batch)
-        if records and records[0].offset < self.next_fetch_offset:
-            return [record for record in records if record.offset >= self.next_fetch_offset]
-        return records
+    @property
+    def _place(self) -> str:
+        return f"{self._tp.topic}-{self._tp.partition}"
 
-    def _is_skipped(self, batch: Any) -> bool:
+    def _is_skipped(self, batch: RecordBatch) -> bool:
         """Control batches, and batches of transactions that were aborted."""
-        if batch.producer_id is not None:
-            self._consume_aborted_up_to(batch.base_offset)
-            if batch.is_control_batch and self._contains_abort_marker(batch):
-                self._aborted_producers.discard(batch.producer_id)
-            elif batch.is_transactional and batch.producer_id in self._aborted_producers:
-                return True
-        return bool(batch.is_control_batch)
+        self._consume_aborted_up_to(batch.base_offset)
+        if batch.is_control and self._is_abort_marker(batch):
+            self._aborted_producers.discard(batch.producer_id)
+        elif batch.is_transactional and batch.producer_id in self._aborted_producers:
+            return True
+        return batch.is_control
 
-    def _chunk(self, start: int, records: list[Any]) -> ConsumerRecord:
+    def _is_abort_marker(self, batch: RecordBatch) -> bool:
+        marker = next(iter(read([batch], self._place).keys), None)
+        if marker is None or len(marker) < _MARKER_BYTES:
+            raise batch.corrupt(self._place, "a control batch without a marker")
+        return bool(ControlRecord.parse(marker) == ABORT_MARKER)
+
+    def _chunk(self, start: int, batches: list[RecordBatch]) -> ConsumerRecord:
+        # A fetch may begin within a batch.
+        records = read(batches, self._place).from_offset(start)
         topic, partition = self._tp.topic, self._tp.partition
         chunk = Chunk(
             source=EVENT_TOPICS.index(topic),
             shard=partition,
             start=start,
             end=self.next_fetch_offset,
-            offsets=_offsets(records),
-            timestamps_ms=np.fromiter(map(_TIMESTAMP, records), np.int64, len(records)),
-            values=[record.value for record in records],
-            keys=[record.key for record in records],
-            headers={r.offset: tuple(r.headers) for r in records if r.headers},
+            offsets=records.offsets,
+            timestamps_ms=records.timestamps_ms,
+            values=records.values,
+            keys=records.keys,
+            headers=records.headers,
         )
         return ConsumerRecord(topic, partition, chunk.end - 1, 0, 0, None, chunk, None, 0, 0, ())
 
 
-_OFFSET = attrgetter("offset")
-_TIMESTAMP = attrgetter("timestamp")
-
-
-def _offsets(records: list[Any]) -> Int64s:
-    """The records' offsets, which rise, and have gaps where transactions were."""
-    if records and records[-1].offset - records[0].offset == len(records) - 1:
-        return np.arange(records[0].offset, records[-1].offset + 1)
-    return np.fromiter(map(_OFFSET, records), np.int64, len(records))
+_MARKER_BYTES = 4
 
 
 def _partition_records(*args: Any) -> Any:
@@ -138,7 +142,9 @@ def _partition_records(*args: Any) -> Any:
 
 
 _PLAIN_RECORDS = fetcher.PartitionRecords
-fetcher.PartitionRecords = _partition_records  # every consumer's fetcher looks it up here
+# Every consumer's fetcher looks them up here.
+fetcher.MemoryRecords = _FetchedRecords
+fetcher.PartitionRecords = _partition_records
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.billing.decode import EVENT_COLUMNS, Decoder, Fault, decode_proven
+from pipeline.billing.decode import EVENT_COLUMNS, Decoder, Fault, decode_plain
+from pipeline.billing.texts import Bytes, Packed, lines_of
 from pipeline.contract.vocabulary import CLICKS, ENGAGEMENTS, EVENT_TOPICS, IMPRESSIONS
 from tests.auditor import MalformedError, read_event
 from tests.unit.test_auditor import MALFORMED, WELL_FORMED
@@ -70,6 +71,12 @@ def messages(draw: st.DrawFn, topic: str) -> bytes | None:
     return None if damage == "null" else encoded
 
 
+def lines(values: list[bytes]) -> Bytes:
+    found = lines_of([Packed.of(values)])
+    assert found is not None
+    return found
+
+
 def auditors(topic: str, value: bytes | None) -> bool:
     """Whether the auditor takes it for an event."""
     try:
@@ -111,12 +118,13 @@ def test_good_messages_take_the_fast_way_whatever_their_layout() -> None:
         json.dumps(EVENT, separators=(",", ":")).encode(),
     ]
     engaged = [json.dumps(dict(reversed(EVENT.items()), kind="save")).encode()]
-    assert decode_proven([*plain, *engaged], len(plain)) is not None
+    values = [*plain, *engaged]
+    assert decode_plain(lines(values), len(values), len(plain)) is not None
 
 
 def test_a_kind_on_a_topic_without_kinds_is_ignored_the_fast_way() -> None:
     values = [json.dumps(EVENT | {"kind": "click"}).encode()] * 2
-    decoded = decode_proven(values, len(values))
+    decoded = decode_plain(lines(values), len(values), len(values))
     assert decoded is not None
     assert decoded.events["kind"].to_list() == [None, None]
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.billing.batch import Assembler, Chunk
 from pipeline.billing.decide import Outcome, Policy
+from pipeline.billing.texts import Packed
 from pipeline.contract.days import iso
 from pipeline.contract.log import LogRecord
 from pipeline.contract.partitioning import partition_of
@@ -241,8 +242,8 @@ def chunks_of(records: list[SourceRecord]) -> list[Chunk]:
             end=found[-1].offset + 1,
             offsets=np.array([record.offset for record in found]),
             timestamps_ms=np.array([record.timestamp_ms for record in found]),
-            values=[record.value for record in found],
-            keys=[record.key for record in found],
+            values=Packed.of(record.value for record in found),
+            keys=Packed.of(record.key for record in found),
         )
         for (topic, partition), found in by_partition.items()
     ]
