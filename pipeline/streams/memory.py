@@ -13,10 +13,10 @@ _M_MMAP_THRESHOLD = -3
 def tune_memory() -> None:
     """For a process that makes many objects and few cycles, and batches of some megabytes.
 
-    Each fetched record is an object for a moment; with Python's own thresholds, looking through
-    them for cycles costs a worker a fifth of its time. And glibc gives freed memory back to the
-    kernel at once, which has to clear every page before it gives it again: a tenth of its time. It
-    is told to keep up to a gigabyte. Where the C library is another one, that does nothing.
+    With Python's own thresholds, its objects are looked through for cycles again and again, and
+    there are next to none. And glibc gives freed memory back to the kernel at once, which has to
+    clear every page before it gives it again: a tenth of a worker's time. It is told to keep up to
+    a gigabyte. Where the C library is another one, that does nothing.
     """
     gc.collect()
     gc.freeze()
