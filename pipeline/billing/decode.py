@@ -148,6 +148,13 @@ def decode_plain(lines: Bytes, size: int, without_kind: int) -> Decoded | None:
     return Decoded(events, np.zeros(size, dtype=np.bool_))
 
 
+def warm_up() -> None:
+    """Compile what decoding needs, or load it, before the first message waits for it."""
+    lines = lines_of([Packed.of([b'{"event_id": "1"}'])])
+    assert lines is not None
+    assert _SCANNER.scan(lines, 1) is not None
+
+
 def _within_bounds(without_kind: int) -> pl.Expr:
     """Whether all values are within the bounds that the contract sets beyond types."""
     length = pl.col("event_id").str.len_chars()

@@ -204,6 +204,11 @@ def read(batches: Sequence[RecordBatch], place: str) -> Records:
     )
 
 
+def warm_up() -> None:
+    """Compile what reading needs, or load it, before the first fetch waits for it."""
+    read([], "nowhere")
+
+
 def _bodies(batches: Sequence[RecordBatch], place: str) -> tuple[bytes, list[tuple[int, int]]]:
     """One buffer, and where in it the records of each batch are: the fetched bytes themselves
     where no batch is compressed."""

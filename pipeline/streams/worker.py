@@ -24,14 +24,14 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 from faust.types import TP
 
 from pipeline import failpoints
-from pipeline.billing import fold
+from pipeline.billing import decode, fold
 from pipeline.billing.batch import Assembler, Batch, Chunk, split
 from pipeline.billing.journal import NEWEST
 from pipeline.contract.rejects import Reject
 from pipeline.contract.vocabulary import CATALOG, EVENT_TOPICS
 from pipeline.pacing.serving import PlainLimits
 from pipeline.pacing.serving import Policy as PacingPolicy
-from pipeline.streams import outbox, transport
+from pipeline.streams import outbox, record_batches, transport
 from pipeline.streams.catalog_feed import CatalogFeed
 from pipeline.streams.clock import Clock
 from pipeline.streams.engine import READ_TO_THE_END, Engine, EngineSettings
@@ -272,6 +272,8 @@ class Worker:
 
         Not Faust's own tasks: those start only after the first recovery, which needs the loops.
         """
+        decode.warm_up()
+        record_batches.warm_up()
         # Faust makes its own directory in it, and would not start without this one.
         self._settings.data_dir.mkdir(parents=True, exist_ok=True)
         self._tasks = [
