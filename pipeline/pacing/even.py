@@ -45,7 +45,10 @@ LONGEST_LOOK_AHEAD: Final = 0.4
 """... up to here."""
 SCARCE: Final = 0.7
 SCARCE_FACTOR: Final = 1.15
-"""Where so much of the traffic to come is needed, this much more is served than that."""
+"""Where so much of the traffic to come is needed, no less than this much more is served ..."""
+NOT_SCARCE: Final = 0.5
+"""... and from here on a part of it: a sudden end would throw an ad group that is ahead of its
+line from one extreme into the other."""
 LOST_SHARE: Final = 0.15
 """Of the budget: further from the line than this, a new one is drawn from here."""
 _MEMORY_SHARE: Final = 0.12
@@ -142,7 +145,8 @@ def with_scarce_traffic(wanted: float, budget: Budget, nanos_per_day: float) -> 
     """The wanted probability, but no less than what is left needs where that is most of the
     traffic still to come: an ad group that waits for it might not find it."""
     needed = wanted_probability(budget, nanos_per_day) if nanos_per_day > 0 else 0.0
-    return max(wanted, min(1.0, SCARCE_FACTOR * needed)) if needed >= SCARCE else wanted
+    scarcity = min(1.0, max(0.0, (needed - NOT_SCARCE) / (SCARCE - NOT_SCARCE)))
+    return max(wanted, scarcity * min(1.0, SCARCE_FACTOR * needed))
 
 
 def look_ahead(limit_nanos: float, price_nanos: float) -> float:

@@ -19,6 +19,7 @@ from pipeline.contract.pacing_notes import PacingNote
 from pipeline.pacing.columns import Columns
 from pipeline.pacing.even import END_EARLY_SHARE, PotentialModel
 from pipeline.pacing.observed import Facts, Seen, Today
+from pipeline.pacing.prices import HourlyPrices
 from pipeline.pacing.traffic import HOUR_MS, HOURS, TrafficModel
 
 Rows = npt.NDArray[np.int64]
@@ -39,6 +40,7 @@ class Forecasts:
     def __init__(self) -> None:
         self.traffic = TrafficModel()
         self.potential = PotentialModel()
+        self.prices = HourlyPrices()
         self._groups = Columns(
             zone=(0, -1.0),
             seen_ms=(0, 0.0),
@@ -83,6 +85,7 @@ class Forecasts:
         start_ms, day = today.start_ms[facts.zone], today.day[facts.zone]
         hour = np.clip((seen.now_ms - start_ms) // HOUR_MS, 0, HOURS - 1)
         before_ms = self._groups.seen_ms[seen.group]
+        self.prices.observe(seen.group, day * HOURS + hour, seen.impressions, seen.offered_nanos)
         since_ms = np.maximum(before_ms, start_ms + hour * HOUR_MS)
         exposure_s = np.maximum(0.0, seen.now_ms - since_ms) / 1_000.0 * probability
         known = np.flatnonzero((before_ms > 0) & (probability > 0))
@@ -159,6 +162,18 @@ class Forecasts:
             return 1.0
         hours = np.array([(now_ms - int(self._today.start_ms[zone])) / HOUR_MS])
         return max(0.0, 1.0 - float(_share_at(self._curves(rows), hours)[0]))
+
+    def price_to_come(self, row: int, now_ms: int, now_nanos: float) -> float:
+        """The mean price of today's traffic that is still to come, over the price now."""
+        rows = np.array([row])
+        self._groups.reserve(rows)
+        zone = int(self._groups.zone[row])
+        if zone < 0:
+            return 1.0
+        hour = (now_ms - int(self._today.start_ms[zone])) / HOUR_MS
+        shares = np.diff(self._curves(rows)[0])
+        shares *= np.clip(np.arange(1, HOURS + 1) - hour, 0.0, 1.0)
+        return self.prices.to_come(row, shares, now_nanos)
 
     def exhaustion(
         self,
@@ -260,6 +275,7 @@ class Forecasts:
         self._groups.clear(rows)
         self.traffic.forget(rows)
         self.potential.forget(rows)
+        self.prices.forget(rows)
         for row in rows.tolist():
             self._made.pop(row, None)
 

@@ -213,10 +213,11 @@ class InflightModel:
         kept = np.exp(-seen.impressions / _NEWEST_OFFERS)
         groups.offers[rows] = groups.offers[rows] * kept + seen.impressions
         groups.offered_nanos[rows] = groups.offered_nanos[rows] * kept + seen.offered_nanos
-        groups.offered_then[rows] += seen.billable * self._offered(rows)
+        groups.offered_then[rows] += seen.billable * self.offered_nanos(rows)
 
-    def _offered(self, rows: Rows) -> Floats:
+    def offered_nanos(self, rows: Rows) -> Floats:
         """Mean price that the newest impressions were won at; 0 where none says one."""
+        self.groups.reserve(rows)
         offers = np.maximum(self.groups.offers[rows], 1e-9)
         return np.asarray(self.groups.offered_nanos[rows] / offers)
 
@@ -293,7 +294,7 @@ class InflightModel:
         """
         response = np.where(basis == CPM, 1.0, self._response(rows, basis, campaign))
         then = self.groups.offered_then[rows] / np.maximum(self.groups.billable[rows], 1e-9)
-        now = self._offered(rows)
+        now = self.offered_nanos(rows)
         known = (then > 0) & (now > 0)
         moved = np.where(known, now / np.maximum(then, 1e-9), 1.0)
         return np.asarray(response * self.price_nanos(rows) * np.clip(moved, 0.2, 5.0))

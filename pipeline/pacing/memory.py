@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float64]
 
 MEMORY_VERSION: Final = 1
 MOST_GROUPS: Final = 20_000
-"""Ad groups of a shard that are kept, those with most events: some 350 bytes each."""
+"""Ad groups of a shard that are kept, those with most events: some 700 bytes each."""
 
 
 class _Memory(msgspec.Struct, frozen=True, kw_only=True):

@@ -469,11 +469,13 @@ class Predictive:
         if use.limit == "ad_group_lifetime" and ends_ms > standing.day_end_ms:
             to_come += (ends_ms - standing.day_end_ms) / MS_PER_DAY
         if use.limit == "ad_group_daily":
-            return self._along_the_line(standing, use, 1.0 - to_come)
+            return self._along_the_line(standing, use, 1.0 - to_come, now_ms)
         budget = even.Budget(left, to_come)
         return even.wanted_probability(budget, self.forecasts.potential.nanos_per_day(standing.row))
 
-    def _along_the_line(self, standing: Standing, use: LimitUse, share: float) -> float:
+    def _along_the_line(
+        self, standing: Standing, use: LimitUse, share: float, now_ms: int
+    ) -> float:
         row, spend, limit = standing.row, float(use.spend_nanos), float(use.limit_nanos)
         day, line = self._lines.get(row, (0, None))
         if day != standing.billing_day:
@@ -486,7 +488,10 @@ class Predictive:
         ahead = even.look_ahead(limit, float(self.model.price_nanos(np.array([row]))[0]))
         potential = self.forecasts.potential.nanos_per_day(row)
         wanted = even.probability_along(line, share, nanos, potential, ahead)
-        return even.with_scarce_traffic(wanted, even.Budget(limit - nanos, 1.0 - share), potential)
+        # What is to come is judged by the prices to come: it may be worth much less than now.
+        offered = float(self.model.offered_nanos(np.array([row]))[0])
+        to_come = potential * self.forecasts.price_to_come(row, now_ms, offered)
+        return even.with_scarce_traffic(wanted, even.Budget(limit - nanos, 1.0 - share), to_come)
 
     # -- target CPI ---------------------------------------------------------------------------
 
@@ -538,6 +543,7 @@ class Predictive:
             "campaigns_inflight": self.model.campaigns,
             "traffic": self.forecasts.traffic.groups,
             "potential": self.forecasts.potential.groups,
+            "prices": self.forecasts.prices.groups,
             "installs": self.installs.groups,
             "campaigns_installs": self.installs.campaigns,
         }

@@ -16,6 +16,7 @@ from pipeline.pacing.even import (
     next_probability,
     probability_along,
     wanted_probability,
+    with_scarce_traffic,
 )
 from pipeline.pacing.traffic import HOURS, TrafficModel
 
@@ -26,6 +27,19 @@ def test_a_budget_of_half_the_potential_is_served_half() -> None:
 
 def test_what_cannot_be_used_up_is_served_whole() -> None:
     assert wanted_probability(Budget(500.0, 1.0), 100.0) == 1.0
+
+
+def test_where_most_of_the_traffic_to_come_is_needed_it_is_not_waited_for() -> None:
+    def served(left: float) -> float:
+        return with_scarce_traffic(0.1, Budget(left, 1.0 + END_EARLY_SHARE), 100.0)
+
+    assert served(80.0) == pytest.approx(0.92)
+    assert served(95.0) == 1.0
+    assert served(45.0) == 0.1  # the line says so, and can be trusted
+    steps = np.diff([served(left) for left in np.arange(45.0, 95.0, 0.5)])
+    assert steps.min() >= 0.0
+    assert steps.max() < 0.05  # no jump from one extreme into the other
+    assert with_scarce_traffic(0.1, Budget(80.0, 1.0), 0.0) == 0.1
 
 
 def test_an_unknown_ad_group_begins_slowly() -> None:

@@ -82,6 +82,7 @@ def test_what_was_learned_is_known_after_a_takeover() -> None:
     assert heir.forecasts.potential.per_day(row) == pytest.approx(
         pacing.forecasts.potential.per_day(row), rel=1e-3
     )
+    assert heir.forecasts.prices.groups.now_offers[0] > 0
     # Nothing is on its way that the new worker has not seen itself.
     assert heir.model.impressions_per_s(row, START_MS + 900_000)[0] == 0.0
 
