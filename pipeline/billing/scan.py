@@ -1,8 +1,9 @@
 """Plain JSON messages into columns, in one pass over their bytes.
 
-Only for messages as producers write them: an object of known keys, each once, their values strings
-without escapes or non-negative integers. About anything else it says no, and somebody slower must
-decide. Whatever it accepts is valid: nothing has to be proven afterwards.
+Only for messages as producers write them: an object with each key once, the known ones' values
+strings without escapes or non-negative integers, and a few unknown ones' plain values too, which
+are passed over. About anything else it says no, and somebody slower must decide. Whatever it
+accepts is valid: nothing has to be proven afterwards.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ Int32s = npt.NDArray[np.int32]
 Words = npt.NDArray[np.uint32]
 
 _NEWLINE, _SPACE, _QUOTE, _COMMA, _COLON = b'\n ",:'
-_TAB, _RETURN, _BACKSLASH, _OPEN, _CLOSE, _ZERO, _NINE = b"\t\r\\{}09"
+_TAB, _RETURN, _BACKSLASH, _OPEN, _CLOSE = b"\t\r\\{}"
+_MINUS, _POINT, _ZERO, _NINE = b"-.09"
 _VIEW_BYTES = 16
 _INLINE_BYTES = 12
 """Arrow's Utf8View keeps texts up to this size in the view itself, of others where they are:
@@ -28,6 +30,8 @@ _PREFIX_BYTES = 4
 _FIRST_NOT_ASCII = 128
 _MAX_DIGITS = 18
 """Of an integer that surely fits 64 bits."""
+_MAX_UNKNOWN = 8
+"""Unknown keys of a message."""
 _MAX_TEXT = 1 << 31
 
 
@@ -107,63 +111,97 @@ def _scan(
     there: Bytes,
 ) -> int:
     """Fill in what was found: where each string is, and the integers."""
-    strings, messages = starts.shape
-    usual = np.zeros(len(sizes), dtype=np.int64)  # the key that came at this place in the last one
+    usual = np.zeros(len(sizes) + 1, dtype=np.int64)
+    unknown = np.zeros((_MAX_UNKNOWN, 2), dtype=np.int64)
     high = 0
     at = 0
-    for row in range(messages):
+    for row in range(starts.shape[1]):
         if at == len(text):
             return _NO
         at = _after_space(text, at)
         if text[at] != _OPEN:
             return _NO
-        place = 0
-        while True:
-            at = _after_space(text, at + 1)
-            if text[at] != _QUOTE or place == len(sizes):
-                return _NO
-            at += 1
-            key, other = usual[place], 0
-            while True:
-                size, same = sizes[key], 0
-                while same < size and text[at + same] == names[key, same]:
-                    same += 1
-                if same == size and text[at + size] == _QUOTE:
-                    break
-                if other == len(sizes):
-                    return _NO
-                key, other = other, other + 1
-            if there[key, row]:
-                return _NO
-            there[key, row] = 1
-            usual[place] = key
-            place += 1
-            at = _after_space(text, at + sizes[key] + 1)
-            if text[at] != _COLON:
-                return _NO
-            at = _after_space(text, at + 1)
-            if key < strings:
-                end, seen = _string_at(text, at)
-                if end == _NOWHERE:
-                    return _NO
-                high |= seen
-                starts[key, row], ends[key, row] = at + 1, end - 1
-            else:
-                end, numbers[key - strings, row] = _integer_at(text, at)
-                if end == _NOWHERE:
-                    return _NO
-            at = _after_space(text, end)
-            if text[at] == _CLOSE:
-                break
-            if text[at] != _COMMA:
-                return _NO
-        at = _after_space(text, at + 1)
+        end, seen = _members_at(
+            text, at + 1, row, names, sizes, usual, unknown, starts, ends, numbers, there
+        )
+        if end == _NOWHERE:
+            return _NO
+        high |= seen
+        at = _after_space(text, end)
         if text[at] != _NEWLINE:
             return _NO
         at += 1
     if at != len(text):
         return _NO
     return _NOT_ASCII if high >= _FIRST_NOT_ASCII else _ASCII
+
+
+@compiled
+def _members_at(
+    text: Bytes,
+    at: int,
+    row: int,
+    names: Bytes,
+    sizes: Int64s,
+    usual: Int64s,
+    unknown: Int64s,
+    starts: Int32s,
+    ends: Int32s,
+    numbers: Int64s,
+    there: Bytes,
+) -> tuple[int, int]:
+    """Fill in a message; where its brace has closed, and its strings' bytes or-ed together.
+
+    `usual` holds the known key that came at each place in the last message: it is tried first.
+    """
+    high = place = others = 0
+    while True:
+        at = _after_space(text, at)
+        if text[at] != _QUOTE:
+            return _NOWHERE, high
+        at += 1
+        key, other = usual[place], 0
+        while key < len(sizes):
+            size, same = sizes[key], 0
+            while same < size and text[at + same] == names[key, same]:
+                same += 1
+            if same == size and text[at + size] == _QUOTE:
+                break
+            key, other = other, other + 1
+        seen = 0
+        if key == len(sizes):
+            end, seen = _unknown_key_at(text, at - 1, unknown, others)
+            others += 1
+        elif there[key, row]:
+            end = _NOWHERE
+        else:
+            there[key, row] = 1
+            usual[place] = key
+            place += 1
+            end = at + sizes[key] + 1
+        high |= seen
+        if end == _NOWHERE:
+            return _NOWHERE, high
+        at = _after_space(text, end)
+        if text[at] != _COLON:
+            return _NOWHERE, high
+        at = _after_space(text, at + 1)
+        seen = 0
+        if key == len(sizes):
+            end, seen = _any_value_at(text, at)
+        elif key < len(starts):
+            end, seen = _string_at(text, at)
+            starts[key, row], ends[key, row] = at + 1, end - 1
+        else:
+            end, numbers[key - len(starts), row] = _integer_at(text, at)
+        high |= seen
+        if end == _NOWHERE:
+            return _NOWHERE, high
+        at = _after_space(text, end) + 1
+        if text[at - 1] == _CLOSE:
+            return at, high
+        if text[at - 1] != _COMMA:
+            return _NOWHERE, high
 
 
 @compiled
@@ -179,13 +217,59 @@ def _string_at(text: Bytes, at: int) -> tuple[int, int]:
     seen = 0
     if text[at] != _QUOTE:
         return _NOWHERE, seen
-    at += 1
-    while text[at] != _QUOTE:
-        if text[at] < _SPACE or text[at] == _BACKSLASH:
-            return _NOWHERE, seen
-        seen |= text[at]
+    # Of a slice the compiler knows that it is not indexed from its end.
+    for byte in text[at + 1 :]:
         at += 1
-    return at + 1, seen
+        if byte == _QUOTE:
+            return at + 1, seen
+        if byte < _SPACE or byte == _BACKSLASH:
+            break
+        seen |= byte
+    return _NOWHERE, seen
+
+
+@compiled
+def _unknown_key_at(text: Bytes, at: int, unknown: Int64s, count: int) -> tuple[int, int]:
+    """As `_string_at`, of a key that must not be among the message's `count` unknown ones yet."""
+    end, seen = _string_at(text, at)
+    if end == _NOWHERE or count == len(unknown):
+        return _NOWHERE, seen
+    size = end - at
+    for index in range(count):
+        start, same = unknown[index, 0], 0
+        if unknown[index, 1] == size:
+            while same < size and text[start + same] == text[at + same]:
+                same += 1
+        if same == size:
+            return _NOWHERE, seen
+    unknown[count, 0], unknown[count, 1] = at, size
+    return end, seen
+
+
+@compiled
+def _any_value_at(text: Bytes, at: int) -> tuple[int, int]:
+    """Where the string, number, true, false or null that begins here has ended, and a string's
+    bytes or-ed together."""
+    if text[at] == _QUOTE:
+        return _string_at(text, at)
+    for literal in (b"true", b"false", b"null"):
+        if text[at] == literal[0]:
+            for letter in literal:
+                if text[at] != letter:
+                    return _NOWHERE, 0
+                at += 1
+            return at, 0
+    if text[at] == _MINUS:
+        at += 1
+    at, _ = _integer_at(text, at)
+    if at != _NOWHERE and text[at] == _POINT:
+        start = at + 1
+        at = start
+        while _ZERO <= text[at] <= _NINE:
+            at += 1
+        if at == start:
+            return _NOWHERE, 0
+    return at, 0
 
 
 @compiled

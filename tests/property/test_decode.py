@@ -39,7 +39,7 @@ odd_values = st.sampled_from(
         *([], ["a"], {}, {"a": 1}, {"a": {"b": [1, "x"]}}),
     ]
 )
-keys = st.sampled_from([*EVENT, *OPTIONAL, "kind", "extra", "", "event\\u005fid"])
+keys = st.sampled_from([*EVENT, *OPTIONAL, "kind", "extra", "e", "", "event\\u005fid"])
 
 
 @st.composite
@@ -120,6 +120,34 @@ def test_good_messages_take_the_fast_way_whatever_their_layout() -> None:
     engaged = [json.dumps(dict(reversed(EVENT.items()), kind="save")).encode()]
     values = [*plain, *engaged]
     assert decode_plain(lines(values), len(values), len(plain)) is not None
+
+
+@pytest.mark.parametrize("extra", ["x:y", "", "\u00e9", 5, -5, 0, 0.25, -10.5, True, False, None])
+def test_unknown_fields_with_plain_values_are_passed_over_the_fast_way(extra: Any) -> None:
+    texts = [
+        json.dumps({"v": extra} | EVENT | {"w": extra, "event_idx": extra}, ensure_ascii=False),
+        json.dumps(EVENT),
+    ]
+    values = [text.encode() for text in texts]
+    decoded = decode_plain(lines(values), len(values), len(values))
+    assert decoded is not None
+    assert decoded.events["event_id"].to_list() == [EVENT["event_id"]] * 2
+    check_agreement(CLICKS, list(values))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        '"v":1,"v":2', '"v":"a","w":1,"v":"a"', '"v":01', '"v":.5', '"v":5.', '"v":--1', '"v":-',
+        '"v":truer', '"v":tru', '"v":nul', '"v":+1', '"v":', '"v"', 'v:1', '"v":1 2', '"v":NaN',
+        '"v":-a', '"v":1e5', '"v":1E400', '"v":"a\nb"', '"v":"a\\u0041"', '"v":{"v":1}', '"v":[1]',
+        ",".join(f'"v{i}":{i}' for i in range(12)), '"v":"' + "1" * 300 + '"', '"v":' + "1" * 40,
+    ],
+)  # fmt: skip
+def test_odd_unknown_fields_are_judged_alike_beside_good_neighbours(damage: str) -> None:
+    good = json.dumps(EVENT).encode()
+    for value in (good[:-1] + f",{damage}}}".encode(), b"{" + damage.encode() + b"," + good[1:]):
+        check_agreement(IMPRESSIONS, [good, value, good])
 
 
 def test_a_kind_on_a_topic_without_kinds_is_ignored_the_fast_way() -> None:
