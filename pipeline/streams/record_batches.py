@@ -42,11 +42,11 @@ _NO_SIGN: Final = 0x7FFF_FFFF_FFFF_FFFF
 _LEAST_RECORD_BYTES: Final = 7
 """Length, attributes, timestamp, offset, key's and value's length, count of headers: one each."""
 
-_CODECS: Final[dict[int, tuple[str, Callable[[], bool], Callable[[bytes], bytes]]]] = {
-    1: ("gzip", codec.has_gzip, codec.gzip_decode),
-    2: ("snappy", codec.has_snappy, codec.snappy_decode),
-    3: ("lz4", codec.has_lz4, codec.lz4_decode),
-    4: ("zstd", codec.has_zstd, codec.zstd_decode),
+_CODECS: Final[dict[int, tuple[str, Callable[[bytes], bytes]]]] = {
+    1: ("gzip", codec.gzip_decode),
+    2: ("snappy", codec.snappy_decode),
+    3: ("lz4", codec.lz4_decode),
+    4: ("zstd", codec.zstd_decode),
 }
 
 
@@ -94,16 +94,16 @@ class RecordBatch:
     def body(self, place: str) -> bytes:
         """The records' bytes, not compressed any more.
 
-        Raises UnsupportedCodecError where the codec's library is not installed, and
-        CorruptRecordException where it is no data of that codec.
+        Raises UnsupportedCodecError where nobody knows the codec, and CorruptRecordException where
+        it is no data of that codec.
         """
         body = self.data[self.start + _BODY_AT : self.end]
         if not self.is_compressed:
             return body
         number = self.attributes & _CODEC
-        name, is_there, decode = _CODECS.get(number, (f"codec {number}", lambda: False, bytes))
-        if not is_there():
-            raise UnsupportedCodecError(f"{place}: no library to read {name} is installed")
+        if number not in _CODECS:
+            raise UnsupportedCodecError(f"{place}: codec {number} is none of Kafka's")
+        name, decode = _CODECS[number]
         try:
             return decode(body)
         except Exception as error:  # every codec has exceptions of its own
