@@ -57,14 +57,15 @@ class HourlyPrices:
         groups.now_offered_nanos[rows] += offered_nanos
 
     def to_come(self, row: int, shares: Floats, now_nanos: float) -> float:
-        """The mean price of the traffic to come over the price now (`now_nanos`); 1 where nothing
-        is known of earlier days. `shares`, shape (24,), is today's traffic that is still to come;
-        its first hour with any is the current one. Hours never seen count as the others' mean."""
+        """The mean price of the traffic to come over the price now (`now_nanos`); 1 where no
+        earlier day is known of it: hours of today that are over say nothing of it. `shares`, shape
+        (24,), is today's traffic that is still to come; its first hour with any is the current
+        one. Hours never seen count as the others' mean."""
         groups = self.groups
         groups.reserve(np.array([row]))
         offers, nanos = groups.offers[row], groups.offered_nanos[row]
         seen, coming = (offers > 0) & (nanos > 0), np.flatnonzero(shares > 0)
-        if now_nanos <= 0 or len(coming) == 0 or not seen.any():
+        if now_nanos <= 0 or len(coming) == 0 or not seen[coming].any():
             return 1.0
         prices = nanos / np.where(seen, offers, 1.0)
         prices = np.where(seen, prices, prices[seen].mean())

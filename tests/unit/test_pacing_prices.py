@@ -51,6 +51,9 @@ def test_without_earlier_days_the_price_of_now_is_all_that_is_known() -> None:
     today = HourlyPrices()
     today.observe(ROW, np.array([5]), np.array([10.0]), np.array([3_000.0]))
     assert today.to_come(0, from_hour(5), 300.0) == 1.0
+    for hour, price in ((5, 300.0), (6, 900.0), (7, 900.0)):
+        today.observe(ROW, np.array([hour]), np.array([10.0]), np.array([10.0 * price]))
+    assert today.to_come(0, from_hour(7), 900.0) == 1.0
     assert learned(1, np.full(HOURS, 100.0)).to_come(0, np.zeros(HOURS), 100.0) == 1.0
 
 
