@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.producer.message_accumulator import BatchBuilder
@@ -14,6 +16,7 @@ from pipeline.contract.vocabulary import CATALOG
 
 Place = tuple[str, int]
 """Topic and partition."""
+_HIDDEN_AT_MOST_MS = 600_000
 
 
 class Batches:
@@ -53,23 +56,49 @@ async def fill(
     partitions: int,
 ) -> int:
     """Publish a catalog, then events; returns how many events. Acknowledged when it returns."""
+    async with _producer(bootstrap) as producer:
+        await _publish_catalog(producer, catalog)
+        return await _publish_events(producer, messages, partitions)
+
+
+@contextlib.asynccontextmanager
+async def hidden(
+    bootstrap: str, messages: Iterable[Message], partitions: int
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Publish events that no reader of committed records sees before the given call, which shows
+    them all at once."""
+    async with _producer(
+        bootstrap, transactional_id="bench-hidden", transaction_timeout_ms=_HIDDEN_AT_MOST_MS
+    ) as producer:
+        await producer.begin_transaction()
+        await _publish_events(producer, messages, partitions)
+        yield producer.commit_transaction
+
+
+@contextlib.asynccontextmanager
+async def _producer(bootstrap: str, **options: Any) -> AsyncIterator[AIOKafkaProducer]:
     producer = AIOKafkaProducer(
-        bootstrap_servers=bootstrap, acks="all", linger_ms=5, max_batch_size=1 << 20
+        bootstrap_servers=bootstrap, acks="all", linger_ms=5, max_batch_size=1 << 20, **options
     )
     await producer.start()
     try:
-        await _publish_catalog(producer, catalog)
-        batches = Batches(producer, partitions)
-        acks: list[asyncio.Future[object]] = []
-        count = 0
-        for message in messages:
-            count += 1
-            if (full := batches.add(message)) is not None:
-                acks.append(await _send(producer, *full))
-        acks += [await _send(producer, *rest) for rest in batches.rest()]
-        await asyncio.gather(*acks)
+        yield producer
     finally:
         await producer.stop()
+
+
+async def _publish_events(
+    producer: AIOKafkaProducer, messages: Iterable[Message], partitions: int
+) -> int:
+    batches = Batches(producer, partitions)
+    acks: list[asyncio.Future[object]] = []
+    count = 0
+    for message in messages:
+        count += 1
+        if (full := batches.add(message)) is not None:
+            acks.append(await _send(producer, *full))
+    acks += [await _send(producer, *rest) for rest in batches.rest()]
+    await asyncio.gather(*acks)
     return count
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench import load, machine
 from bench.engine import EVENTS_A_TURN, EngineAlone, make_engine, turns_of
-from bench.fill import fill
+from bench.fill import fill, hidden
 from bench.machine import say
 from bench.site import BenchError, Site, log_tail, opened, process, worker_command
 from bench.watch import Output, follow, journal_output
@@ -85,35 +85,39 @@ class _Worker:
 
 
 def _workers(partitions: int, number: int, events: int) -> dict[str, Any]:
-    """The rate and the cost of so many workers, from when each has its share of the shards on.
+    """The rate and the cost of so many workers, each with its share of the shards when the events
+    are shown to them.
 
     One worker has a core to itself; several share all cores with the broker.
     """
     with opened(partitions) as site:
-        asyncio.run(_fill(site, events))
-        with _running(site, number) as workers:
-            _await_balance(workers, partitions)
-            balanced_ms = time.time_ns() // 1_000_000
-            cpu_s = -sum(machine.cpu_s(worker.child.pid) for worker in workers)
-            outputs = asyncio.run(_outputs(site, events, workers))
-            cpu_s += sum(machine.cpu_s(worker.child.pid) for worker in workers)
-    later = [output for output in outputs if output.at_ms > balanced_ms]
-    judged = sum(output.events for output in later)
-    if judged < events // 10:
-        raise BenchError(f"{judged} of {events} events were left once balanced: publish more")
-    found = {
-        "partitions": partitions,
-        "workers": number,
-        "events_per_s": judged / (later[-1].at_ms - balanced_ms) * 1_000,
-        "cpu_us_per_event": cpu_s / judged * 1e6,
-        "journal_bytes_per_event": sum(output.size_bytes for output in outputs) / events,
-    }
+        found = asyncio.run(_measured(site, number, events))
     say(json.dumps(found))
     return found
 
 
-async def _fill(site: Site, events: int) -> None:
+async def _measured(site: Site, number: int, events: int) -> dict[str, Any]:
     now_ms = time.time_ns() // 1_000_000
+    await _fill(site, now_ms)
+    given = messages(events, CAMPAIGNS, now_ms - 600_000)
+    async with hidden(site.bootstrap, given, site.partitions) as show:
+        with _running(site, number) as workers:
+            _await_balance(workers, site.partitions)
+            cpu_s = -sum(machine.cpu_s(worker.child.pid) for worker in workers)
+            shown_ms = time.time_ns() // 1_000_000
+            await show()
+            outputs = await _outputs(site, events, workers)
+            cpu_s += sum(machine.cpu_s(worker.child.pid) for worker in workers)
+    return {
+        "partitions": site.partitions,
+        "workers": number,
+        "events_per_s": events / (outputs[-1].at_ms - shown_ms) * 1_000,
+        "cpu_us_per_event": cpu_s / events * 1e6,
+        "journal_bytes_per_event": sum(output.size_bytes for output in outputs) / events,
+    }
+
+
+async def _fill(site: Site, now_ms: int, events: int = 0) -> None:
     site.make_topics()
     await fill(
         site.bootstrap,
@@ -176,7 +180,7 @@ def _low_load(seconds: int) -> list[dict[str, Any]]:
     """The share of a core that a worker uses with nothing, and with little, to do."""
     found = []
     with opened(partitions=4) as site:
-        asyncio.run(_fill(site, 1_000))
+        asyncio.run(_fill(site, time.time_ns() // 1_000_000, events=1_000))
         with _running(site, 1) as [worker]:
             _await_balance([worker], site.partitions)
             time.sleep(_SETTLE_S)

@@ -108,7 +108,8 @@ class Batch:
 
     def texts(self, rows: Int64s, *columns: str) -> pl.DataFrame:
         """These columns of the events in these rows."""
-        return self.as_they_came.select(columns)[self.came_as[rows]]
+        taken = [self.as_they_came[column] for column in columns]
+        return pl.DataFrame(taken)[self.came_as[rows]]
 
     def original(self, row: int) -> tuple[bytes | None, bytes | None]:
         """The record's key and value as they came."""

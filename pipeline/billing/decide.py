@@ -186,8 +186,9 @@ def _rule_misrouted(outcome: Outcome, terms: Terms) -> None:
     home = np.empty(len(rows), dtype=np.int64)
     known = outcome.pin[rows] >= 0
     home[known] = terms.campaign.shard[outcome.campaign[rows[known]]]
-    strangers = outcome.batch.texts(rows[~known], "campaign_id")["campaign_id"]
-    home[~known] = [partition_of(name, terms.partitions) for name in strangers]
+    if not known.all():
+        strangers = outcome.batch.texts(rows[~known], "campaign_id")["campaign_id"]
+        home[~known] = [partition_of(name, terms.partitions) for name in strangers]
     outcome.disposition[rows[home != outcome.batch.shard[rows]]] = MISROUTED
 
 
@@ -259,12 +260,13 @@ def _rule_serving(outcome: Outcome, shards: Mapping[int, Shard], terms: Terms) -
     since = np.maximum(terms.pin.since_ms[pins], terms.group.since_ms[groups])
     earlier = times < np.maximum(since, terms.campaign.since_ms[campaigns])
     single = np.flatnonzero(earlier | terms.group.has_keywords[groups])
-    keywords = outcome.batch.texts(rows[single], "keyword")["keyword"]
-    for at, keyword in zip(single.tolist(), keywords, strict=True):
-        row = int(rows[at])
-        ad = terms.ad_at(int(outcome.pin[row]), int(times[at]), keyword)
-        serves[at], outcome.basis[row], bids[row] = ad.serves, ad.basis, ad.bid_micros
-        target_cpi[at] = ad.target_cpi
+    if len(single):
+        keywords = outcome.batch.texts(rows[single], "keyword")["keyword"]
+        for at, keyword in zip(single.tolist(), keywords, strict=True):
+            row = int(rows[at])
+            ad = terms.ad_at(int(outcome.pin[row]), int(times[at]), keyword)
+            serves[at], outcome.basis[row], bids[row] = ad.serves, ad.basis, ad.bid_micros
+            target_cpi[at] = ad.target_cpi
     outcome.disposition[rows[~serves]] = NOT_SERVING
     if target_cpi.any():
         _cap_by_decided_bids(outcome, rows[target_cpi & serves], bids, shards, terms)

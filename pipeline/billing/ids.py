@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import Future
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import hirola
@@ -38,6 +38,7 @@ SEPARATOR = "\0"
 """Joins the parts of an identity; no part can hold it: an event with a NUL is malformed."""
 
 
+@cache
 def hash_exprs(name: str, *columns: str) -> tuple[pl.Expr, pl.Expr]:
     """XXH3-128 of each row's UTF-8 bytes; several columns make one identity together.
 

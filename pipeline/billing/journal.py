@@ -2,15 +2,16 @@
 
 Layout, little-endian (documented for readers outside in docs/journal.md):
 
-    magic "PPJ2" | header length u32 | digest | header (MessagePack) | events (Arrow IPC, zstd)
+    magic "PPJ2" | header length u32 | digest | header (MessagePack) | events (zstd of Arrow IPC)
 
 The digest is SHA-256 over the previous counted record's digest and all of the record but its
 digest: a hash chain over everything the shard ever did. Events are in the order of judgement; the
 n-th event of a record has shard_seq `header.seq + n`.
 
 Version 1 has its digest as the header's last field, made over the header *as its reader encodes it
-again*; so a reader had to know every field, and none could be added. This module is the one place
-that knows of two versions: what it returns is the same for both.
+again*; so a reader had to know every field, and none could be added. Its events are not packed as
+a whole. This module is the one place that knows of two versions: what it returns is the same for
+both.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Final
 
+import cramjam
 import msgspec
 import polars as pl
 import pyarrow as pa
@@ -220,24 +222,35 @@ _FIELDS_OF_VERSION_1: Final = (
 """In their order. What was added since is left out of a record of version 1: its readers would take
 the record for a forged one."""
 
-_COMPAT = pl.CompatLevel.oldest()
-"""Texts one after the other compress better than texts behind views: 49 bytes an event for 57.
-Written by pyarrow, for polars takes more time and has no compression level."""
-_IPC = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1), use_threads=False)
+ARROW_SCHEMA = (
+    pl.DataFrame(schema=EVENT_SCHEMA).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+)
+"""The same as written. Texts one after the other compress better than texts behind views: 49 bytes
+an event for 57."""
+_IPC = pa.ipc.IpcWriteOptions(use_threads=False)
+_ZSTD = pa.Codec("zstd", compression_level=1)
+"""One frame around all columns. Arrow's own compression makes one for each buffer of each column,
+which costs a record of few events ten times as much."""
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 _encoder = msgspec.msgpack.Encoder()
 _header_decoder = msgspec.msgpack.Decoder(Header)
 
 
-def encode_events(events: pl.DataFrame) -> bytes:
-    """The events' part of a record; empty bytes where there are none."""
-    if events.height == 0:
+def encode_events(events: pa.RecordBatch) -> bytes:
+    """The events' part of a record, of columns as in ARROW_SCHEMA; empty bytes where there are
+    none."""
+    if len(events) == 0:
         return b""
-    table = events.to_arrow(compat_level=_COMPAT)
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema, options=_IPC) as stream:
-        stream.write_table(table)
-    return bytes(sink.getvalue())
+    with pa.ipc.new_stream(sink, events.schema, options=_IPC) as stream:
+        stream.write_batch(events)
+    return bytes(_ZSTD.compress(sink.getvalue(), asbytes=True))
+
+
+def _unpacked(body: bytes) -> bytes:
+    """The Arrow IPC stream of a record's events."""
+    return bytes(cramjam.zstd.decompress(body)) if body.startswith(_ZSTD_MAGIC) else body
 
 
 def seal(
@@ -248,10 +261,11 @@ def seal(
     Returns the header with its digest, and the record's bytes in a version of the format.
     """
     if version == 1:
-        digest = _digest_1(header, body, previous_digest)
+        plain = _unpacked(body)
+        digest = _digest_1(header, plain, previous_digest)
         sealed = msgspec.structs.replace(header, digest=digest)
         packed = _encode_1(sealed)
-        return sealed, _PREFIX.pack(_MAGIC[1], len(packed)) + packed + body
+        return sealed, _PREFIX.pack(_MAGIC[1], len(packed)) + packed + plain
     packed = _encoder.encode(msgspec.structs.replace(header, digest=EMPTY_DIGEST))
     prefix = _PREFIX.pack(_MAGIC[2], len(packed))
     digest = _digest(previous_digest, prefix, packed, body)
@@ -305,7 +319,7 @@ def decode_events(header: Header, body: bytes) -> pl.DataFrame:
         events = pl.DataFrame(schema=EVENT_SCHEMA)
     else:
         try:
-            events = pl.read_ipc_stream(BytesIO(body))
+            events = pl.read_ipc_stream(BytesIO(_unpacked(body)))
         except Exception as error:
             raise JournalError(f"journal record's events do not decode: {error}") from error
     if events.height != header.events:

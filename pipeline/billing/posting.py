@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.billing import ids
 from pipeline.billing.books import Balances, Blocks, PostedBlock, Shard
 from pipeline.billing.decide import Outcome
-from pipeline.billing.journal import EVENT_SCHEMA, AccountTerms, Ad, Block, CreditPosting
+from pipeline.billing.journal import ARROW_SCHEMA, AccountTerms, Ad, Block, CreditPosting
 from pipeline.billing.terms import AD_COLUMNS, Terms
 from pipeline.contract.days import Calendar, iso
 from pipeline.contract.pacing_notes import PacingNote
@@ -121,27 +123,26 @@ def named_block(terms: Terms, block: PostedBlock) -> Block:
 class ShardEvents:
     """The events of a draft as the journal holds them."""
 
-    columns: pl.DataFrame
+    columns: pa.RecordBatch
     """With the columns of the journal's EVENT_SCHEMA."""
     ads: list[Ad]
     accounts: dict[str, AccountTerms]
     """Of the ads."""
 
 
-NO_EVENTS = ShardEvents(pl.DataFrame(schema=EVENT_SCHEMA), [], {})
+NO_EVENTS = ShardEvents(pa.RecordBatch.from_pylist([], ARROW_SCHEMA), [], {})
 
 
 def shard_events(outcome: Outcome, drafts: Mapping[int, Draft], terms: Terms) -> list[ShardEvents]:
     """The events of each draft, in the order of the drafts.
 
-    The columns are made once for all of them: one frame's cost does not grow with the shards.
+    The columns are made once for all of them: their cost does not grow with the shards.
     """
     rows = np.concatenate([np.empty(0, np.int64), *(draft.rows for draft in drafts.values())])
     if len(rows) == 0:
         return [NO_EVENTS] * len(drafts)
-    columns = _event_columns(outcome, rows)
     codes, ads = _ad_codes(outcome, list(drafts.values()), rows, terms)
-    columns.insert_column(list(EVENT_SCHEMA).index("ad"), pl.Series("ad", codes))
+    columns = _event_columns(outcome, rows, codes)
     found = []
     start = 0
     for draft, of_shard in zip(drafts.values(), ads, strict=True):
@@ -152,14 +153,13 @@ def shard_events(outcome: Outcome, drafts: Mapping[int, Draft], terms: Terms) ->
     return found
 
 
-def _event_columns(outcome: Outcome, rows: Rows) -> pl.DataFrame:
-    """The journal's columns of these rows, but for `ad`."""
+def _event_columns(
+    outcome: Outcome, rows: Rows, ad_codes: npt.NDArray[np.uint32]
+) -> pa.RecordBatch:
+    """The journal's columns of these rows."""
     batch = outcome.batch
     texts = batch.texts(rows, "event_id", "country", "device")
-    user_hash = ids.as_binary(outcome.user_keys[rows])
-    malformed = batch.malformed[rows]
-    if malformed.any():
-        user_hash = user_hash.set(pl.Series(malformed), b"")
+    written = texts.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
     charged = outcome.disposition[rows] == CHARGED
     unique = outcome.unique_keys[rows]
     columns: dict[str, Any] = {
@@ -170,20 +170,33 @@ def _event_columns(outcome: Outcome, rows: Rows) -> pl.DataFrame:
         "placement": outcome.placement[rows],
         "limit": outcome.limit[rows],
         "basis": np.where(charged, outcome.basis[rows], 0).astype(np.uint8),
-        "event_id": texts["event_id"],
         "event_time_ms": outcome.event_time_ms[rows],
-        "billing_day": outcome.billing_day[rows].astype("datetime64[D]"),
-        "posting_day": outcome.posting_day[rows].astype("datetime64[D]"),
-        "user_hash": user_hash,
-        "country": texts["country"].fill_null(""),
-        "device": texts["device"].fill_null(""),
+        "billing_day": _dates(outcome.billing_day[rows]),
+        "posting_day": _dates(outcome.posting_day[rows]),
+        "ad": ad_codes,
+        "user_hash": _user_hashes(outcome.user_keys[rows], batch.malformed[rows]),
         "price_micros": outcome.price_micros[rows],
         "amount_nanos": outcome.amount_nanos[rows],
         "free_nanos": outcome.free_nanos[rows],
         "unique_low": np.ascontiguousarray(unique[:, 0]),
         "unique_high": np.ascontiguousarray(unique[:, 1]),
     }
-    return pl.DataFrame([pl.Series(name, column) for name, column in columns.items()])
+    for name in texts.columns:
+        columns[name] = pc.fill_null(written[name], "").chunk(0)
+    arrays = [pa.array(columns[name]) for name in ARROW_SCHEMA.names]
+    return pa.RecordBatch.from_arrays(arrays, schema=ARROW_SCHEMA)
+
+
+def _dates(days: Rows) -> pa.Array:
+    return pa.array(days.astype(np.int32)).view(pa.date32())
+
+
+def _user_hashes(keys: ids.Keys, malformed: npt.NDArray[np.bool_]) -> pa.Array:
+    """The keys' 16 bytes each, or none where malformed."""
+    ends = np.cumsum(np.where(malformed, 0, 16), dtype=np.int64)
+    offsets = np.concatenate((np.zeros(1, np.int64), ends))
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(keys[~malformed])]
+    return pa.Array.from_buffers(pa.large_binary(), len(keys), buffers)
 
 
 def account_terms(terms: Terms, account_id: str) -> AccountTerms:

@@ -65,17 +65,17 @@ class Scanner:
         views = np.zeros((*starts.shape, _VIEW_BYTES), dtype=np.uint8)
         _set_views(text, starts, ends, views, views.view(np.uint32))
         texts = pa.py_buffer(text)
-        columns = [
-            pl.Series(name, _strings(views[column], texts, there[column]))
+        columns = {
+            name: pl.Series(name, _strings(views[column], texts, there[column]))
             for column, name in enumerate(self._strings)
-        ]
+        }
         first = len(self._strings)
         for column, name in enumerate(self._integers):
             values = pl.Series(name, numbers[column])
             if not there[first + column].all():
                 values = values.set(pl.Series(there[first + column] == 0), None)
-            columns.append(values)
-        return pl.DataFrame(columns).select(self._columns)
+            columns[name] = values
+        return pl.DataFrame([columns[name] for name in self._columns])
 
 
 def _strings(views: Bytes, texts: pa.Buffer, there: Bytes) -> pa.Array:

@@ -83,7 +83,7 @@ def _entry(
         draft.shard,
         outcome.now_ms,
         sources=draft.sources,
-        events=events.columns.height,
+        events=len(events.columns),
         ads=events.ads,
         accounts=accounts,
         signals=draft.signals,

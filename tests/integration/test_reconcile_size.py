@@ -14,7 +14,15 @@ import polars as pl
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from pipeline.billing.journal import EVENT_SCHEMA, AccountTerms, Ad, Header, encode_events, seal
+from pipeline.billing.journal import (
+    ARROW_SCHEMA,
+    EVENT_SCHEMA,
+    AccountTerms,
+    Ad,
+    Header,
+    encode_events,
+    seal,
+)
 from pipeline.contract.days import from_iso
 from pipeline.contract.vocabulary import (
     CATALOG,
@@ -50,7 +58,9 @@ def journal_records(shard: int) -> Iterator[bytes]:
     for _ in range(EVENTS // A_RECORD):
         events = _events(random, seq)
         header = _header(shard, previous, seq, events.height, ads)
-        sealed, value = seal(header, body := encode_events(events), digest)
+        table = events.to_arrow(compat_level=pl.CompatLevel.oldest())
+        [batch] = table.cast(ARROW_SCHEMA).combine_chunks().to_batches()
+        sealed, value = seal(header, body := encode_events(batch), digest)
         assert body
         yield value
         digest, previous, seq = sealed.digest, previous + 1, seq + events.height
