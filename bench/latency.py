@@ -36,7 +36,8 @@ PROBE_CAMPAIGNS = 64
 PROBE_PRICE_MICROS = 1_000_000
 WARM_UP_S = 2.0
 ANSWERED_WITHIN_S = 30.0
-_WARM_UP_EVENTS = 20_000
+_WARM_UP_EVENTS = 1_000_000
+"""So many that the tables of ids have grown: they do it in steps, in a shard's first seconds."""
 
 
 def latency(capacity: int, seconds: int, probes_a_s: int) -> dict[str, Any]:

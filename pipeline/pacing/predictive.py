@@ -131,7 +131,7 @@ class Predictive:
         self._resumes: dict[int, deque[int]] = {}
         self._lines: dict[int, tuple[int, even.Line]] = {}
         """Row -> billing day and the plan of it, where pacing is even."""
-        self._last_prediction: tuple[tuple[str, int, int], Inflight] | None = None
+        self._last_prediction: tuple[tuple[str, bytes, int], Inflight] | None = None
         self._settling: list[_Settling] = []
         self._settling_rows: set[int] = set()
         self._notes: list[tuple[int, PacingNote]] = []
@@ -229,10 +229,8 @@ class Predictive:
         return np.asarray(np.maximum(inflight.mean + margin, piece))
 
     def _predict(self, level: str, rows: Rows, now_ms: int) -> Inflight:
-        if len(rows) != 1:
-            return self._predict_anew(level, rows, now_ms)
-        # A review asks several times in a row of the same entity.
-        asked = (level, int(rows[0]), now_ms)
+        # A review asks several times in a row of the same entities.
+        asked = (level, rows.tobytes(), now_ms)
         if self._last_prediction is None or self._last_prediction[0] != asked:
             self._last_prediction = asked, self._predict_anew(level, rows, now_ms)
         return self._last_prediction[1]

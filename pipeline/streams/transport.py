@@ -14,7 +14,9 @@ rebalance); an object for each record would cost more than judging it does. Thre
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -35,6 +37,9 @@ from pipeline.streams.record_batches import RecordBatch, batches_in, read
 SCHEME = "chunk"
 MAX_CHUNK_RECORDS = 4_096
 MAX_CHUNK_BYTES = 8 * 1024 * 1024
+_FETCH_EVERY_S = 0.02
+"""From a broker: what trickles in is let gather there, for a fetch costs as much as judging some
+hundred events."""
 
 
 class ShardOwner(Protocol):
@@ -161,6 +166,30 @@ class _Fetched(dict[TP, list[ConsumerRecord]]):
     epoch: int
 
 
+class _PacedConsumer(Consumer):
+    """A consumer that asks each broker for more at most so often."""
+
+    async def start(self) -> None:
+        await super().start()
+        self._fetcher._proc_fetch_request = _paced(self._fetcher._proc_fetch_request)
+
+
+def _paced(fetch: Callable[..., Awaitable[bool]]) -> Callable[..., Awaitable[bool]]:
+    """aiokafka's fetch, with a wait before each that would come too soon."""
+    sent_s: dict[int, float] = {}
+
+    async def paced(assignment: Any, node_id: int, request: Any) -> bool:
+        wait_s = sent_s.get(node_id, 0.0) + _FETCH_EVERY_S - time.monotonic()
+        try:
+            await asyncio.sleep(max(0.0, wait_s))
+        except asyncio.CancelledError:
+            return False  # as the fetch itself does
+        sent_s[node_id] = time.monotonic()
+        return await fetch(assignment, node_id, request)
+
+    return paced
+
+
 class _ConsumerThread(driver.AIOKafkaConsumerThread):
     """Faust's consumer thread with our consumer in it.
 
@@ -189,7 +218,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         # Faust's own assignor keeps topics with the same number of partitions together, which is
         # what makes a shard; without tables Faust would take plain round-robin.
         self._assignor = self.app.assignor
-        return Consumer(
+        return _PacedConsumer(
             **transport.client_options,
             group_id=conf.id,
             client_id=conf.broker_client_id,

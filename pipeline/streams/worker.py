@@ -3,12 +3,13 @@
 One turn decides everything that has come for all owned shards; the appends of a turn, one a
 shard, fly together while the next turn is decided. A turn starts when there is something to do
 and the appends before the last have been acknowledged, and not before a few milliseconds after
-the last, so that at low load latency is low and at high load turns are large.
+the last: once enough events wait, or a while after the last turn began.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -54,7 +55,8 @@ _RAISE_RETENTION = (
 )
 
 _IDLE_WAIT_S = 0.2
-_TURN_EVERY_S = 0.05
+_TURN_EVERY_S = 0.06
+_ENOUGH_EVENTS = 4_000
 _STUCK_AFTER_S = 60.0
 _SCRAPE_WITHIN_S = 3.0
 _STOP_WAIT_S = 5.0
@@ -134,6 +136,8 @@ class Intake:
         self._room = asyncio.Event()
         self._room.set()
         self.wake = asyncio.Event()
+        self.enough = asyncio.Event()
+        """As many wait as make a turn worth its while."""
         self.last_arrival_s = 0.0
 
     async def put(self, delivery: Delivery) -> None:
@@ -145,6 +149,8 @@ class Intake:
         self.last_arrival_s = time.monotonic()
         if self.events >= self._max_events:
             self._room.clear()
+        if self.events >= _ENOUGH_EVENTS:
+            self.enough.set()
         self.wake.set()
 
     def take(self, max_events: int) -> list[Chunk]:
@@ -158,6 +164,8 @@ class Intake:
         self.events -= events
         if self.events < self._max_events:
             self._room.set()
+        if self.events < _ENOUGH_EVENTS:
+            self.enough.clear()
         if self._chunks:
             self.wake.set()
         return taken
@@ -168,6 +176,7 @@ class Intake:
         self._chunks.clear()
         self.events = 0
         self._room.set()
+        self.enough.clear()
 
     def open(self, epoch: int) -> None:
         """Take in what is fetched in this epoch."""
@@ -538,25 +547,16 @@ class Worker:
         return True
 
     async def _wait_for_work(self) -> None:
-        wake = self._intake.wake
-        try:
-            # Not wait_for: before Python 3.12 it swallows a cancellation that comes with the wake.
+        """Let events gather: a turn's fixed cost is that of judging some thousands."""
+        wake, enough = self._intake.wake, self._intake.enough
+        # Not wait_for: before Python 3.12 it swallows a cancellation that comes with the wake.
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_IDLE_WAIT_S):
                 await wake.wait()
-            await asyncio.sleep(self._rest_s())
-        except TimeoutError:
-            pass
+            await asyncio.sleep(self._settings.turn_min_s)
+            async with asyncio.timeout(_TURN_EVERY_S - self._turn_took_s):
+                await enough.wait()
         wake.clear()
-
-    def _rest_s(self) -> float:
-        """How long to let events gather before the next turn.
-
-        A turn has a fixed cost, so they come at a steady pace; where one takes longer than that,
-        or much waits, they follow each other at once.
-        """
-        if self._intake.events >= self._settings.max_turn_events // 2:
-            return 0.0
-        return max(self._settings.turn_min_s, _TURN_EVERY_S - self._turn_took_s)
 
     async def _work(self) -> None:
         """Everything that there is to do now, in as many turns as time has boundaries."""
