@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,6 @@ from pipeline.contract.vocabulary import CHARGED, CPM, NOT_SERVING, UNKNOWN
 
 Rows = npt.NDArray[np.int64]
 
-_ACCOUNT_ID = attrgetter("account_id")
 FIRST_CLOSE_MS = 1
 NO_CLOSE_MS = 2**62
 
@@ -141,14 +139,19 @@ def shard_events(outcome: Outcome, drafts: Mapping[int, Draft], terms: Terms) ->
     rows = np.concatenate([np.empty(0, np.int64), *(draft.rows for draft in drafts.values())])
     if len(rows) == 0:
         return [NO_EVENTS] * len(drafts)
-    codes, ads = _ad_codes(outcome, list(drafts.values()), rows, terms)
+    codes, named = _ad_codes(outcome, list(drafts.values()), rows, terms)
     columns = _event_columns(outcome, rows, codes)
     found = []
     start = 0
-    for draft, of_shard in zip(drafts.values(), ads, strict=True):
-        named = {*map(_ACCOUNT_ID, of_shard)} - {""}
-        accounts = {account_id: account_terms(terms, account_id) for account_id in named}
-        found.append(ShardEvents(columns.slice(start, len(draft.rows)), of_shard, accounts))
+    for draft, (strangers, pins) in zip(drafts.values(), named, strict=True):
+        names = [terms.account_ids.text(row) for row in terms.accounts_of(pins).tolist()]
+        found.append(
+            ShardEvents(
+                columns.slice(start, len(draft.rows)),
+                strangers + terms.ads(pins),
+                {name: account_terms(terms, name) for name in names},
+            )
+        )
         start += len(draft.rows)
     return found
 
@@ -207,11 +210,11 @@ def account_terms(terms: Terms, account_id: str) -> AccountTerms:
 
 def _ad_codes(
     outcome: Outcome, drafts: Sequence[Draft], rows: Rows, terms: Terms
-) -> tuple[npt.NDArray[np.uint32], list[list[Ad]]]:
-    """Number the ads of each draft; the numbers of its rows, and the ads in their order.
+) -> tuple[npt.NDArray[np.uint32], list[tuple[list[Ad], Rows]]]:
+    """Number the ads of each draft; the numbers of its rows, and its ads in their order: those that
+    the catalog does not know, then the rows of the others' pins.
 
-    `rows` are the drafts' rows one after the other. Ads of the catalog go by their pin, others by
-    their own ids.
+    `rows` are the drafts' rows one after the other.
     """
     codes = outcome.pin[rows]
     strangers: dict[tuple[str, str, str], int] = {}
@@ -230,7 +233,7 @@ def _ad_codes(
     for start, end in pairwise(starts.tolist()):
         numbers = unique[start:end] % span - len(strangers)
         known = int(np.searchsorted(numbers, 0))
-        ads.append([foreign[-1 - n] for n in numbers[:known].tolist()] + terms.ads(numbers[known:]))
+        ads.append(([foreign[-1 - n] for n in numbers[:known].tolist()], numbers[known:]))
     return (inverse - starts[draft_of]).astype(np.uint32), ads
 
 

@@ -322,6 +322,11 @@ class Terms:
         found: list[Ad] = self.pin.ad[pin_rows].tolist()
         return found
 
+    def accounts_of(self, pin_rows: Rows) -> Rows:
+        """The rows of the accounts that these ads are of, each once."""
+        campaigns = self.group.campaign[self.pin.group[pin_rows]]
+        return np.unique(self.campaign.account[campaigns]).astype(np.int64)
+
     # -- one at a time ------------------------------------------------------------------------
 
     def ad_at(self, pin_row: int, time_ms: int, keyword: str | None) -> AdTerms:

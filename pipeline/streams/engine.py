@@ -306,15 +306,12 @@ class Engine:
     def _review_serving(self, outcome: Outcome, drafts: dict[int, Draft], now_ms: int) -> None:
         """Review every entity whose spend, limits or billing day may have changed."""
         spent = np.flatnonzero(outcome.disposition >= OVER_BUDGET)
-        rows = {
-            "ad_group": np.unique(outcome.group[spent]),
-            "campaign": np.unique(outcome.campaign[spent]),
-        }
+        rows = {"ad_group": outcome.group[spent], "campaign": outcome.campaign[spent]}
         changed, self.terms.limits_changed = self.terms.limits_changed, set()
         due = self._stopped.resume_due(now_ms)
         for level, touched in rows.items():
             more = [row for where, row in changed | due if where == level]
-            concerned = np.union1d(touched, np.array(more, dtype=np.int64))
+            concerned = _distinct(np.concatenate((touched, np.array(more, dtype=np.int64))))
             worth = self._worth_review(level, concerned, now_ms)
             for row in sorted({*worth, *self._pacing.due(level, now_ms).tolist()}):
                 self._review(level, row, drafts, now_ms)
@@ -502,6 +499,13 @@ class _Stopped:
             if size > len(known):
                 more = np.zeros(max(size, 2 * len(known)) - len(known), dtype=known.dtype)
                 columns[level] = np.concatenate((known, more))
+
+
+def _distinct(rows: Rows) -> Rows:
+    """Each row once, in order. Row numbers are small, so a flag each tells sooner than sorting."""
+    named = np.zeros(int(rows.max(initial=-1)) + 1, dtype=np.bool_)
+    named[rows] = True
+    return np.flatnonzero(named)
 
 
 def _day_ends(calendar: Calendar, after_ms: int, up_to_ms: int) -> list[int]:

@@ -7,17 +7,21 @@ from hashlib import sha256
 from pathlib import Path
 
 import msgspec
+import pyarrow as pa
 import pytest
 
 from pipeline.billing.chain import BrokenChainError, Chain
 from pipeline.billing.journal import (
+    ARROW_SCHEMA,
     EMPTY_DIGEST,
     NEWEST,
+    VERSIONS,
     JournalError,
     LaterVersionError,
     decode,
     decode_header,
     digest_holds,
+    encode_events,
     seal,
     version_of,
 )
@@ -32,6 +36,8 @@ WRITTEN = Path(__file__).parent / "data" / "journal-version-1.txt"
 can hold, and a checkpoint after it."""
 FIRST, CHECKPOINT = (b64decode(line) for line in WRITTEN.read_text().splitlines())
 BEFORE_FIRST = bytes(range(32))
+_STREAM_MAGIC = b"\xff\xff\xff\xff"
+"""What an Arrow IPC stream begins with."""
 
 
 def test_what_version_1_wrote_is_read() -> None:
@@ -117,3 +123,18 @@ def test_the_reporter_holds_the_partition_and_says_so() -> None:
     intake.take([LogRecord(JOURNAL, 0, 0, 0, None, later)])
     assert "Upgrade this process" in intake.stopped[0]
     assert intake.is_empty
+
+
+def test_events_are_packed_as_a_whole_and_not_so_in_version_1() -> None:
+    """Readers of version 1 know the plain stream only."""
+    plain = decode(FIRST).body
+    [batch] = pa.ipc.open_stream(plain).read_all().cast(ARROW_SCHEMA).to_batches()
+    packed = encode_events(batch)
+    assert not packed.startswith(_STREAM_MAGIC)
+    header = a_header(events=1)
+    for version in VERSIONS:
+        _, value = seal(header, packed, EMPTY_DIGEST, version)
+        record = decode(value)
+        assert record.body.startswith(_STREAM_MAGIC) is (version == 1)
+        assert record.events.equals(decode(FIRST).events)
+        assert digest_holds(record.header, value, EMPTY_DIGEST)
