@@ -540,6 +540,8 @@ class Predictive:
     def _common(self) -> dict[str, Floats]:
         others = {
             "price_errors": self.forecasts.prices.errors,
+            "installs_came": self.installs.delays.came,
+            "installs_expected": self.installs.delays.expected,
         }
         return self.model.common() | self.forecasts.traffic.common() | others
 
