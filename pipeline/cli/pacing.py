@@ -26,6 +26,8 @@ _COLUMNS = (
     "signals a day, median (most)",
     "last served after the pause, median (95 %)",
     "foretold an hour ahead within 10 min (knowing all but coming prices; all)",
+    "on record an hour ahead within 10 min",
+    "within the interval of 80 %",
 )
 
 
@@ -42,6 +44,8 @@ def _cells(run: Run) -> list[str]:
         f"{figures.stop_s_median:.1f} s ({figures.stop_s_p95:.1f} s)",
         f"{figures.forecast_hit:.0%} of {figures.ran_out} "
         f" ({figures.informed_hit:.0%}; {figures.oracle_hit:.0%})",
+        f"{figures.recorded_hit:.0%}",
+        f"{figures.inside_interval:.0%}",
     ]
 
 

@@ -1,14 +1,16 @@
 """When a budget will have run out: traffic curve, potential, and the record of how right it was.
 
-An ad group spends its potential (value per day's traffic at probability 1) along its traffic
-curve. What is left of its limits therefore lasts for a share of the day's traffic, and the curve
-says until when. The interval is that of two Poisson counts: the events behind the potential, and
-those still to come.
+An ad group spends its potential (value per day's traffic at probability 1, at the price of now)
+along its traffic curve and the prices expected of each hour: a cumulative curve of value, which
+says when what is left of its limits will be reached. A campaign's limit is reached by all of its ad
+groups together. The interval is that of what is known of these: of the counts behind the potential
+and what an impression brings, of the events still to come, and of how well prices were foretold.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
@@ -30,8 +32,42 @@ FEED_MS: Final = 30_000
 NOTE_EVERY_MS: Final = 600_000
 WORTH_A_NOTE_MS: Final = 300_000
 """A forecast is recorded again once it has moved by so much."""
+NEAR_MS: Final = 7_200_000
+NOTE_NEAR_EVERY_MS: Final = 120_000
+WORTH_A_NOTE_NEAR_MS: Final = 120_000
+"""The same where the end is so near."""
+_MOST_NOTES: Final = 240
+"""Of an ad group's day, that are kept to be compared with what comes."""
 _QUANTILE_90: Final = 1.2816
+_WIDEST: Final = 5.0
+_CURVE_ERROR: Final = 0.03
+"""Relative error of a curve's next hours."""
 _ACTIVE_MS: Final = 1_800_000
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """Ad groups whose exhaustion is asked for, one entry each; those of a campaign are asked for
+    together, because its limit is reached by their sum."""
+
+    rows: Rows
+    own_nanos: Floats
+    """What may still be spent before the tightest of the ad group's own limits stops it ..."""
+    campaign_nanos: Floats
+    """... and of its campaign's, by all ad groups of it."""
+    campaign: Rows
+    """Row of the campaign."""
+    probability: Floats
+    """That it is served with."""
+    event_nanos: Floats
+    """What a billable event costs."""
+    offered_nanos: Floats
+    """Price of the moment that impressions are won at, for one billable action."""
+    unit_error: Floats
+    """Relative error of what an impression brings."""
+    paced: npt.NDArray[np.bool_]
+    """Whether the probability will be moved so that the ad group's own limit lasts to the end of
+    the even plan, if it can be used up by then."""
 
 
 class Forecasts:
@@ -54,6 +90,9 @@ class Forecasts:
         self._hour = -1
         self._next_feed_ms = 0
         self._next_note_ms = 0
+        self._next_near_ms = 0
+        self._near: Rows = np.empty(0, dtype=np.int64)
+        """Ad groups that were last foretold to run out soon."""
         self._made: dict[int, deque[PacingNote]] = {}
         self._notes: list[tuple[int, PacingNote]] = []
 
@@ -170,78 +209,101 @@ class Forecasts:
         zone = int(self._groups.zone[row])
         if zone < 0:
             return 1.0
-        hour = (now_ms - int(self._today.start_ms[zone])) / HOUR_MS
-        shares = np.diff(self._curves(rows)[0])
-        shares *= np.clip(np.arange(1, HOURS + 1) - hour, 0.0, 1.0)
-        return self.prices.to_come(row, shares, now_nanos)
+        hour = np.array([(now_ms - int(self._today.start_ms[zone])) / HOUR_MS])
+        left = np.clip(np.arange(1, HOURS + 1) - hour, 0.0, 1.0)
+        prices = self.prices.coming(rows, _whole(hour), np.array([now_nanos]))[0]
+        return _mean(prices, np.diff(self._curves(rows)[0]) * left)
 
-    def exhaustion(
-        self,
-        rows: Rows,
-        room_nanos: Int64s,
-        price: Floats,
-        probability: Floats,
-        now_ms: int,
-        unit_error: Floats,
-        paced: npt.NDArray[np.bool_],
-    ) -> Int64s:
-        """Shape (3, n): likeliest, earliest and latest time in ms at which so much more will have
-        been spent (an interval of 80 %); 0 where not within the ad group's day. `unit_error` is
-        the relative error of what an impression brings. Where `paced`, the probability will be
-        moved so that the budget lasts to the end of the even plan, if it can be used up by then."""
+    def usual_price(self, row: int, now_nanos: float) -> float:
+        """The mean price of a later day's traffic, over the price now."""
+        rows = np.array([row])
+        self._groups.reserve(rows)
+        if self._groups.zone[row] < 0:
+            return 1.0
+        prices = self.prices.usual(rows, np.array([now_nanos]))[0]
+        return _mean(prices, np.diff(self._curves(rows)[0]))
+
+    def exhaustion(self, asked: Outlook, now_ms: int) -> Int64s:
+        """Shape (3, n): likeliest, earliest and latest time in ms at which a limit will stop each
+        ad group (an interval of 80 %); 0 where not within its day."""
+        rows = asked.rows
         self._groups.reserve(rows)
         found = np.zeros((3, len(rows)), dtype=np.int64)
         zones = self._groups.zone[rows].astype(np.int64)
-        rate = self.potential.per_day(rows) * probability
-        able = np.flatnonzero((zones >= 0) & (rate > 0) & (room_nanos > 0))
+        rate = self.potential.per_day(rows) * asked.probability
+        able = np.flatnonzero(
+            (zones >= 0) & (rate > 0) & (asked.own_nanos > 0) & (asked.campaign_nanos > 0)
+        )
         if len(able) == 0:
             return found
-        curve = self._curves(rows[able])
-        start_ms = self._today.start_ms[zones[able]]
-        passed = _share_at(curve, (now_ms - start_ms) / HOUR_MS)
-        need = room_nanos[able] / rate[able]
-        planned = paced[able] & (need * probability[able] < 1.0 - passed)
-        end = np.maximum(need * probability[able], 1.0 - END_EARLY_SHARE - passed)
-        need = np.where(planned, end, need)
-        known = self.potential.relative_error(rows[able])
-        still = price[able] / room_nanos[able]
-        error = np.sqrt(known**2 + unit_error[able] ** 2 + still)
-        spread = np.minimum(0.95, _QUANTILE_90 * error)
-        for at, share in enumerate((need, need * (1 - spread), need * (1 + spread))):
-            hours = _hour_of(curve, passed + share)
-            within = np.isfinite(hours)
-            times = start_ms + np.where(within, hours, 0.0) * HOUR_MS
-            found[at, able] = np.where(within, times, 0).astype(np.int64)
-        end_ms = self._today.end_ms[zones[able]]
-        found[2, able] = np.where(
-            (found[0, able] > 0) & (found[2, able] == 0), end_ms, found[2, able]
-        )
+        start_ms, end_ms = (day[zones[able]] for day in (self._today.start_ms, self._today.end_ms))
+        hours = self._hours(_at(asked, able), rate[able], (now_ms - start_ms) / HOUR_MS)
+        within = np.isfinite(hours)
+        times = start_ms + np.where(within, hours, 0.0) * HOUR_MS
+        found[:, able] = np.where(within, times, 0).astype(np.int64)
+        open_end = within[0] & ~within[2]
+        found[2, able] = np.where(open_end, end_ms, found[2, able])
         return found
+
+    def _hours(self, asked: Outlook, rate: Floats, now: Floats) -> Floats:
+        """Shape (3, n): the same in hours of the local day, infinity where not within it; `now`
+        is the hour that it is, `rate` what a day's traffic brings at the price of now."""
+        traffic = self._curves(asked.rows)
+        prices = self.prices.coming(asked.rows, _whole(now), asked.offered_nanos)
+        value = np.zeros_like(traffic)
+        value[:, 1:] = np.cumsum(np.diff(traffic, axis=1) * prices * rate[:, None], axis=1)
+        value -= _share_at(value, now)[:, None]
+        together = _by_campaign(np.minimum(value, asked.own_nanos[:, None]), asked.campaign)
+
+        gone = _share_at(traffic, now)
+        planned = asked.paced & np.isfinite(_hour_of(value, asked.own_nanos * asked.probability))
+
+        def reached(factor: Floats) -> Floats:
+            own = _hour_of(value, asked.own_nanos * factor)
+            at_most = _hour_of(value, asked.own_nanos * asked.probability * factor)
+            line = _hour_of(traffic, gone + np.maximum(0, 1 - END_EARLY_SHARE - gone) * factor)
+            own = np.where(planned, np.maximum(line, at_most), own)
+            return np.minimum(own, _hour_of(together, asked.campaign_nanos * factor))
+
+        likeliest = reached(np.ones(len(now)))
+        spread = np.minimum(_WIDEST, _QUANTILE_90 * self._error(asked, likeliest, now))
+        return np.stack((likeliest, reached(np.exp(-spread)), reached(np.exp(spread))))
+
+    def _error(self, asked: Outlook, likeliest: Floats, now: Floats) -> Floats:
+        """The relative error of what is spent until the likeliest hour."""
+        known = self.potential.relative_error(asked.rows)
+        still = asked.event_nanos / np.minimum(asked.own_nanos, asked.campaign_nanos)
+        end = np.minimum(likeliest, HOURS)
+        later = np.clip((end - _whole(now) - 1) / np.maximum(end - now, 1e-9), 0.0, 1.0)
+        prices = self.prices.error * later
+        return np.sqrt(known**2 + asked.unit_error**2 + still + prices**2 + _CURVE_ERROR**2)
 
     # -- the record ---------------------------------------------------------------------------
 
-    def notes_are_due(self, now_ms: int) -> bool:
-        """Whether forecasts are to be recorded."""
-        return now_ms >= self._next_note_ms
-
-    def active(self, now_ms: int) -> Rows:
-        """Ad groups that had events of late."""
-        return np.flatnonzero(self._groups.seen_ms > now_ms - _ACTIVE_MS)
+    def due(self, now_ms: int) -> Rows:
+        """Ad groups whose forecast is to be recorded: all that had events of late, and in between
+        those that will run out soon. Mostly none."""
+        if now_ms >= self._next_note_ms:
+            return np.flatnonzero(self._groups.seen_ms > now_ms - _ACTIVE_MS)
+        return self._near if now_ms >= self._next_near_ms else np.empty(0, dtype=np.int64)
 
     def record(self, rows: Rows, names: list[str], predicted: Int64s, now_ms: int) -> None:
         """Record forecasts that are new or have moved; shapes as of `exhaustion`."""
-        self._next_note_ms = now_ms + NOTE_EVERY_MS
+        if now_ms >= self._next_note_ms:
+            self._next_note_ms = now_ms + NOTE_EVERY_MS
+        self._next_near_ms = now_ms + NOTE_NEAR_EVERY_MS
+        self._near = rows[(predicted[0] > 0) & (predicted[0] < now_ms + NEAR_MS)]
         for at, row in enumerate(rows.tolist()):
             time_ms, low, high = predicted[:, at].tolist()
-            made = self._made.setdefault(row, deque(maxlen=160))
+            made = self._made.setdefault(row, deque(maxlen=_MOST_NOTES))
             day = iso(int(self._today.day[int(self._groups.zone[row])]))
             if made and made[-1].billing_day != day:
                 made.clear()
             if time_ms == 0 and not (made and made[-1].predicted):
                 continue
             note = PacingNote(names[at], "exhaustion", day, now_ms, time_ms, low, high)
-            moved = not made or abs(made[-1].predicted - time_ms) >= WORTH_A_NOTE_MS
-            if moved:
+            worth_ms = WORTH_A_NOTE_MS if time_ms > now_ms + NEAR_MS else WORTH_A_NOTE_NEAR_MS
+            if not made or abs(made[-1].predicted - time_ms) >= worth_ms:
                 made.append(note)
                 self._notes.append((row, note))
 
@@ -276,8 +338,33 @@ class Forecasts:
         self.traffic.forget(rows)
         self.potential.forget(rows)
         self.prices.forget(rows)
+        self._near = self._near[~np.isin(self._near, rows)]
         for row in rows.tolist():
             self._made.pop(row, None)
+
+
+def _at(asked: Outlook, rows: Rows) -> Outlook:
+    """Some of them."""
+    return Outlook(*(getattr(asked, field.name)[rows] for field in fields(Outlook)))
+
+
+def _by_campaign(value: Floats, campaign: Rows) -> Floats:
+    """The sum over the ad groups of the same campaign, for each of them."""
+    _, at = np.unique(campaign, return_inverse=True)
+    total = np.zeros((int(at.max()) + 1, value.shape[1]))
+    np.add.at(total, at, value)
+    return np.asarray(total[at])
+
+
+def _mean(prices: Floats, shares: Floats) -> float:
+    """The mean price by these shares of traffic; 1 where there is none."""
+    total = float(shares.sum())
+    return float((shares * prices).sum()) / total if total > 0 else 1.0
+
+
+def _whole(hours: Floats) -> Rows:
+    """The full hour of the day that it is, 0 to 23."""
+    return np.clip(hours.astype(np.int64), 0, HOURS - 1)
 
 
 def _share_at(curve: Floats, hours: Floats) -> Floats:

@@ -7,14 +7,10 @@ Three parts, each learned from what turns show:
   the impressions that came after it over the rate before it;
 - where clicks or engagements are paid for: those to come from impressions served already.
 
-The last is a delay curve, a mixture of exponentials with fixed time constants: for each ad group
-and constant the number of impressions, decayed, says all about their ages that the curve needs,
-and what decays between two looks is what should have come. Which constants matter is learned for
-each basis by comparing that with what came (multiplicative updates of a Poisson likelihood), so
-no action has to be joined to its impression. Steady traffic says nothing of delays; so only the
-time after serving stopped or fell is learned from, when what comes is all late. How many actions
-an impression brings is learned for each ad group and shrunken towards its campaign's figure, and
-that towards the basis'.
+The last is a delay curve for each basis (`delays.py`). Steady traffic says nothing of delays; so
+only the time after serving stopped or fell is learned from, when what comes is all late. How many
+actions an impression brings is learned for each ad group and shrunken towards its campaign's
+figure, and that towards the basis'.
 
 Figures here are predictions: they decide when signals go out, never what is charged, so they are
 floats.
@@ -30,20 +26,28 @@ import numpy.typing as npt
 
 from pipeline.contract.vocabulary import CPM
 from pipeline.pacing.columns import Columns
+from pipeline.pacing.delays import DelayMixture
 from pipeline.pacing.observed import Seen
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 TIME_CONSTANTS_S: Final = np.array([2.0, 8.0, 30.0, 120.0, 600.0, 3_600.0])
+_HOUR_MS: Final = 3_600_000
 _RATE_CONSTANT: Final = 3
 """Position of the constant over which an impression rate is smoothed (two minutes)."""
 _LONGEST_DELAY_MS: Final = 60_000.0
 """Ingest delays count up to here: a longer one is an outage, and the billing lag's business."""
-_FULL_BILLABLE: Final = 400.0
-"""Rates and prices forget by halving when so many billable events stand behind them."""
-_NEWEST_OFFERS: Final = 300.0
-"""Impressions that the price of the moment is averaged over."""
+_FULL_BILLABLE: Final = 4_000.0
+"""Responses, and what is billed over what impressions are won at, forget by halving when so many
+billable events stand behind them: a day or two of an ad group of some size."""
+_NEWEST_OFFERS: Final = 1_500.0
+"""Impressions that the price of the moment is averaged over, but ..."""
+_OFFERS_OF_LAST_HOUR: Final = 20.0
+"""... what was seen before the present hour weighs as much as so many: hourly prices differ by some
+20 %, single ones by 60 %."""
+_OFFER_SPREAD: Final = 0.6
+"""Standard deviation of single prices over their mean."""
 _PRIOR_BILLABLE: Final = 8.0
 """What a prior weighs against an ad group's own events."""
 _PRIOR_CURVE: Final = np.array([0.1, 0.3, 0.4, 0.18, 0.02, 0.0001])
@@ -89,6 +93,7 @@ class InflightModel:
             offers=(0, 0.0),
             offered_nanos=(0, 0.0),
             offered_then=(0, 0.0),
+            offered_hour=(0, -1.0),
             known=(0, 0.0),
             stop_from_ms=(0, 0.0),
             stop_rate=(0, 0.0),
@@ -98,15 +103,16 @@ class InflightModel:
         """`recent`: impressions decayed by each constant, as of `at_ms`. `impressions` and
         `actions`: for the response rate. `billable` and `value_nanos`: for the price. `offers`
         and `offered_nanos`: newest impressions and the prices that they were won at;
-        `offered_then`: that price's mean at each billable event, summed. `known`: billable events
-        ever seen. `stop_*`: a pause whose stopping is being measured."""
+        `offered_then`: that price's mean at each billable event, summed; `offered_hour`: when the
+        newest were seen, in hours since the epoch. `known`: billable events ever seen. `stop_*`: a
+        pause whose stopping is being measured."""
         self.campaigns = Columns(impressions=(0, 0.0), actions=(0, 0.0))
         self._basis = np.full((4, 2), [1_000.0, 20.0])
         """Impressions and actions by basis: before anything is known, 2 % act."""
-        self._came = np.tile(_PRIOR_CURVE * _PRIOR_CURVE_ACTIONS, (4, 1))
-        self._expected = np.full((4, constants), _PRIOR_CURVE_ACTIONS)
-        """By basis and constant: actions that came, shared out, and actions that would have come
-        were all of them of this constant."""
+        self._delays = DelayMixture(
+            TIME_CONSTANTS_S, _PRIOR_CURVE, _PRIOR_CURVE_ACTIONS, _FULL_CURVE, kinds=4
+        )
+        """Of actions after impressions, by basis."""
         self._delay = np.array([1_000.0 * _PRIOR_DELAYS, _PRIOR_DELAYS])
         """Sum of ingest delays in ms, and their number."""
         self._stops = np.array([PRIOR_STOP_S * _PRIOR_STOPS, _PRIOR_STOPS])
@@ -151,8 +157,8 @@ class InflightModel:
         """What holds for all ad groups: to be kept, or filled with what was kept."""
         return {
             "basis": self._basis,
-            "came": self._came,
-            "expected": self._expected,
+            "came": self._delays.came,
+            "expected": self._delays.expected,
             "delay": self._delay,
             "stops": self._stops,
         }
@@ -164,7 +170,7 @@ class InflightModel:
         before = groups.recent[rows]
         ages_s = seen.mean_age_ms[:, None] / 1_000.0
         fresh = seen.impressions[:, None] * np.exp(-ages_s / TIME_CONSTANTS_S)
-        after = before * np.exp(-passed_s[:, None] / TIME_CONSTANTS_S) + fresh
+        after = self._delays.decayed(before, passed_s) + fresh
         groups.recent[rows] = after
         groups.at_ms[rows] = np.maximum(seen.now_ms, groups.at_ms[rows])
         return np.asarray(np.maximum(0.0, before + seen.impressions[:, None] - after))
@@ -177,15 +183,9 @@ class InflightModel:
         known = np.flatnonzero((basis != CPM) & fallen & enough)
         if len(known) == 0:
             return
-        at = basis[known]
-        parts = self._shares(at) * faded[known]
-        total = np.maximum(parts.sum(axis=1, keepdims=True), 1e-300)
-        np.add.at(self._came, at, parts / total * seen.billable[known, None])
-        response = self._response(seen.group[known], at, campaign[known])
-        np.add.at(self._expected, at, response[:, None] * faded[known])
-        full = self._expected.max(axis=1) > _FULL_CURVE
-        self._came[full] *= 0.5
-        self._expected[full] *= 0.5
+        at, rows = basis[known], seen.group[known]
+        response = self._response(rows, at, campaign[known])
+        self._delays.learn(at, faded[known], seen.billable[known], response)
 
     def _learn_rates(self, seen: Seen, basis: Rows, campaign: Rows) -> None:
         groups, campaigns = self.groups, self.campaigns
@@ -210,7 +210,11 @@ class InflightModel:
     def _learn_offers(self, seen: Seen) -> None:
         """Prices move with the hour; impressions tell of it sooner than what is billed."""
         groups, rows = self.groups, seen.group
+        hour = seen.now_ms // _HOUR_MS
         kept = np.exp(-seen.impressions / _NEWEST_OFFERS)
+        few = np.minimum(1.0, _OFFERS_OF_LAST_HOUR / np.maximum(groups.offers[rows], 1e-9))
+        kept *= np.where(groups.offered_hour[rows] == hour, 1.0, few)
+        groups.offered_hour[rows] = hour
         groups.offers[rows] = groups.offers[rows] * kept + seen.impressions
         groups.offered_nanos[rows] = groups.offered_nanos[rows] * kept + seen.offered_nanos
         groups.offered_then[rows] += seen.billable * self.offered_nanos(rows)
@@ -267,10 +271,16 @@ class InflightModel:
         return np.asarray(recent[:, _RATE_CONSTANT] / TIME_CONSTANTS_S[_RATE_CONSTANT])
 
     def price_nanos(self, rows: Rows) -> Floats:
-        """What a billable event of each ad group costs; 0 where none was seen."""
-        self.groups.reserve(rows)
-        count = self.groups.billable[rows]
-        return np.asarray(self.groups.value_nanos[rows] / np.maximum(count, 1e-9))
+        """What a billable event of each ad group costs now; 0 where none was seen.
+
+        The price of what was billed, moved as the prices of impressions have moved since.
+        """
+        now = self.offered_nanos(rows)
+        count = np.maximum(self.groups.billable[rows], 1e-9)
+        then = self.groups.offered_then[rows] / count
+        known = (then > 0) & (now > 0)
+        moved = np.where(known, now / np.maximum(then, 1e-9), 1.0)
+        return np.asarray(self.groups.value_nanos[rows] / count * np.clip(moved, 0.2, 5.0))
 
     def predict(self, rows: Rows, basis: Rows, campaign: Rows, now_ms: int) -> Inflight:
         """What would still come of each ad group if it were paused now."""
@@ -280,7 +290,7 @@ class InflightModel:
         recent = self._recent(rows, now_ms)
         rate = recent[:, _RATE_CONSTANT] / TIME_CONSTANTS_S[_RATE_CONSTANT]
         coming = rate * (self.ingest_s + self.stop_s)
-        pending = (self._shares(basis) * recent).sum(axis=1)
+        pending = self._delays.pending(basis, recent)
         response = np.where(basis == CPM, 1.0, self._response(rows, basis, campaign))
         count = np.where(basis == CPM, coming, response * (coming + pending))
         known = self.groups.known[rows] >= ENOUGH_BILLABLE
@@ -288,31 +298,23 @@ class InflightModel:
         return Inflight(mean, mean * price, np.where(known, price, 0.0))
 
     def unit_nanos(self, rows: Rows, basis: Rows, campaign: Rows) -> Floats:
-        """What an impression of each ad group brings on average now; 0 before anything was billed.
-
-        The price of what was billed, moved as the prices of impressions have moved since.
-        """
+        """What an impression of each ad group brings on average now; 0 before anything was
+        billed."""
         response = np.where(basis == CPM, 1.0, self._response(rows, basis, campaign))
-        then = self.groups.offered_then[rows] / np.maximum(self.groups.billable[rows], 1e-9)
-        now = self.offered_nanos(rows)
-        known = (then > 0) & (now > 0)
-        moved = np.where(known, now / np.maximum(then, 1e-9), 1.0)
-        return np.asarray(response * self.price_nanos(rows) * np.clip(moved, 0.2, 5.0))
+        return np.asarray(response * self.price_nanos(rows))
 
     def unit_error(self, rows: Rows) -> Floats:
-        """The relative standard error of that, by the billable events behind it."""
+        """The relative standard error of that, by the events behind it."""
         self.groups.reserve(rows)
-        return np.asarray(1.0 / np.sqrt(np.maximum(1.0, self.groups.billable[rows])))
+        billable, offers = (
+            np.maximum(1.0, column[rows]) for column in (self.groups.billable, self.groups.offers)
+        )
+        return np.asarray(np.sqrt(1.0 / billable + _OFFER_SPREAD**2 / offers))
 
     def _recent(self, rows: Rows, now_ms: int) -> Floats:
         self.groups.reserve(rows)
         passed_s = np.maximum(0.0, now_ms - self.groups.at_ms[rows]) / 1_000.0
-        recent = self.groups.recent[rows] * np.exp(-passed_s[:, None] / TIME_CONSTANTS_S)
-        return np.asarray(recent)
-
-    def _shares(self, basis: Rows) -> Floats:
-        curve = self._came[basis] / self._expected[basis]
-        return np.asarray(curve / curve.sum(axis=1, keepdims=True))
+        return self._delays.decayed(self.groups.recent[rows], passed_s)
 
     def _response(self, rows: Rows, basis: Rows, campaign: Rows) -> Floats:
         """Billable actions an impression, shrunken."""

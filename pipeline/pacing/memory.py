@@ -66,7 +66,7 @@ def recall(
     campaign_row: Callable[[str], int],
 ) -> bool:
     """Take over what `remember` gave; whether it could be read. `common` is filled in place;
-    empty, it is left."""
+    empty, it is left, and so is what an earlier version did not keep."""
     try:
         memory = _decoder.decode(learned)
         if memory.version != MEMORY_VERSION:
@@ -76,13 +76,14 @@ def recall(
         kept = {
             name: np.frombuffer(memory.common[name], dtype="<f8").reshape(figures.shape)
             for name, figures in common.items()
+            if name in memory.common
         }
         for name, dumped in memory.columns.items():
             if name in columns:
                 rows = campaigns if name.startswith(_OF_CAMPAIGNS) else groups
                 columns[name].load(rows, dumped)
-        for name, figures in common.items():
-            figures[...] = kept[name]
+        for name, figures in kept.items():
+            common[name][...] = figures
     except (msgspec.MsgspecError, ValueError, KeyError):
         return False
     return True

@@ -26,7 +26,7 @@ from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import MS_PER_DAY
 from pipeline.pacing import even, memory
 from pipeline.pacing.columns import Columns
-from pipeline.pacing.forecast import Forecasts
+from pipeline.pacing.forecast import Forecasts, Outlook
 from pipeline.pacing.inflight import ENOUGH_BILLABLE, Inflight, InflightModel
 from pipeline.pacing.lag import BILLING_LAG
 from pipeline.pacing.observed import Facts, Seen, Today
@@ -51,7 +51,6 @@ INFLIGHT_SMALLER: Final = "inflight_smaller"
 EVEN_PACING: Final = "even_pacing"
 
 NEVER: Final = float(2**62)
-UNBOUNDED: Final = 2**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,36 +258,25 @@ class Predictive:
 
     def exhaustion(self, rows: Rows, room_nanos: Int64s, now_ms: int) -> Int64s:
         self._groups.reserve(rows)
-        own, campaign = room_nanos
-        probability = self._probabilities(rows)
-        share = self._share_of_campaign(rows, probability)
-        # An ad group gets of its campaign's limit what it spends of it.
-        room = np.minimum(own, np.where(campaign < UNBOUNDED, campaign * share, UNBOUNDED))
-        price, error = self.model.price_nanos(rows), self.model.unit_error(rows)
-        return self.forecasts.exhaustion(
-            rows, room.astype(np.int64), price, probability, now_ms, error, self._paced(rows)
+        own, campaign = room_nanos.astype(np.float64)
+        asked = Outlook(
+            rows=rows,
+            own_nanos=own,
+            campaign_nanos=campaign,
+            campaign=self._groups.campaign[rows].astype(np.int64),
+            probability=self._probabilities(rows),
+            event_nanos=self.model.price_nanos(rows),
+            offered_nanos=self.model.offered_nanos(rows),
+            unit_error=self.model.unit_error(rows),
+            paced=self._paced(rows),
         )
+        return self.forecasts.exhaustion(asked, now_ms)
 
     def _paced(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """Whether even pacing decides when these limits are reached: an ad group's own of a day."""
         lines = [self._lines.get(row) for row in rows.tolist()]
         planned = np.array([line is not None for line in lines], dtype=np.bool_)
         return np.asarray(planned & (self._groups.even[rows] > 0))
-
-    def _share_of_campaign(self, rows: Rows, probability: Floats) -> Floats:
-        """Of what its campaign spends, what each ad group does; 1 where nothing is known."""
-        potential = self.forecasts.potential
-        spends = potential.per_day(rows) * probability
-        total = np.array(
-            [
-                float((potential.per_day(members) * self._probabilities(members)).sum())
-                for members in map(self._members, self._groups.campaign[rows].tolist())
-            ]
-        )
-        return np.where(total > 0, spends / np.maximum(total, 1e-9), 1.0)
-
-    def _members(self, campaign: float) -> Rows:
-        return np.array(self._campaign_groups.get(int(campaign), []), dtype=np.int64)
 
     # -- what is due --------------------------------------------------------------------------
 
@@ -462,17 +450,20 @@ class Predictive:
         use = min(uses, key=lambda use: use.limit_nanos - use.spend_nanos)
         left = use.limit_nanos - use.spend_nanos - use.inflight_nanos
         self.forecasts.catch_up(standing.row, now_ms, float(self._groups.probability[standing.row]))
-        to_come = self.forecasts.share_to_come(standing.row, now_ms)
-        ends_ms = standing.ends_ms
-        if use.limit == "ad_group_lifetime" and ends_ms > standing.day_end_ms:
-            to_come += (ends_ms - standing.day_end_ms) / MS_PER_DAY
+        share = self.forecasts.share_to_come(standing.row, now_ms)
+        # What is to come is judged by the prices to come: it may be worth much less than now.
+        offered = float(self.model.offered_nanos(np.array([standing.row]))[0])
+        worth = share * self.forecasts.price_to_come(standing.row, now_ms, offered)
         if use.limit == "ad_group_daily":
-            return self._along_the_line(standing, use, 1.0 - to_come, now_ms)
-        budget = even.Budget(left, to_come)
+            return self._along_the_line(standing, use, 1.0 - share, worth)
+        if standing.ends_ms > standing.day_end_ms:
+            days = (standing.ends_ms - standing.day_end_ms) / MS_PER_DAY
+            worth += days * self.forecasts.usual_price(standing.row, offered)
+        budget = even.Budget(left, worth)
         return even.wanted_probability(budget, self.forecasts.potential.nanos_per_day(standing.row))
 
     def _along_the_line(
-        self, standing: Standing, use: LimitUse, share: float, now_ms: int
+        self, standing: Standing, use: LimitUse, share: float, worth_to_come: float
     ) -> float:
         row, spend, limit = standing.row, float(use.spend_nanos), float(use.limit_nanos)
         day, line = self._lines.get(row, (0, None))
@@ -486,10 +477,8 @@ class Predictive:
         ahead = even.look_ahead(limit, float(self.model.price_nanos(np.array([row]))[0]))
         potential = self.forecasts.potential.nanos_per_day(row)
         wanted = even.probability_along(line, share, nanos, potential, ahead)
-        # What is to come is judged by the prices to come: it may be worth much less than now.
-        offered = float(self.model.offered_nanos(np.array([row]))[0])
-        to_come = potential * self.forecasts.price_to_come(row, now_ms, offered)
-        return even.with_scarce_traffic(wanted, even.Budget(limit - nanos, 1.0 - share), to_come)
+        budget = even.Budget(limit - nanos, worth_to_come)
+        return even.with_scarce_traffic(wanted, budget, potential)
 
     # -- target CPI ---------------------------------------------------------------------------
 
@@ -547,12 +536,15 @@ class Predictive:
         }
 
     def _common(self) -> dict[str, Floats]:
-        return self.model.common() | self.forecasts.traffic.common()
+        others = {
+            "price_errors": self.forecasts.prices.errors,
+            "installs_came": self.installs.delays.came,
+            "installs_expected": self.installs.delays.expected,
+        }
+        return self.model.common() | self.forecasts.traffic.common() | others
 
     def forecasts_due(self, now_ms: int) -> Rows:
-        if not self.forecasts.notes_are_due(now_ms):
-            return np.empty(0, dtype=np.int64)
-        return self.forecasts.active(now_ms)
+        return self.forecasts.due(now_ms)
 
     def record(self, rows: Rows, names: list[str], predicted: Int64s, now_ms: int) -> None:
         self.forecasts.record(rows, names, predicted, now_ms)

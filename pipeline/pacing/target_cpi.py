@@ -6,8 +6,8 @@
 The estimate is the ad group's installs over its clicks, remembered over about a week, shrunken
 towards its campaign's, and that towards all that this worker knows. Nothing is bid before its
 campaign has seen enough installs: until then the ad group's own bid, the target, is in force.
-Installs come later than their clicks, so the newest clicks lack some of theirs: a day's worth of
-clicks misses those of its last minutes.
+Installs come later than their clicks (`delays.py`): a click counts by the share of its installs
+that should have come by now.
 
 The bid is money, so it is computed in integers: the estimate enters as installs a million clicks.
 """
@@ -23,6 +23,7 @@ from pipeline.contract.days import iso
 from pipeline.contract.pacing_notes import PacingNote
 from pipeline.contract.signals import Signal
 from pipeline.pacing.columns import Columns
+from pipeline.pacing.delays import DelayMixture
 from pipeline.pacing.observed import Seen
 
 Rows = npt.NDArray[np.int64]
@@ -40,6 +41,11 @@ _PRIOR_INSTALLS: Final = 8.0
 _KEPT_A_DAY: Final = 0.85
 """Of what is remembered, at each day's decision: about a week."""
 _QUANTILE_90: Final = 1.2816
+_CONSTANTS_S: Final = np.array([600.0, 3_600.0, 14_400.0, 86_400.0])
+_PRIOR_CURVE: Final = np.array([0.4, 0.4, 0.15, 0.05])
+"""Before anything is known: most installs follow within an hour."""
+_PRIOR_CURVE_INSTALLS: Final = 20.0
+_FULL_CURVE: Final = 5_000.0
 
 
 class InstallRates:
@@ -55,22 +61,62 @@ class InstallRates:
             low=(0, 0.0),
             high=(0, 0.0),
             made_at_ms=(0, 0.0),
+            at_ms=(0, 0.0),
+            recent=(len(_CONSTANTS_S), 0.0),
         )
-        """`day_*`: since the last decision, whose estimate is `predicted`, `low` and `high`."""
-        self.campaigns = Columns(clicks=(0, 0.0), installs=(0, 0.0), faded_day=(0, 0.0))
+        """`day_*`: since the last decision, whose estimate is `predicted`, `low` and `high`.
+        `recent`: clicks decayed by each constant, as of `at_ms`."""
+        self.campaigns = Columns(
+            clicks=(0, 0.0),
+            installs=(0, 0.0),
+            faded_day=(0, 0.0),
+            at_ms=(0, 0.0),
+            recent=(len(_CONSTANTS_S), 0.0),
+        )
+        self.delays = DelayMixture(
+            _CONSTANTS_S, _PRIOR_CURVE, _PRIOR_CURVE_INSTALLS, _FULL_CURVE, kinds=1
+        )
+        """Of installs after clicks."""
+        self._now_ms = 0
 
     def observe(self, seen: Seen, campaign: Rows) -> None:
         """Learn from a turn; `campaign` is that of `seen.group`."""
+        self._now_ms = max(self._now_ms, seen.now_ms)
         acted = np.flatnonzero((seen.clicks > 0) | (seen.installs > 0))
         if len(acted) == 0:
             return
-        rows, above = seen.group[acted], campaign[acted]
-        self.groups.reserve(rows)
-        self.campaigns.reserve(above)
-        for name, came in (("clicks", seen.clicks[acted]), ("installs", seen.installs[acted])):
-            getattr(self.groups, name)[rows] += came
-            getattr(self.groups, f"day_{name}")[rows] += came
-            np.add.at(getattr(self.campaigns, name), above, came)
+        rows, clicks, installs = seen.group[acted], seen.clicks[acted], seen.installs[acted]
+        self._count(self.groups, rows, clicks, installs)
+        self.groups.day_clicks[rows] += clicks
+        self.groups.day_installs[rows] += installs
+        above, at = np.unique(campaign[acted], return_inverse=True)
+        installs = np.bincount(at, installs).astype(np.float64)
+        clicks = np.bincount(at, clicks).astype(np.float64)
+        faded = self._count(self.campaigns, above, clicks, installs)
+        rate = self.campaigns.installs[above] / np.maximum(1.0, self.campaigns.clicks[above])
+        self.delays.learn(np.zeros(len(above), dtype=np.int64), faded, installs, rate)
+
+    def _count(self, level: Columns, rows: Rows, clicks: Floats, installs: Floats) -> Floats:
+        """Add them; returns what of the clicks before has decayed since the last look."""
+        level.reserve(rows)
+        before = level.recent[rows]
+        left = self._recent(level, rows)
+        level.recent[rows] = left + clicks[:, None]
+        level.at_ms[rows] = self._now_ms
+        level.clicks[rows] += clicks
+        level.installs[rows] += installs
+        return np.asarray(before - left)
+
+    def _recent(self, level: Columns, rows: Rows) -> Floats:
+        return self.delays.decayed(level.recent[rows], (self._now_ms - level.at_ms[rows]) / 1_000.0)
+
+    def _ripe_clicks(self, level: Columns, row: int) -> float:
+        """Clicks whose installs should have come by now, in parts of clicks."""
+        rows = np.array([row])
+        level.reserve(rows)
+        recent = self._recent(level, rows)
+        pending = self.delays.pending(np.zeros(1, dtype=np.int64), recent)
+        return max(0.0, float(level.clicks[row] - pending[0]))
 
     def estimate(self, row: int, campaign: int) -> tuple[int, int, int] | None:
         """Installs a million clicks: likeliest, and bounds of 80 %. None where too little is
@@ -83,9 +129,10 @@ class InstallRates:
         if installs < ENOUGH_INSTALLS or clicks <= 0:
             return None
         everyone = float(campaigns.installs.sum()) / float(campaigns.clicks.sum())
-        above = (installs + _PRIOR_INSTALLS) / (clicks + _PRIOR_INSTALLS / everyone)
+        ripe = self._ripe_clicks(campaigns, campaign)
+        above = (installs + _PRIOR_INSTALLS) / (ripe + _PRIOR_INSTALLS / everyone)
         own = float(groups.installs[row]) + _PRIOR_INSTALLS
-        rate = min(1.0, own / (float(groups.clicks[row]) + _PRIOR_INSTALLS / above))
+        rate = min(1.0, own / (self._ripe_clicks(groups, row) + _PRIOR_INSTALLS / above))
         spread = _QUANTILE_90 / np.sqrt(own)
         bounds = (rate, max(0.0, rate * (1 - spread)), min(1.0, rate * (1 + spread)))
         likeliest, low, high = (round(MILLION * bound) for bound in bounds)

@@ -216,6 +216,7 @@ class Bench:
             return
         turn = self.engine.turn(self._events.batch(arrived), now_ms, through)
         self._follow(turn.outcome, now_ms)
+        self.recorder.note_predictions(turn.drafts[0].notes)
         signals = turn.drafts[0].signals
         for signal in signals:
             self.fleet.hear(signal, now_ms)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.billing.decide import Outcome
+from pipeline.contract.pacing_notes import PacingNote
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import (
     IMPRESSION,
@@ -55,6 +56,10 @@ class Figures:
     """Ad group days that ran out and had a forecast an hour ahead."""
     forecast_hit: float
     """Of these, the share whose forecast was within ten minutes."""
+    recorded_hit: float
+    """The same of the forecast last recorded an hour before: what the tables showed then."""
+    inside_interval: float
+    """Of these, the share that ran out within the forecast's interval of 80 %."""
     informed_hit: float
     """The same of one who knows the true traffic and response of every hour and the prices of
     this one: what prices that move and chance leave to be foretold, where nothing is throttled."""
@@ -88,7 +93,10 @@ class Recorder:
     last_served_ms: Int64s = field(init=False)
     _last_action: dict[int, str] = field(default_factory=dict)
     forecasts: dict[tuple[int, int], list[tuple[int, ...]]] = field(default_factory=dict)
-    """(group, day) -> (made at, predicted exhaustion or 0, the informed one's, the oracle's)."""
+    """(group, day) -> (made at, predicted exhaustion or 0, earliest, latest, the informed one's,
+    the oracle's)."""
+    recorded: dict[tuple[int, int], list[tuple[int, int]]] = field(default_factory=dict)
+    """(group, day) -> (made at, predicted exhaustion or 0) of what was put on record."""
     _expected: Floats = field(init=False)
     """Shape (2, groups, hours + 1): expected impressions, and value, of all traffic up to each
     hour."""
@@ -170,9 +178,20 @@ class Recorder:
         if signal.action == "pause" and self.first_stop_ms[row, day] == 0:
             self.first_stop_ms[row, day] = signal.decided_at_ms
 
+    def note_predictions(self, notes: list[PacingNote]) -> None:
+        """What pacing put on record in a turn."""
+        for note in notes:
+            row = self._rows.get(note.entity)
+            if row is None or note.kind != "exhaustion" or note.realised_at_ms:
+                continue
+            day = int(self._day(np.array([row]), np.array([note.made_at_ms]))[0])
+            made = self.recorded.setdefault((row, day), [])
+            made.append((note.made_at_ms, note.predicted))
+
     def room_nanos(self, now_ms: int) -> Floats:
         """What each ad group may spend before it is stopped; nothing left counts as far."""
-        room = self.engine.room_before_stop_nanos(self._engine_rows, now_ms).astype(np.float64)
+        both = self.engine.room_before_stop_nanos(self._engine_rows, now_ms)
+        room = both.min(axis=0).astype(np.float64)
         return np.where(room > 0, room, _UNBOUNDED)
 
     def _day(self, group: Int64s, time_ms: Int64s) -> Int64s:
@@ -186,12 +205,12 @@ class Recorder:
         return np.where((day >= 0) & (day < self.days), day, self.days)
 
     def _note_forecasts(self, now_ms: int) -> None:
-        predicted = self.engine.predicted_exhaustion_ms(self._engine_rows, now_ms)[0]
+        found = self.engine.predicted_exhaustion_ms(self._engine_rows, now_ms)
         informed, oracle = self._oracles_ms(now_ms)
-        days = self._day(np.arange(len(predicted)), np.full(len(predicted), now_ms))
-        for row in np.flatnonzero((predicted > now_ms) | (oracle > now_ms)).tolist():
+        days = self._day(np.arange(len(oracle)), np.full(len(oracle), now_ms))
+        for row in np.flatnonzero((found[0] > now_ms) | (oracle > now_ms)).tolist():
             made = self.forecasts.setdefault((row, int(days[row])), [])
-            made.append((now_ms, int(predicted[row]), int(informed[row]), int(oracle[row])))
+            made.append((now_ms, *found[:, row].tolist(), int(informed[row]), int(oracle[row])))
 
     def _expected_traffic(self) -> Floats:
         market, hours = self.market, (self.days + 2) * 24
@@ -258,6 +277,8 @@ class Recorder:
             forecast_hit=float(hits[0]),
             informed_hit=float(hits[1]),
             oracle_hit=float(hits[2]),
+            recorded_hit=float(hits[3]),
+            inside_interval=float(hits[4]),
             lost_signals=lost_signals,
             days=int(signals.size),
         )
@@ -332,8 +353,8 @@ class Recorder:
 
     def _forecast_hits(self, whole: Int64s) -> tuple[int, Floats]:
         """Ad group days that ran out later than an hour after midnight, and the share of them
-        whose last forecast an hour ahead was right, and the oracles'; one that foretold no end
-        was wrong."""
+        whose last forecast an hour ahead was right, and the oracles'; of the forecast on record;
+        and the share within the interval. One that foretold no end was wrong."""
         hits = []
         for row, day in np.argwhere(self.first_stop_ms > 0).tolist():
             stop_ms = int(self.first_stop_ms[row, day])
@@ -346,7 +367,11 @@ class Recorder:
                 for at_ms, *foretold in self.forecasts.get((row, day), [])
                 if made_ms - 2 * _FORECAST_EVERY_MS <= at_ms <= made_ms
             ]
-            last = early[-1] if early else [0, 0, 0]
-            hits.append([abs(foretold - stop_ms) <= BIN_MS for foretold in last])
-        share = np.array(hits, dtype=np.float64).reshape(-1, 3)
-        return len(hits), share.mean(axis=0) if hits else np.zeros(3)
+            likeliest, low, high, informed, oracle = early[-1] if early else [0] * 5
+            shown = [when for at, when in self.recorded.get((row, day), []) if at <= made_ms]
+            times = (likeliest, informed, oracle, shown[-1] if shown else 0)
+            # An interval without an end reaches into the next day.
+            inside = 0 < low <= stop_ms and (stop_ms <= high or not high)
+            hits.append([*(abs(time_ms - stop_ms) <= BIN_MS for time_ms in times), inside])
+        share = np.array(hits, dtype=np.float64).reshape(-1, 5)
+        return len(hits), share.mean(axis=0) if hits else np.zeros(5)

@@ -237,7 +237,7 @@ class Engine:
     def predicted_exhaustion_ms(self, groups: Rows, now_ms: int) -> Rows:
         """When the tightest limit of each ad group will have been reached, as far as pacing can
         tell: shape (3, n), the likeliest time and an interval of 80 %; 0 where not in its day."""
-        return self._pacing.exhaustion(groups, self.room_nanos(groups, now_ms), now_ms)
+        return self._pacing.exhaustion(groups, self.room_before_stop_nanos(groups, now_ms), now_ms)
 
     def room_nanos(self, groups: Rows, now_ms: int) -> Rows:
         """Shape (2, n): what is left of the tightest own limit of each ad group, and of its
@@ -250,13 +250,13 @@ class Engine:
         return room
 
     def room_before_stop_nanos(self, groups: Rows, now_ms: int) -> Rows:
-        """What each ad group may still spend before pacing stops it, or its campaign."""
+        """The same, less what pacing holds back: what may be spent before it stops serving."""
         campaigns = self.terms.group.campaign[groups].astype(np.int64)
-        room = np.full(len(groups), UNLIMITED, dtype=np.int64)
-        for level, rows in (("ad_group", groups), ("campaign", campaigns)):
+        room = np.full((2, len(groups)), UNLIMITED, dtype=np.int64)
+        for at, (level, rows) in enumerate((("ad_group", groups), ("campaign", campaigns))):
             for bounds, spend in self._limits_of(level, rows, now_ms):
                 reserve = self._pacing.reserve(level, rows, now_ms, bounds)
-                room = np.minimum(room, bounds - spend - reserve)
+                room[at] = np.minimum(room[at], bounds - spend - reserve)
         return room
 
     def _note_predictions(self, drafts: dict[int, Draft], now_ms: int) -> None:

@@ -28,42 +28,60 @@ def learned(days: int, prices: np.ndarray) -> HourlyPrices:
     return model
 
 
-def from_hour(hour: int) -> np.ndarray:
-    """Even traffic of which so many hours have gone by."""
-    return np.where(np.arange(HOURS) >= hour, 1.0 / HOURS, 0.0)
+def coming(model: HourlyPrices, hour: int, now: float) -> np.ndarray:
+    """The prices expected of each hour of the day over this hour's."""
+    return model.coming(ROW, np.array([hour]), np.array([now]))[0]
 
 
 def test_a_price_that_falls_every_evening_is_expected_to_fall() -> None:
     model = learned(2, np.where(np.arange(HOURS) < EVENING, 400.0, 200.0))
-    later = (400.0 + 10 * 200.0) / 11
-    assert model.to_come(0, from_hour(EVENING - 1), 400.0) == pytest.approx(later / 400.0)
-    assert model.to_come(0, from_hour(EVENING), 200.0) == pytest.approx(1.0)
+    afternoon = coming(model, EVENING - 1, 400.0)
+    assert (afternoon[:EVENING] == 1.0).all()
+    # By less than the evenings before: what one day shows is not all there to stay.
+    assert (afternoon[EVENING:] > 0.5).all()
+    assert (afternoon[EVENING:] < 0.75).all()
+    assert coming(model, EVENING, 200.0)[EVENING + 1] == pytest.approx(1.0, abs=0.15)
 
 
-def test_half_of_todays_difference_is_expected_to_last() -> None:
+def test_what_this_hour_differs_from_earlier_days_fades_from_hour_to_hour() -> None:
     model = learned(2, np.full(HOURS, 100.0))
-    assert model.to_come(0, from_hour(12), 200.0) == pytest.approx(2**0.5 / 2)
-    assert model.to_come(0, from_hour(12), 50.0) == pytest.approx(2**0.5)
+    for now in (200.0, 50.0):
+        left = np.log(coming(model, 12, now)[12:] * now / 100.0) / np.log(now / 100.0)
+        assert left[0] == pytest.approx(1.0)
+        assert (np.diff(left) < 0).all()
+        assert left[1] > 0.5
+        assert left[-1] == pytest.approx(0.0, abs=0.03)
 
 
 def test_without_earlier_days_the_price_of_now_is_all_that_is_known() -> None:
-    assert HourlyPrices().to_come(0, from_hour(5), 300.0) == 1.0
+    assert (coming(HourlyPrices(), 5, 300.0) == 1.0).all()
     today = HourlyPrices()
-    today.observe(ROW, np.array([5]), np.array([10.0]), np.array([3_000.0]))
-    assert today.to_come(0, from_hour(5), 300.0) == 1.0
     for hour, price in ((5, 300.0), (6, 900.0), (7, 900.0)):
         today.observe(ROW, np.array([hour]), np.array([10.0]), np.array([10.0 * price]))
-    assert today.to_come(0, from_hour(7), 900.0) == 1.0
-    assert learned(1, np.full(HOURS, 100.0)).to_come(0, np.zeros(HOURS), 100.0) == 1.0
+        assert (coming(today, hour, price) == 1.0).all()
 
 
 def test_hours_never_seen_count_as_the_mean_and_what_is_forgotten_as_unknown() -> None:
     model = HourlyPrices()
-    for hour, price in ((3, 100.0), (4, 300.0), (5, 100.0)):
+    for hour, price in ((3, 100.0), (4, 400.0), (5, 100.0)):
         model.observe(ROW, np.array([hour]), np.array([10.0]), np.array([10.0 * price]))
-    assert model.to_come(0, from_hour(20), 200.0) == pytest.approx(1.0)
+    usual = model.usual(ROW, np.array([100.0]))[0] * 100.0
+    assert usual[3] < usual[23] < usual[4]
+    assert usual[23] == pytest.approx((100.0 + 400.0) / 2)
     model.forget(ROW)
-    assert model.to_come(0, from_hour(20), 200.0) == 1.0
+    assert (coming(model, 2, 100.0) == 1.0).all()
+    assert (model.usual(ROW, np.array([100.0])) == 1.0).all()
+
+
+def test_how_far_prices_can_be_foretold_is_measured() -> None:
+    steady, erratic = HourlyPrices(), HourlyPrices()
+    draws = np.random.default_rng(1).lognormal(6.0, 0.5, 600)
+    for hour, draw in enumerate(draws.tolist()):
+        for model, price in ((steady, 400.0), (erratic, draw)):
+            model.observe(ROW, np.array([hour]), np.array([200.0]), np.array([200.0 * price]))
+    assert steady.error < 0.1
+    # Twice the prices' own variance less what the mean of a few days tells.
+    assert 0.5 < erratic.error < 0.7
 
 
 def seen(now_ms: int, impressions: int, price_nanos: int) -> Seen:
@@ -113,3 +131,23 @@ def test_a_tight_budget_is_used_up_although_what_comes_late_is_worth_little() ->
     assert used[0] < 0.97  # nobody knew
     assert used[1] > 0.98
     assert used[2] > 0.98
+
+
+def test_a_lifetime_budget_is_spread_by_the_prices_to_come() -> None:
+    policy = Predictive()
+    prices = np.where(np.arange(HOURS) < EVENING, 4_000, 1_500)
+    facts = Facts(np.array([CPM]), ROW, ROW, np.array([True]))
+    noon_ms = DAY * MS_PER_DAY + MS_PER_DAY // 2
+    for now_ms in range((DAY - 2) * MS_PER_DAY + 300_000, noon_ms + 1, 300_000):
+        day, price = (now_ms - 1) // MS_PER_DAY, int(prices[(now_ms - 1) // 3_600_000 % HOURS])
+        today = Today(*(np.array([at]) for at in (day, day * MS_PER_DAY, (day + 1) * MS_PER_DAY)))
+        policy.observe(seen(now_ms - 1, 5 * PER_MINUTE, price), facts, today)
+    hours = (DAY + 2) * HOURS - noon_ms // 3_600_000
+    left = PER_MINUTE * 60 * hours * 4_000 // 2
+    use = LimitUse("ad_group_lifetime", 2 * left, left, 0, 0)
+    end_ms = (DAY + 2) * MS_PER_DAY
+    at = Standing("ad_group:g", (use,), DAY, end_ms - MS_PER_DAY, None, 0, 0, True, end_ms)
+    signal = policy.review(at, noon_ms)
+    assert signal is not None
+    # Half would do were all hours as dear as now; what comes is worth two thirds of that.
+    assert 0.58 < signal.serve_probability < 0.77

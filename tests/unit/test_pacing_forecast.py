@@ -1,0 +1,118 @@
+"""When budgets will have run out: by the prices to come, by campaigns, and as it is recorded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.contract.vocabulary import CPM, MS_PER_DAY
+from pipeline.pacing.forecast import NEAR_MS
+from pipeline.pacing.observed import Facts, Seen, Today
+from pipeline.pacing.predictive import Predictive
+
+HOURS = 24
+HOUR_MS = 3_600_000
+MINUTE_MS = 60_000
+DAY = 20_513
+PER_MINUTE = 50
+PRICE = 4_000
+UNLIMITED = 2**62
+NOON_MS = DAY * MS_PER_DAY + 12 * HOUR_MS
+TWO = np.array([0, 1])
+
+
+def step(policy: Predictive, now_ms: int, price: int, campaign: np.ndarray) -> None:
+    """Five minutes' impressions of two ad groups, all billed."""
+    day = now_ms // MS_PER_DAY
+    today = Today(*(np.array([at]) for at in (day, day * MS_PER_DAY, (day + 1) * MS_PER_DAY)))
+    count, nothing = np.full(2, 5.0 * PER_MINUTE), np.zeros(2)
+    seen = Seen(
+        now_ms=now_ms,
+        group=TWO,
+        impressions=count,
+        mean_age_ms=np.full(2, 1_000.0),
+        last_impression_ms=np.full(2, now_ms - 1_000),
+        billable=count,
+        value_nanos=count * price,
+        offered_nanos=count * price,
+        clicks=nothing,
+        installs=nothing,
+    )
+    policy.observe(
+        seen, Facts(np.full(2, CPM), campaign, np.zeros(2, int), np.zeros(2, bool)), today
+    )
+
+
+def watched(prices: np.ndarray, campaign: np.ndarray = TWO) -> Predictive:
+    """A policy that has seen two days of these hourly prices, and half of a third."""
+    policy = Predictive()
+    step_ms = 5 * MINUTE_MS
+    for now_ms in range((DAY - 2) * MS_PER_DAY + step_ms, NOON_MS + 1, step_ms):
+        step(policy, now_ms - 1, int(prices[(now_ms - 1) // HOUR_MS % HOURS]), campaign)
+    return policy
+
+
+def minutes_left(policy: Predictive, own: list[int], campaign: list[int]) -> np.ndarray:
+    """Shape (3, n): minutes from noon until limits that so much is left of are reached."""
+    room = np.array([own, campaign], dtype=np.int64)
+    return (policy.exhaustion(TWO, room, NOON_MS) - NOON_MS) / MINUTE_MS
+
+
+STEADY = np.full(HOURS, PRICE)
+
+
+def test_a_budget_lasts_as_long_as_its_share_of_the_traffic() -> None:
+    hour = 60 * PER_MINUTE * PRICE
+    likeliest, low, high = minutes_left(watched(STEADY), [hour, 3 * hour], [UNLIMITED] * 2)
+    assert likeliest == pytest.approx([60, 180], rel=0.03)
+    assert (low < likeliest - 2).all()
+    assert (high > likeliest + 2).all()
+
+
+def test_cheap_hours_to_come_make_a_budget_last_longer() -> None:
+    hour = 60 * PER_MINUTE * PRICE
+    cheap = np.where(np.arange(HOURS) >= 13, PRICE // 2, PRICE)
+    [steady, cheaper] = (
+        minutes_left(watched(prices), [2 * hour] * 2, [UNLIMITED] * 2)[0, 0]
+        for prices in (STEADY, cheap)
+    )
+    assert steady == pytest.approx(120, rel=0.03)
+    # An hour at today's price; what the evenings before cost is believed in part.
+    assert 60 + 60 * 1.3 < cheaper < 60 + 60 * 2
+
+
+def test_a_campaigns_limit_is_reached_by_all_of_its_ad_groups_together() -> None:
+    hour = 60 * PER_MINUTE * PRICE
+    together, apart = watched(STEADY, np.array([0, 0])), watched(STEADY)
+    own = [UNLIMITED] * 2
+    assert minutes_left(together, own, [2 * hour] * 2)[0] == pytest.approx([60, 60], rel=0.03)
+    assert minutes_left(apart, own, [2 * hour] * 2)[0] == pytest.approx([120, 120], rel=0.03)
+
+
+def test_an_ad_group_that_ends_before_leaves_the_campaigns_limit_to_the_others() -> None:
+    hour = 60 * PER_MINUTE * PRICE
+    policy = watched(STEADY, np.array([0, 0]))
+    found = minutes_left(policy, [hour, UNLIMITED], [3 * hour] * 2)[0]
+    assert found == pytest.approx([60, 120], rel=0.03)
+
+
+def test_forecasts_are_recorded_more_finely_where_the_end_is_near() -> None:
+    policy, names = watched(STEADY), ["ad_group:a", "ad_group:b"]
+
+    def recorded(now_ms: int, near_ms: int) -> list[str]:
+        """Whose forecasts are recorded when they are foretold to run out so far from noon."""
+        rows = policy.forecasts_due(now_ms)
+        if len(rows) == 0:
+            return []
+        far_ms = NOON_MS + 3 * NEAR_MS + (now_ms - NOON_MS)
+        ends = np.array([[NOON_MS + near_ms, far_ms][row] for row in rows.tolist()])
+        policy.record(rows, [names[row] for row in rows.tolist()], np.tile(ends, (3, 1)), now_ms)
+        return [note.entity for _, note in policy.take_notes()]
+
+    first_ms = NOON_MS
+    policy.take_notes()
+    assert recorded(first_ms, HOUR_MS) == names
+    assert recorded(first_ms + 60_000, HOUR_MS) == []  # not so soon
+    assert recorded(first_ms + 120_000, HOUR_MS + 60_000) == []  # hardly moved
+    assert recorded(first_ms + 240_000, HOUR_MS + 180_000) == names[:1]
+    assert recorded(first_ms + 600_000, HOUR_MS + 180_000) == names[1:]
