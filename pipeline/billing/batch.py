@@ -17,16 +17,13 @@ import numpy.typing as npt
 import polars as pl
 
 from pipeline.billing import ids
-from pipeline.billing.decode import EVENT_COLUMNS, Decoded, Decoder, decode_plain
-from pipeline.billing.terms import AD_COLUMNS
+from pipeline.billing.decode import Decoded, Decoder, decode_plain
 from pipeline.billing.texts import Packed, lines_of
 from pipeline.contract.vocabulary import (
     CLICK,
     ENGAGEMENTS,
     EVENT_TOPICS,
     IMPRESSION,
-    KINDS,
-    PLACEMENTS,
 )
 
 Int64s = npt.NDArray[np.int64]
@@ -162,8 +159,6 @@ class Assembler:
         All at once; where that fails, each chunk by itself, so that one does not slow the others.
         """
         full = [chunk for chunk in chunks if len(chunk.values)]
-        if not full:
-            return Decoded(pl.DataFrame(schema=EVENT_COLUMNS), np.empty(0, np.bool_))
         if len(full) > 1:
             size = sum(len(chunk.values) for chunk in full)
             plain = sum(len(c.values) for c in full if EVENT_TOPICS[c.source] != ENGAGEMENTS)
@@ -171,11 +166,7 @@ class Assembler:
             together = None if lines is None else decode_plain(lines, size, plain)
             if together is not None:
                 return together
-        parts = [self._decoders[chunk.source].decode(chunk.values) for chunk in full]
-        return Decoded(
-            pl.concat([part.events for part in parts]),
-            np.concatenate([part.malformed for part in parts]),
-        )
+        return Decoded.joined([self._decoders[chunk.source].decode(chunk.values) for chunk in full])
 
     def _order_ms(self, chunks: tuple[Chunk, ...]) -> Int64s:
         columns = []
@@ -234,18 +225,17 @@ def _part(
 
 def event_columns(decoded: Decoded, source: Codes, order: Int64s) -> dict[str, Any]:
     """What a batch has of its events, by field: `source` as the messages came, all in an order."""
-    numbers = decoded.events.select(_NUMBERS)
-    kind = _kinds(source, decoded.malformed, numbers["kind"].to_numpy())
+    columns = decoded.columns
     return {
         "malformed": decoded.malformed[order],
-        "kind": kind[order],
-        "placement": numbers["placement"].to_numpy()[order],
-        "event_time_ms": numbers["event_time_ms"].to_numpy()[order],
-        "price_micros": numbers["price_micros"].to_numpy()[order],
-        "event_keys": ids.keys_of(numbers, "event")[order],
-        "ad_keys": ids.keys_of(numbers, "ad")[order],
-        "user_keys": ids.keys_of(numbers, "user")[order],
-        "impression_keys": ids.keys_of(numbers, "impression")[order],
+        "kind": _kinds(source, decoded.malformed, columns.kind)[order],
+        "placement": columns.placement[order],
+        "event_time_ms": columns.event_time_ms[order],
+        "price_micros": columns.price_micros[order],
+        "event_keys": columns.event_keys[order],
+        "ad_keys": columns.ad_keys[order],
+        "user_keys": columns.user_keys[order],
+        "impression_keys": columns.impression_keys[order],
         "came_as": order,
         "as_they_came": decoded.events,
     }
@@ -262,21 +252,6 @@ def _kinds(source: Codes, malformed: Mask, engagement: Codes) -> Codes:
     return np.maximum(of_topic, engagement)
 
 
-def _code(column: str, names: tuple[str, ...]) -> pl.Expr:
-    """Positions of the texts among the names; a null is the first."""
-    return pl.col(column).cast(pl.Enum(names)).to_physical().fill_null(0).cast(pl.UInt8)
-
-
-_NUMBERS = [
-    *ids.hash_exprs("event", "event_id"),
-    *ids.hash_exprs("ad", *AD_COLUMNS),
-    *ids.hash_exprs("user", "user_id"),
-    *ids.hash_exprs("impression", "impression_id"),
-    _code("placement", PLACEMENTS),
-    _code("kind", KINDS),
-    "event_time_ms",
-    "price_micros",
-]
 _ROW_COLUMNS = tuple(
     field.name for field in fields(Batch) if field.name not in ("as_they_came", "chunks", "ranges")
 )

@@ -18,6 +18,7 @@ from pipeline.billing import ids
 from pipeline.billing.batch import Batch
 from pipeline.billing.books import Balances, Shard
 from pipeline.billing.terms import UNLIMITED, Terms
+from pipeline.billing.xxh3 import hash_rows
 from pipeline.contract.days import LAST_DAY
 from pipeline.contract.partitioning import partition_of
 from pipeline.contract.vocabulary import (
@@ -351,7 +352,7 @@ def _fill_unique_keys(outcome: Outcome, rows: Rows) -> None:
             outcome.kind[engaged].astype(np.uint64),
             outcome.billing_day[engaged].astype(np.uint64),
         )
-        outcome.unique_keys[engaged] = ids.hash_words(np.column_stack(words))
+        outcome.unique_keys[engaged] = hash_rows(np.column_stack(words))
 
 
 @dataclass(frozen=True, slots=True)

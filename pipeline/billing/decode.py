@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import msgspec
@@ -24,10 +24,19 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from pipeline.billing.scan import Scanner
-from pipeline.billing.texts import Bytes, Packed, lines_of
+from pipeline.billing import ids
+from pipeline.billing.scan import Scanned, Scanner
+from pipeline.billing.terms import AD_COLUMNS
+from pipeline.billing.texts import Bytes, Int64s, Packed, lines_of
+from pipeline.billing.xxh3 import hash_joined, hash_rows
 from pipeline.contract.events import EVENT_ID_MAX_LENGTH, EngagementEvent, Event
-from pipeline.contract.vocabulary import ENGAGEMENT_KINDS, ENGAGEMENTS, EVENT_TOPICS, PLACEMENTS
+from pipeline.contract.vocabulary import (
+    ENGAGEMENT_KINDS,
+    ENGAGEMENTS,
+    EVENT_TOPICS,
+    KINDS,
+    PLACEMENTS,
+)
 
 _STRINGS: Final = (
     "event_id",
@@ -59,6 +68,10 @@ _FIELD_IN_ERROR: Final = re.compile(r"at `\$\.?([^`]*)`|field `([^`]*)`")
 _SCANNER: Final = Scanner(EVENT_COLUMNS)
 
 Mask = npt.NDArray[np.bool_]
+Codes = npt.NDArray[np.uint8]
+
+_ENGAGEMENT_CODES: Final = np.zeros(256, dtype=np.bool_)
+_ENGAGEMENT_CODES[[KINDS.index(kind) for kind in ENGAGEMENT_KINDS]] = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +83,69 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class Columns:
+    """What judging computes with, one entry a message: zeros for one that is no event."""
+
+    kind: Codes
+    """0 but for engagements."""
+    placement: Codes
+    event_time_ms: Int64s
+    price_micros: Int64s
+    event_keys: ids.Keys
+    ad_keys: ids.Keys
+    """Of the campaign, ad group and pin together, as `Terms.find_ads` takes them."""
+    user_keys: ids.Keys
+    impression_keys: ids.Keys
+
+    @classmethod
+    def of(cls, events: pl.DataFrame) -> Columns:
+        """Of events with the columns of EVENT_COLUMNS."""
+        return cls(
+            kind=_codes_of(events["kind"], KINDS),
+            placement=_codes_of(events["placement"], PLACEMENTS),
+            event_time_ms=events["event_time_ms"].to_numpy(),
+            price_micros=events["price_micros"].to_numpy(),
+            event_keys=ids.hash_columns(events, "event_id"),
+            ad_keys=ids.hash_columns(events, *AD_COLUMNS),
+            user_keys=ids.hash_columns(events, "user_id"),
+            impression_keys=ids.hash_columns(events, "impression_id"),
+        )
+
+
+def _codes_of(texts: pl.Series, names: tuple[str, ...]) -> Codes:
+    """Positions of the texts among the names; a null is the first."""
+    codes = texts.cast(pl.Enum(names)).to_physical().fill_null(0).cast(pl.UInt8)
+    return codes.to_numpy()
+
+
+@dataclass(frozen=True, slots=True)
 class Decoded:
-    """A chunk's messages as columns, one row each in their order."""
+    """A chunk's messages, one row each in their order."""
 
     events: pl.DataFrame
-    """Columns of EVENT_COLUMNS."""
+    """With the columns of EVENT_COLUMNS."""
     malformed: Mask
+    columns: Columns
+
+    @classmethod
+    def of(cls, events: pl.DataFrame, malformed: Mask) -> Decoded:
+        """Of events that were read one by one, or made."""
+        return cls(events, malformed, Columns.of(events))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Decoded]) -> Decoded:
+        """All of them, one after the other."""
+        if not parts:
+            return cls.of(pl.DataFrame(schema=EVENT_COLUMNS), np.empty(0, np.bool_))
+        columns = {
+            field.name: np.concatenate([getattr(part.columns, field.name) for part in parts])
+            for field in fields(Columns)
+        }
+        return cls(
+            pl.concat([part.events for part in parts]),
+            np.concatenate([part.malformed for part in parts]),
+            Columns(**columns),
+        )
 
 
 class Decoder:
@@ -122,7 +192,7 @@ class Decoder:
             name: pl.Series(name, [row.get(name) for row in rows], dtype=kind)
             for name, kind in EVENT_COLUMNS.items()
         }
-        return Decoded(pl.DataFrame(columns), malformed)
+        return Decoded.of(pl.DataFrame(columns), malformed)
 
 
 def decode_plain(lines: Bytes, size: int, without_kind: int) -> Decoded | None:
@@ -131,40 +201,57 @@ def decode_plain(lines: Bytes, size: int, without_kind: int) -> Decoded | None:
     `lines` are `size` messages, each with a newline behind it. The first `without_kind` of them
     are of topics without a `kind`, the others are engagements.
     """
-    if size == 0:
+    scanned = _SCANNER.scan(lines, size) if size else None
+    if scanned is None or not scanned.has_all(*_STRINGS, *_INTEGERS):
         return None
-    events = _SCANNER.scan(lines, size)
-    if events is None or any(events[name].null_count() for name in (*_STRINGS, *_INTEGERS)):
+    kind, placement = scanned.codes("kind", KINDS), scanned.codes("placement", PLACEMENTS)
+    if not _within_bounds(scanned, kind[without_kind:], placement):
         return None
-    if (
-        events["kind"][without_kind:].null_count()
-        or not events.select(_within_bounds(without_kind)).item()
-    ):
-        return None
+    kind[:without_kind] = 0
+    events = scanned.frame(EVENT_COLUMNS)
     if events["kind"][:without_kind].null_count() != without_kind:
         # A field of another topic: unknown here, and ignored.
         foreign = pl.int_range(pl.len()) < without_kind
         events = events.with_columns(kind=pl.when(~foreign).then("kind"))
-    return Decoded(events, np.zeros(size, dtype=np.bool_))
+    columns = Columns(
+        kind=kind,
+        placement=placement,
+        event_time_ms=scanned.number("event_time_ms"),
+        price_micros=scanned.number("price_micros"),
+        event_keys=_keys(scanned, "event_id"),
+        ad_keys=_keys(scanned, *AD_COLUMNS),
+        user_keys=_keys(scanned, "user_id"),
+        impression_keys=_keys(scanned, "impression_id"),
+    )
+    return Decoded(events, np.zeros(size, dtype=np.bool_), columns)
+
+
+def _keys(scanned: Scanned, *names: str) -> ids.Keys:
+    starts, ends = scanned.stretches(*names)
+    return hash_joined(scanned.text, starts, ends - starts)
+
+
+def _within_bounds(scanned: Scanned, kinds: Codes, placements: Codes) -> bool:
+    """Whether all values are surely within the bounds that the contract sets beyond types; `kinds`
+    are those of engagements."""
+    [starts], [ends] = scanned.stretches("event_id")
+    sizes = ends - starts
+    return bool(
+        sizes.min() >= 1
+        and sizes.max() <= EVENT_ID_MAX_LENGTH  # bytes, so of characters there are no more
+        and placements.min() >= 1
+        and placements.max() < len(PLACEMENTS)
+        and _ENGAGEMENT_CODES[kinds].all()
+    )
 
 
 def warm_up() -> None:
-    """Compile what decoding needs, or load it, before the first message waits for it."""
-    lines = lines_of([Packed.of([b'{"event_id": "1"}'])])
+    """Compile what decoding and judging need, or load it, before the first message waits for it."""
+    message = dict.fromkeys(_STRINGS, "browse") | dict.fromkeys(_INTEGERS, 0)
+    lines = lines_of([Packed.of([json.dumps(message).encode()])])
     assert lines is not None
-    assert _SCANNER.scan(lines, 1) is not None
-
-
-def _within_bounds(without_kind: int) -> pl.Expr:
-    """Whether all values are within the bounds that the contract sets beyond types."""
-    length = pl.col("event_id").str.len_chars()
-    return pl.all_horizontal(
-        length.min() >= 1,
-        length.max() <= EVENT_ID_MAX_LENGTH,
-        pl.col("price_micros").min() >= 0,
-        pl.col("placement").is_in(PLACEMENTS[1:]).all(),
-        pl.col("kind").slice(without_kind).is_in(ENGAGEMENT_KINDS).all(),
-    )
+    assert decode_plain(lines, 1, without_kind=1) is not None
+    hash_rows(np.zeros((1, 1), dtype=np.uint64))
 
 
 def _let_through(value: bytes, event: Event) -> Fault | None:

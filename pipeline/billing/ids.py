@@ -17,7 +17,6 @@ import hirola
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 import xxhash
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from polars_hash import NonCryptographicHashingNameSpace
@@ -96,22 +95,6 @@ class UserHasher:
         """Of the users whose ids hash to these keys."""
         encryptor = self._cipher.encryptor()
         return keys_from_bytes(encryptor.update(user_keys.tobytes()) + encryptor.finalize())
-
-
-def as_binary(words: npt.NDArray[np.uint64]) -> pl.Series:
-    """The rows of a 2-dimensional array as Binary, 8 bytes a word."""
-    width = 8 * words.shape[1]
-    packed = pa.py_buffer(words.tobytes())
-    column = pl.from_arrow(
-        pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(words), [None, packed])
-    )
-    assert isinstance(column, pl.Series)
-    return column
-
-
-def hash_words(words: npt.NDArray[np.uint64]) -> Keys:
-    """XXH3-128 of each row of a 2-dimensional array."""
-    return hash_columns(pl.DataFrame({"words": as_binary(words)}), "words")
 
 
 @lru_cache(maxsize=4)

@@ -76,7 +76,7 @@ def hash_joined(
 
 
 def hash_rows(words: npt.NDArray[np.uint64]) -> Keys:
-    """XXH3-128 of each row of a 2-dimensional array, as `ids.hash_words` gives."""
+    """XXH3-128 of the bytes of each row of a 2-dimensional array."""
     width = 8 * words.shape[1]
     buffer = np.ascontiguousarray(words).reshape(-1).view(np.uint8)
     starts = np.arange(len(words), dtype=np.int64) * width

@@ -279,7 +279,8 @@ class EventColumns:
         )
         rest = numbers.select(_EVENT_TEXTS).with_columns(kind=self._kinds.gather(kind))
         events = self._ads[group].hstack(rest).select(*EVENT_COLUMNS)
-        decoded, codes = Decoded(events, np.zeros(size, dtype=np.bool_)), source.astype(np.uint8)
+        decoded = Decoded.of(events, np.zeros(size, dtype=np.bool_))
+        codes = source.astype(np.uint8)
         return Batch(
             source=codes,
             shard=np.zeros(size, dtype=np.int32),

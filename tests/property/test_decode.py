@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import fields
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.billing.decode import EVENT_COLUMNS, Decoder, Fault, decode_plain
+from pipeline.billing.decode import EVENT_COLUMNS, Columns, Decoder, Fault, decode_plain
 from pipeline.billing.texts import Bytes, Packed, lines_of
 from pipeline.contract.vocabulary import CLICKS, ENGAGEMENTS, EVENT_TOPICS, IMPRESSIONS
 from tests.auditor import MalformedError, read_event
@@ -98,6 +99,11 @@ def check_agreement(topic: str, values: list[bytes | None]) -> None:
         if not isinstance(alone, Fault):
             found = {k: v for k, v in decoded.events.row(row, named=True).items() if v is not None}
             assert found == msgspec.to_builtins(alone), value
+    again = Columns.of(decoded.events)
+    for column in fields(Columns):
+        assert np.array_equal(getattr(decoded.columns, column.name), getattr(again, column.name)), (
+            column.name
+        )
 
 
 @pytest.mark.parametrize("topic", EVENT_TOPICS)
