@@ -69,7 +69,7 @@ def test_it_ends_when_told_though_kafka_is_away(cluster: FaultCluster) -> None:
     cluster.until_all_owned()
     cluster.publish(ad.click("left-0", at("2026-03-02T12:00")))
     cluster.settle()
-    # An append is to be on its way when Kafka goes.
+    # An append is to be on its way when Kafka goes; its answer may just have come.
     cluster.restart_armed("first", "append_sent:1:sleep:3000")
     until(lambda: "fail points are armed" in cluster.log("first"), "the armed worker")
     cluster.until_all_owned()
@@ -79,7 +79,6 @@ def test_it_ends_when_told_though_kafka_is_away(cluster: FaultCluster) -> None:
     with cluster.broker_away():
         until(lambda: cluster.health("first").get("trouble"), "the worker to say that it waits")
         assert [cluster.retire(name) for name in ("first", "reporter")] == [0, 0]
-    assert "ending with appends on their way" in cluster.log("first")
     cluster.run_always("reporter", "first")
     cluster.until_all_owned()
     assert "is damaged" not in cluster.log("first")
