@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from pipeline.billing import ids
-from pipeline.billing.decode import Decoded, Decoder, decode_plain
+from pipeline.billing.decode import Columns, Decoded, Decoder, decode_plain
 from pipeline.billing.texts import Packed, lines_of
 from pipeline.contract.vocabulary import (
     CLICK,
@@ -68,7 +67,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(Columns):
     """Events of many shards in the order of judgement; all columns have the same length."""
 
     source: npt.NDArray[np.uint8]
@@ -82,15 +81,6 @@ class Batch:
     position: npt.NDArray[np.int32]
     """Position of the row within its chunk."""
     malformed: Mask
-    kind: Codes
-    placement: Codes
-    event_time_ms: Int64s
-    price_micros: Int64s
-    event_keys: ids.Keys
-    ad_keys: ids.Keys
-    """Of the campaign, ad group and pin together, as `Terms.find_ads` takes them."""
-    user_keys: ids.Keys
-    impression_keys: ids.Keys
     came_as: Int64s
     """The row of `as_they_came`."""
     as_they_came: pl.DataFrame
@@ -225,20 +215,11 @@ def _part(
 
 def event_columns(decoded: Decoded, source: Codes, order: Int64s) -> dict[str, Any]:
     """What a batch has of its events, by field: `source` as the messages came, all in an order."""
-    columns = decoded.columns
-    return {
-        "malformed": decoded.malformed[order],
-        "kind": _kinds(source, decoded.malformed, columns.kind)[order],
-        "placement": columns.placement[order],
-        "event_time_ms": columns.event_time_ms[order],
-        "price_micros": columns.price_micros[order],
-        "event_keys": columns.event_keys[order],
-        "ad_keys": columns.ad_keys[order],
-        "user_keys": columns.user_keys[order],
-        "impression_keys": columns.impression_keys[order],
-        "came_as": order,
-        "as_they_came": decoded.events,
-    }
+    columns = {field.name: getattr(decoded.columns, field.name) for field in fields(Columns)}
+    columns["kind"] = _kinds(source, decoded.malformed, decoded.columns.kind)
+    columns["malformed"] = decoded.malformed
+    ordered = {name: column[order] for name, column in columns.items()}
+    return ordered | {"came_as": order, "as_they_came": decoded.events}
 
 
 def _joined(columns: Sequence[Int64s]) -> Int64s:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pipeline.billing import ids
 from pipeline.billing.batch import Batch
 from pipeline.billing.books import Balances, Shard
-from pipeline.billing.terms import UNLIMITED, Terms
+from pipeline.billing.terms import UNLIMITED, Terms, distinct
 from pipeline.billing.xxh3 import hash_rows
 from pipeline.contract.days import LAST_DAY
 from pipeline.contract.partitioning import partition_of
@@ -223,7 +223,7 @@ def _rule_duplicate(outcome: Outcome, shards: Mapping[int, Shard]) -> None:
     batch_shards = outcome.batch.shard[rows]
     _, first = ids.first_occurrences(_within_shards(keys, batch_shards))
     outcome.disposition[rows[~first]] = DUPLICATE
-    for shard in _distinct(batch_shards):
+    for shard in distinct(batch_shards).tolist():
         here = np.flatnonzero(batch_shards == shard)
         seen = shards[shard].ids.contains(keys[here])
         outcome.disposition[rows[here[seen]]] = DUPLICATE
@@ -232,12 +232,6 @@ def _rule_duplicate(outcome: Outcome, shards: Mapping[int, Shard]) -> None:
 def _within_shards(keys: ids.Keys, shards: npt.NDArray[np.int32]) -> ids.Keys:
     """Keys that are equal where both the key and the shard are."""
     return ids.join_keys(keys[:, 0] ^ shards.astype(np.uint64), keys[:, 1])
-
-
-def _distinct(codes: npt.NDArray[np.int32]) -> list[int]:
-    """The different values among small numbers, none of them negative."""
-    found: list[int] = np.flatnonzero(np.bincount(codes)).tolist()
-    return found
 
 
 def _rule_serving(outcome: Outcome, shards: Mapping[int, Shard], terms: Terms) -> Int64s:
@@ -299,7 +293,7 @@ def _assign_days(outcome: Outcome, shards: Mapping[int, Shard], terms: Terms) ->
     days = np.empty(len(rows), dtype=np.int64)
     closed = np.full((max(shards) + 1, len(terms.zones)), -1, dtype=np.int64)
     today = np.zeros(len(terms.zones), dtype=np.int64)
-    for zone in _distinct(zones):
+    for zone in distinct(zones).tolist():
         calendar = terms.zones[zone]
         here = zones == zone
         days[here] = calendar.days_of(outcome.event_time_ms[rows[here]])
@@ -334,7 +328,7 @@ def _rule_repeat(outcome: Outcome, shards: Mapping[int, Shard]) -> Rows:
         return rows
     _fill_unique_keys(outcome, keyed)
     batch_shards = outcome.batch.shard[keyed]
-    for shard in _distinct(batch_shards):
+    for shard in distinct(batch_shards).tolist():
         here = keyed[batch_shards == shard]
         seen = shards[shard].unique.contains(outcome.unique_keys[here])
         _mark_repeat(outcome, here[seen])

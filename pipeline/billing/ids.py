@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import Future
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import hirola
@@ -37,29 +37,19 @@ SEPARATOR = "\0"
 """Joins the parts of an identity; no part can hold it: an event with a NUL is malformed."""
 
 
-@cache
-def hash_exprs(name: str, *columns: str) -> tuple[pl.Expr, pl.Expr]:
+def hash_columns(frame: pl.DataFrame, *columns: str) -> Keys:
     """XXH3-128 of each row's UTF-8 bytes; several columns make one identity together.
 
-    Two columns, `keys_of` the same name joins them. A null has no identity: its hash is 0.
+    A null has no identity: its hash is 0.
     """
     parts = [pl.col(column) for column in columns]
     joined = pl.concat_str(parts, separator=SEPARATOR) if len(parts) > 1 else parts[0]
     whole = NonCryptographicHashingNameSpace(joined).xxh3_128()
-    return (
-        (whole % _HALF).cast(pl.UInt64).fill_null(0).alias(f"{name}_low"),
-        (whole // _HALF).cast(pl.UInt64).fill_null(0).alias(f"{name}_high"),
+    halves = frame.select(
+        low=(whole % _HALF).cast(pl.UInt64).fill_null(0),
+        high=(whole // _HALF).cast(pl.UInt64).fill_null(0),
     )
-
-
-def keys_of(frame: pl.DataFrame, name: str) -> Keys:
-    """The keys that `hash_exprs` of this name gave columns of."""
-    return join_keys(frame[f"{name}_low"].to_numpy(), frame[f"{name}_high"].to_numpy())
-
-
-def hash_columns(frame: pl.DataFrame, *columns: str) -> Keys:
-    """The keys of these columns alone."""
-    return keys_of(frame.select(hash_exprs("only", *columns)), "only")
+    return join_keys(halves["low"].to_numpy(), halves["high"].to_numpy())
 
 
 def hash_text(*parts: str) -> tuple[int, int]:

@@ -67,10 +67,8 @@ def hash_joined(
         raise IndexError("a stretch leaves the buffer")
     keys = np.zeros((starts.shape[1], 2), np.uint64)
     lengths = np.ascontiguousarray(sizes, np.int64)
-    longest = int(lengths.sum(axis=0).max(initial=0)) if len(lengths) > 1 else 0
-    joined = np.empty(max(0, longest) + len(lengths), np.uint8)
-    if len(lengths) > 1 and (lengths < 0).any():
-        joined = np.empty(int(lengths.max(axis=1).clip(0).sum()) + len(lengths), np.uint8)
+    longest = int(lengths.clip(0).sum(axis=0).max(initial=0)) if len(lengths) > 1 else 0
+    joined = np.empty(longest + len(lengths), np.uint8)
     _hash_all(buffer, np.ascontiguousarray(starts, np.int64), lengths, joined, keys)
     return keys
 

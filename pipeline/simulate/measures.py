@@ -190,7 +190,7 @@ class Recorder:
 
     def room_nanos(self, now_ms: int) -> Floats:
         """What each ad group may spend before it is stopped; nothing left counts as far."""
-        both = self.engine.room_before_stop_nanos(self._engine_rows, now_ms)
+        both = self.engine.room_nanos(self._engine_rows, now_ms, before_stop=True)
         room = both.min(axis=0).astype(np.float64)
         return np.where(room > 0, room, _UNBOUNDED)
 
@@ -225,7 +225,8 @@ class Recorder:
     def _oracles_ms(self, now_ms: int) -> tuple[Int64s, Int64s]:
         """When each ad group will have run out if from now on exactly the expected comes: at the
         prices of this hour, and at those that will be."""
-        own, campaign = self.engine.room_nanos(self._engine_rows, now_ms).astype(np.float64)
+        room = self.engine.room_nanos(self._engine_rows, now_ms, before_stop=False)
+        own, campaign = room.astype(np.float64)
         members = self.market.campaign[:, None] == self.market.campaign[None, :]
         impressions, value = self._expected
         found = []

@@ -23,7 +23,7 @@ from pipeline.billing.decide import Outcome, Policy, decide
 from pipeline.billing.id_runs import MemoryShelves, Shelves
 from pipeline.billing.journal import AccountTerms
 from pipeline.billing.posting import Draft, ShardEvents
-from pipeline.billing.terms import UNLIMITED, Columns, Terms
+from pipeline.billing.terms import UNLIMITED, Columns, Terms, distinct
 from pipeline.contract.catalog import Accepted, Catalog, Refused
 from pipeline.contract.days import Calendar, iso
 from pipeline.contract.log import LogRecord
@@ -237,26 +237,18 @@ class Engine:
     def predicted_exhaustion_ms(self, groups: Rows, now_ms: int) -> Rows:
         """When the tightest limit of each ad group will have been reached, as far as pacing can
         tell: shape (3, n), the likeliest time and an interval of 80 %; 0 where not in its day."""
-        return self._pacing.exhaustion(groups, self.room_before_stop_nanos(groups, now_ms), now_ms)
+        room = self.room_nanos(groups, now_ms, before_stop=True)
+        return self._pacing.exhaustion(groups, room, now_ms)
 
-    def room_nanos(self, groups: Rows, now_ms: int) -> Rows:
+    def room_nanos(self, groups: Rows, now_ms: int, *, before_stop: bool) -> Rows:
         """Shape (2, n): what is left of the tightest own limit of each ad group, and of its
-        campaign's."""
+        campaign's; `before_stop`: less what pacing holds back, so what is still served."""
         campaigns = self.terms.group.campaign[groups].astype(np.int64)
         room = np.full((2, len(groups)), UNLIMITED, dtype=np.int64)
         for at, (level, rows) in enumerate((("ad_group", groups), ("campaign", campaigns))):
             for bounds, spend in self._limits_of(level, rows, now_ms):
-                room[at] = np.minimum(room[at], bounds - spend)
-        return room
-
-    def room_before_stop_nanos(self, groups: Rows, now_ms: int) -> Rows:
-        """The same, less what pacing holds back: what may be spent before it stops serving."""
-        campaigns = self.terms.group.campaign[groups].astype(np.int64)
-        room = np.full((2, len(groups)), UNLIMITED, dtype=np.int64)
-        for at, (level, rows) in enumerate((("ad_group", groups), ("campaign", campaigns))):
-            for bounds, spend in self._limits_of(level, rows, now_ms):
-                reserve = self._pacing.reserve(level, rows, now_ms, bounds)
-                room[at] = np.minimum(room[at], bounds - spend - reserve)
+                held = self._pacing.reserve(level, rows, now_ms, bounds) if before_stop else 0
+                room[at] = np.minimum(room[at], bounds - spend - held)
         return room
 
     def _note_predictions(self, drafts: dict[int, Draft], now_ms: int) -> None:
@@ -311,7 +303,7 @@ class Engine:
         due = self._stopped.resume_due(now_ms)
         for level, touched in rows.items():
             more = [row for where, row in changed | due if where == level]
-            concerned = _distinct(np.concatenate((touched, np.array(more, dtype=np.int64))))
+            concerned = distinct(np.concatenate((touched, np.array(more, dtype=np.int64))))
             worth = self._worth_review(level, concerned, now_ms)
             for row in sorted({*worth, *self._pacing.due(level, now_ms).tolist()}):
                 self._review(level, row, drafts, now_ms)
@@ -499,13 +491,6 @@ class _Stopped:
             if size > len(known):
                 more = np.zeros(max(size, 2 * len(known)) - len(known), dtype=known.dtype)
                 columns[level] = np.concatenate((known, more))
-
-
-def _distinct(rows: Rows) -> Rows:
-    """Each row once, in order. Row numbers are small, so a flag each tells sooner than sorting."""
-    named = np.zeros(int(rows.max(initial=-1)) + 1, dtype=np.bool_)
-    named[rows] = True
-    return np.flatnonzero(named)
 
 
 def _day_ends(calendar: Calendar, after_ms: int, up_to_ms: int) -> list[int]:

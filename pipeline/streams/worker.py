@@ -3,7 +3,7 @@
 One turn decides everything that has come for all owned shards; the appends of a turn, one a
 shard, fly together while the next turn is decided. A turn starts when there is something to do
 and the appends before the last have been acknowledged, and not before a few milliseconds after
-the last: once enough events wait, or a while after the last turn began.
+the last: once enough events wait, or else a while after the first of them came.
 """
 
 from __future__ import annotations
@@ -145,12 +145,8 @@ class Intake:
         if delivery.epoch != self._epoch:
             return
         self._chunks += delivery.chunks
-        self.events += sum(len(chunk.values) for chunk in delivery.chunks)
+        self._count(self.events + sum(len(chunk.values) for chunk in delivery.chunks))
         self.last_arrival_s = time.monotonic()
-        if self.events >= self._max_events:
-            self._room.clear()
-        if self.events >= _ENOUGH_EVENTS:
-            self.enough.set()
         self.wake.set()
 
     def take(self, max_events: int) -> list[Chunk]:
@@ -161,11 +157,7 @@ class Intake:
             chunk = self._chunks.pop(0)
             taken.append(chunk)
             events += len(chunk.values)
-        self.events -= events
-        if self.events < self._max_events:
-            self._room.set()
-        if self.events < _ENOUGH_EVENTS:
-            self.enough.clear()
+        self._count(self.events - events)
         if self._chunks:
             self.wake.set()
         return taken
@@ -174,13 +166,23 @@ class Intake:
         """Forget what came and take nothing in: the sources are being sought anew."""
         self._epoch = None
         self._chunks.clear()
-        self.events = 0
-        self._room.set()
-        self.enough.clear()
+        self._count(0)
 
     def open(self, epoch: int) -> None:
         """Take in what is fetched in this epoch."""
         self._epoch = epoch
+
+    def _count(self, events: int) -> None:
+        """So many wait now."""
+        self.events = events
+        for flag, is_so in (
+            (self._room, events < self._max_events),
+            (self.enough, events >= _ENOUGH_EVENTS),
+        ):
+            if is_so:
+                flag.set()
+            else:
+                flag.clear()
 
 
 class Worker:
