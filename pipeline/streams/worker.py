@@ -717,6 +717,8 @@ class Worker:
         """Let flying appends land, leave snapshots behind, close the clients."""
         if self._appends:
             await asyncio.wait([append for _, append in self._appends], timeout=_STOP_WAIT_S)
+        if not all(task.done() for _, task in self._appends):
+            log.warning("Kafka does not answer: ending with appends on their way")
         landed = all(task.done() and task.exception() is None for _, task in self._appends)
         if landed and not self._unwritten:
             for shard in self.owned:

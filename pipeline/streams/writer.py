@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
@@ -168,11 +169,9 @@ class JournalWriter:
     async def stop(self) -> None:
         """Close the producer. What still flies is given up: whether it was written, the shard's
         next owner reads in the journal."""
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STOP_WITHIN_S):
                 await self._producer.stop()
-        except TimeoutError:
-            log.warning("Kafka does not answer: ending with appends on their way")
 
     async def append(self, owned: Owned, entry: Entry) -> None:
         """Append an entry after the shard's last record, then send what it decided.
