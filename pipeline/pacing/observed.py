@@ -46,6 +46,8 @@ class Seen:
     """Sum of the prices that the impressions were won at, each for one billable action."""
     clicks: Floats
     """That can be charged."""
+    mean_click_age_ms: Floats
+    """As `mean_age_ms`, of those clicks."""
     installs: Floats
 
 
@@ -75,27 +77,35 @@ def by_group(events: Events) -> Seen:
     group, inverse = np.unique(events.group, return_inverse=True)
     size = len(group)
     impression = events.is_impression
-    impressions = np.bincount(inverse[impression], minlength=size).astype(np.float64)
     at = inverse[impression]
     times = events.event_time_ms[impression]
-    ages = np.bincount(at, np.maximum(0, events.now_ms - times), size)
     last = np.zeros(size, dtype=np.int64)
     np.maximum.at(last, at, times)
     billable = events.is_billable
     values = events.value_nanos[billable].astype(np.float64)
+    click = events.is_click & billable
+    ages = np.maximum(0, events.now_ms - events.event_time_ms)
     return Seen(
         now_ms=events.now_ms,
         group=group,
-        impressions=impressions,
-        mean_age_ms=ages / np.maximum(1.0, impressions),
+        impressions=_count(inverse, impression, size),
+        mean_age_ms=_mean(ages, inverse, impression, size),
         last_impression_ms=last,
         billable=np.bincount(inverse[billable], minlength=size).astype(np.float64),
         value_nanos=np.bincount(inverse[billable], values, size).astype(np.float64),
         offered_nanos=np.bincount(at, events.price_nanos[impression], size).astype(np.float64),
-        clicks=_count(inverse, events.is_click & billable, size),
+        clicks=_count(inverse, click, size),
+        mean_click_age_ms=_mean(ages, inverse, click, size),
         installs=_count(inverse, events.is_install, size),
     )
 
 
 def _count(inverse: Rows, chosen: npt.NDArray[np.bool_], size: int) -> Floats:
     return np.bincount(inverse[chosen], minlength=size).astype(np.float64)
+
+
+def _mean(values: Int64s, inverse: Rows, chosen: npt.NDArray[np.bool_], size: int) -> Floats:
+    """Of the chosen events of each group; 0 where it has none."""
+    at = inverse[chosen]
+    total = np.bincount(at, values[chosen], size)
+    return np.asarray(total / np.maximum(1, np.bincount(at, minlength=size)))

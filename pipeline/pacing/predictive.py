@@ -482,14 +482,20 @@ class Predictive:
 
     # -- target CPI ---------------------------------------------------------------------------
 
-    def estimate_installs(self, row: int, campaign: int) -> tuple[int, int, int] | None:
-        return self.installs.estimate(row, campaign)
+    def estimate_installs(
+        self, row: int, campaign: int, now_ms: int
+    ) -> tuple[int, int, int] | None:
+        return self.installs.estimate(row, campaign, now_ms)
 
     def note_bid(
-        self, entity: str, row: int, billing_day: int, estimate: tuple[int, int, int], now_ms: int
+        self,
+        entity: str,
+        row: int,
+        campaign: int,
+        billing_day: int,
+        estimate: tuple[int, int, int],
+        now_ms: int,
     ) -> None:
-        self._groups.reserve(np.array([row]))
-        campaign = max(0, int(self._groups.campaign[row]))
         made = self.installs.decided(entity, row, campaign, billing_day, estimate, now_ms)
         self._notes += [(row, note) for note in made]
 

@@ -132,13 +132,21 @@ class Policy(Protocol):
         time, and the bounds of an interval of 80 %; 0 where not within its day."""
         ...
 
-    def estimate_installs(self, row: int, campaign: int) -> tuple[int, int, int] | None:
+    def estimate_installs(
+        self, row: int, campaign: int, now_ms: int
+    ) -> tuple[int, int, int] | None:
         """Installs a million clicks of an ad group: likeliest, and bounds of 80 %; None where
         too little is known to bid by."""
         ...
 
     def note_bid(
-        self, entity: str, row: int, billing_day: int, estimate: tuple[int, int, int], now_ms: int
+        self,
+        entity: str,
+        row: int,
+        campaign: int,
+        billing_day: int,
+        estimate: tuple[int, int, int],
+        now_ms: int,
     ) -> None:
         """A day's bid was decided by this estimate."""
         ...
@@ -204,11 +212,19 @@ class PlainLimits:
     def exhaustion(self, rows: Rows, room_nanos: Int64s, now_ms: int) -> Int64s:
         return np.zeros((3, len(rows)), dtype=np.int64)
 
-    def estimate_installs(self, row: int, campaign: int) -> tuple[int, int, int] | None:
+    def estimate_installs(
+        self, row: int, campaign: int, now_ms: int
+    ) -> tuple[int, int, int] | None:
         return None
 
     def note_bid(
-        self, entity: str, row: int, billing_day: int, estimate: tuple[int, int, int], now_ms: int
+        self,
+        entity: str,
+        row: int,
+        campaign: int,
+        billing_day: int,
+        estimate: tuple[int, int, int],
+        now_ms: int,
     ) -> None:
         pass
 

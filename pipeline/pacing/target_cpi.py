@@ -6,8 +6,8 @@
 The estimate is the ad group's installs over its clicks, remembered over about a week, shrunken
 towards its campaign's, and that towards all that this worker knows. Nothing is bid before its
 campaign has seen enough installs: until then the ad group's own bid, the target, is in force.
-Installs come later than their clicks (`delays.py`): a click counts by the share of its installs
-that should have come by now.
+Installs come later than their clicks (`delays.py`): a click counts as it ripens, by the share of
+its installs that should have come by now.
 
 The bid is money, so it is computed in integers: the estimate enters as installs a million clicks.
 """
@@ -64,8 +64,9 @@ class InstallRates:
             at_ms=(0, 0.0),
             recent=(len(_CONSTANTS_S), 0.0),
         )
-        """`day_*`: since the last decision, whose estimate is `predicted`, `low` and `high`.
-        `recent`: clicks decayed by each constant, as of `at_ms`."""
+        """`recent`: clicks decayed by each constant, as of `at_ms`. `clicks`: what of them has
+        decayed, by the shares of the constants: as many as should have had their installs by then.
+        `day_*`: since the last decision, whose estimate is `predicted`, `low` and `high`."""
         self.campaigns = Columns(
             clicks=(0, 0.0),
             installs=(0, 0.0),
@@ -77,62 +78,72 @@ class InstallRates:
             _CONSTANTS_S, _PRIOR_CURVE, _PRIOR_CURVE_INSTALLS, _FULL_CURVE, kinds=1
         )
         """Of installs after clicks."""
-        self._now_ms = 0
 
     def observe(self, seen: Seen, campaign: Rows) -> None:
         """Learn from a turn; `campaign` is that of `seen.group`."""
-        self._now_ms = max(self._now_ms, seen.now_ms)
         acted = np.flatnonzero((seen.clicks > 0) | (seen.installs > 0))
         if len(acted) == 0:
             return
         rows, clicks, installs = seen.group[acted], seen.clicks[acted], seen.installs[acted]
-        self._count(self.groups, rows, clicks, installs)
+        ages_s = seen.mean_click_age_ms[acted] / 1_000.0
+        recent = self.delays.decayed(np.repeat(clicks[:, None], len(_CONSTANTS_S), axis=1), ages_s)
+        self._count(self.groups, rows, clicks, recent, installs, seen.now_ms)
         self.groups.day_clicks[rows] += clicks
         self.groups.day_installs[rows] += installs
         above, at = np.unique(campaign[acted], return_inverse=True)
-        installs = np.bincount(at, installs).astype(np.float64)
-        clicks = np.bincount(at, clicks).astype(np.float64)
-        faded = self._count(self.campaigns, above, clicks, installs)
+        clicks, installs = (
+            np.bincount(at, counts).astype(np.float64) for counts in (clicks, installs)
+        )
+        recent_above = np.zeros((len(above), len(_CONSTANTS_S)))
+        np.add.at(recent_above, at, recent)
+        decayed = self._count(self.campaigns, above, clicks, recent_above, installs, seen.now_ms)
         rate = self.campaigns.installs[above] / np.maximum(1.0, self.campaigns.clicks[above])
-        self.delays.learn(np.zeros(len(above), dtype=np.int64), faded, installs, rate)
+        self.delays.learn(_one_kind(above), decayed, installs, np.minimum(1.0, rate))
 
-    def _count(self, level: Columns, rows: Rows, clicks: Floats, installs: Floats) -> Floats:
-        """Add them; returns what of the clicks before has decayed since the last look."""
+    def _count(
+        self,
+        level: Columns,
+        rows: Rows,
+        clicks: Floats,
+        recent: Floats,
+        installs: Floats,
+        now_ms: int,
+    ) -> Floats:
+        """Add clicks, of which `recent` has not decayed yet, and installs. Returns what has
+        decayed since the last look."""
         level.reserve(rows)
-        before = level.recent[rows]
-        left = self._recent(level, rows)
-        level.recent[rows] = left + clicks[:, None]
-        level.at_ms[rows] = self._now_ms
-        level.clicks[rows] += clicks
+        decayed = self._ripen(level, rows, now_ms)
+        old = clicks[:, None] - recent
+        level.recent[rows] += recent
+        level.clicks[rows] += self.delays.pending(_one_kind(rows), old)
         level.installs[rows] += installs
-        return np.asarray(before - left)
+        return decayed + old
 
-    def _recent(self, level: Columns, rows: Rows) -> Floats:
-        return self.delays.decayed(level.recent[rows], (self._now_ms - level.at_ms[rows]) / 1_000.0)
+    def _ripen(self, level: Columns, rows: Rows, now_ms: int) -> Floats:
+        """Bring `recent` and `clicks` up to now; returns what of `recent` has decayed. Clicks that
+        were recalled (`memory.py` keeps no times) ripen from now on."""
+        at_ms = np.where(level.at_ms[rows] > 0, np.minimum(level.at_ms[rows], now_ms), now_ms)
+        before = level.recent[rows]
+        left = self.delays.decayed(before, (now_ms - at_ms) / 1_000.0)
+        decayed = np.asarray(before - left)
+        level.recent[rows], level.at_ms[rows] = left, now_ms
+        level.clicks[rows] += self.delays.pending(_one_kind(rows), decayed)
+        return decayed
 
-    def _ripe_clicks(self, level: Columns, row: int) -> float:
-        """Clicks whose installs should have come by now, in parts of clicks."""
-        rows = np.array([row])
-        level.reserve(rows)
-        recent = self._recent(level, rows)
-        pending = self.delays.pending(np.zeros(1, dtype=np.int64), recent)
-        return max(0.0, float(level.clicks[row] - pending[0]))
-
-    def estimate(self, row: int, campaign: int) -> tuple[int, int, int] | None:
+    def estimate(self, row: int, campaign: int, now_ms: int) -> tuple[int, int, int] | None:
         """Installs a million clicks: likeliest, and bounds of 80 %. None where too little is
         known of the campaign."""
         groups, campaigns = self.groups, self.campaigns
-        groups.reserve(np.array([row]))
-        campaigns.reserve(np.array([campaign]))
-        installs = float(campaigns.installs[campaign])
-        clicks = float(campaigns.clicks[campaign])
+        for level, at in ((groups, row), (campaigns, campaign)):
+            level.reserve(np.array([at]))
+            self._ripen(level, np.array([at]), now_ms)
+        installs, clicks = float(campaigns.installs[campaign]), float(campaigns.clicks[campaign])
         if installs < ENOUGH_INSTALLS or clicks <= 0:
             return None
-        everyone = float(campaigns.installs.sum()) / float(campaigns.clicks.sum())
-        ripe = self._ripe_clicks(campaigns, campaign)
-        above = (installs + _PRIOR_INSTALLS) / (ripe + _PRIOR_INSTALLS / everyone)
+        everyone = min(1.0, float(campaigns.installs.sum() / campaigns.clicks.sum()))
+        above = min(1.0, (installs + _PRIOR_INSTALLS) / (clicks + _PRIOR_INSTALLS / everyone))
         own = float(groups.installs[row]) + _PRIOR_INSTALLS
-        rate = min(1.0, own / (self._ripe_clicks(groups, row) + _PRIOR_INSTALLS / above))
+        rate = min(1.0, own / (float(groups.clicks[row]) + _PRIOR_INSTALLS / above))
         spread = _QUANTILE_90 / np.sqrt(own)
         bounds = (rate, max(0.0, rate * (1 - spread)), min(1.0, rate * (1 + spread)))
         likeliest, low, high = (round(MILLION * bound) for bound in bounds)
@@ -175,6 +186,10 @@ class InstallRates:
         """They are another worker's now."""
         self.groups.clear(groups)
         self.campaigns.clear(campaigns)
+
+
+def _one_kind(rows: Rows) -> Rows:
+    return np.zeros(len(rows), dtype=np.int64)
 
 
 def daily_bid_micros(

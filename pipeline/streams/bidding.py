@@ -65,7 +65,7 @@ class BidDesk:
             return  # stopped: there is nothing to bid for
         if not decided and now_ms - calendar.start_ms(today) >= LOOK_MS:
             return  # installs come after their clicks: amid the day a first estimate is too low
-        estimate = pacing.estimate_installs(row, campaign)
+        estimate = pacing.estimate_installs(row, campaign, now_ms)
         if estimate is None:
             return
         currency = self._catalog.accounts[terms.account_ids.text(account)].latest.currency
@@ -78,5 +78,5 @@ class BidDesk:
         version = shard.versions.get(entity, 0) + 1
         signal = bid_signal(entity, bid_micros, last, version, today, now_ms)
         shard.note_signal(signal)
-        pacing.note_bid(entity, row, today, estimate, now_ms)
+        pacing.note_bid(entity, row, campaign, today, estimate, now_ms)
         draft.signals.append(signal)

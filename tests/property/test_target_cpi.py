@@ -36,7 +36,7 @@ class Estimating(Predictive):
         super().__init__()
         self.asked = 0
 
-    def estimate_installs(self, row: int, campaign: int) -> tuple[int, int, int]:
+    def estimate_installs(self, row: int, campaign: int, now_ms: int) -> tuple[int, int, int]:
         self.asked += 1
         likeliest = (37_123 * (row + 1) * self.asked) % 1_000_000
         return likeliest, likeliest // 2, min(1_000_000, 2 * likeliest)

@@ -36,6 +36,7 @@ def step(policy: Predictive, now_ms: int, price: int, campaign: np.ndarray) -> N
         value_nanos=count * price,
         offered_nanos=count * price,
         clicks=nothing,
+        mean_click_age_ms=nothing,
         installs=nothing,
     )
     policy.observe(

@@ -97,6 +97,7 @@ def seen(now_ms: int, impressions: int, price_nanos: int) -> Seen:
         value_nanos=nanos,
         offered_nanos=nanos,
         clicks=np.zeros(1),
+        mean_click_age_ms=np.zeros(1),
         installs=np.zeros(1),
     )
 

@@ -29,9 +29,12 @@ from tests.property.worlds import (
 
 MINIMUM = 100_000
 CAMPAIGN = 0
+LONG_AFTER_MS = START_MS + 30 * MS_PER_DAY
 
 
-def seen(row: int, clicks: float, installs: float, now_ms: int = 0) -> Seen:
+def seen(
+    row: int, clicks: float, installs: float, now_ms: int = START_MS, click_age_ms: float = 0.0
+) -> Seen:
     nothing = np.zeros(1)
     return Seen(
         now_ms=now_ms,
@@ -43,16 +46,16 @@ def seen(row: int, clicks: float, installs: float, now_ms: int = 0) -> Seen:
         value_nanos=nothing,
         offered_nanos=nothing,
         clicks=np.array([clicks]),
+        mean_click_age_ms=np.array([click_age_ms]),
         installs=np.array([installs]),
     )
 
 
 def rates(*groups: tuple[float, float]) -> InstallRates:
-    """What was learned of the ad groups of one campaign long ago: (clicks, installs) of each."""
+    """What was learned of the ad groups of one campaign at first: (clicks, installs) of each."""
     found = InstallRates()
     for row, (clicks, installs) in enumerate(groups):
         found.observe(seen(row, clicks, installs), np.array([CAMPAIGN]))
-    found.observe(seen(0, 0.0, 0.0, now_ms=30 * MS_PER_DAY), np.array([CAMPAIGN]))
     return found
 
 
@@ -75,13 +78,16 @@ def test_a_bid_has_bounds(installs_per_million: int, last: int | None, bid: int)
 
 
 def test_nothing_is_bid_by_a_few_installs() -> None:
-    assert rates((1_000.0, 19.0)).estimate(0, CAMPAIGN) is None
-    assert rates((1_000.0, 20.0)).estimate(0, CAMPAIGN) is not None
+    assert rates((1_000.0, 19.0)).estimate(0, CAMPAIGN, LONG_AFTER_MS) is None
+    assert rates((1_000.0, 20.0)).estimate(0, CAMPAIGN, LONG_AFTER_MS) is not None
 
 
 def test_an_ad_group_without_data_has_its_campaigns_rate_and_one_with_much_its_own() -> None:
     learned = rates((10_000.0, 1_000.0), (0.0, 0.0), (20_000.0, 4_000.0))
-    new, known = learned.estimate(1, CAMPAIGN), learned.estimate(2, CAMPAIGN)
+    new, known = (
+        learned.estimate(1, CAMPAIGN, LONG_AFTER_MS),
+        learned.estimate(2, CAMPAIGN, LONG_AFTER_MS),
+    )
     assert new is not None
     assert known is not None
     assert new[0] == pytest.approx(MILLION * 5_000 / 30_000, rel=0.01)
@@ -92,7 +98,7 @@ def test_an_ad_group_without_data_has_its_campaigns_rate_and_one_with_much_its_o
 
 def test_an_estimate_is_recorded_and_compared_with_the_day_that_followed() -> None:
     learned = rates((1_000.0, 100.0))
-    estimate = learned.estimate(0, CAMPAIGN)
+    estimate = learned.estimate(0, CAMPAIGN, LONG_AFTER_MS)
     assert estimate is not None
     [made] = learned.decided("ad_group:g", 0, CAMPAIGN, 20_000, estimate, 20_000 * MS_PER_DAY)
     assert (made.kind, made.predicted, made.realised_at_ms) == ("bid", estimate[0], 0)
@@ -106,7 +112,7 @@ def test_an_estimate_is_recorded_and_compared_with_the_day_that_followed() -> No
 def test_what_is_remembered_fades_once_a_day_however_many_ad_groups_bid() -> None:
     learned = rates((1_000.0, 100.0), (1_000.0, 100.0))
     for row in (0, 1):
-        estimate = learned.estimate(row, CAMPAIGN)
+        estimate = learned.estimate(row, CAMPAIGN, LONG_AFTER_MS)
         assert estimate is not None
         learned.decided(f"ad_group:{row}", row, CAMPAIGN, 20_000, estimate, 0)
     assert learned.campaigns.clicks[CAMPAIGN] == pytest.approx(0.85 * 2_000)
@@ -114,20 +120,62 @@ def test_what_is_remembered_fades_once_a_day_however_many_ad_groups_bid() -> Non
 
 def test_clicks_whose_installs_are_still_to_come_are_no_failures() -> None:
     """A fifth of the clicks bring an install, half of them within three hours, some a day later;
-    clicks come by day, the bid is decided at nine in the evening."""
-    rng, learned, late = np.random.default_rng(3), InstallRates(), np.zeros(4 * 24 * 12)
-    for step in range(3 * 24 * 12 - 3 * 12):
-        hour = step // 12 % 24
+    clicks come by day, bids are decided at nine in the evening, and bear on what is remembered."""
+    rng, learned, days = np.random.default_rng(3), InstallRates(), 10
+    late, of_day, estimates = np.zeros((days + 1) * 24 * 12), [0, 0], []
+    for step in range(days * 24 * 12):
+        day, hour = step // (24 * 12), step // 12 % 24
+        now_ms = START_MS + step * 5 * 60_000
         clicks = rng.poisson(10.0) if 8 <= hour < 21 else 0
         delays = rng.exponential(4 * 12, rng.binomial(clicks, 0.2)).astype(int)
         np.add.at(late, np.minimum(step + 1 + delays, len(late) - 1), 1)
-        now_ms = step * 5 * 60_000
         learned.observe(seen(0, float(clicks), float(late[step]), now_ms), np.array([CAMPAIGN]))
-    estimate = learned.estimate(0, CAMPAIGN)
+        of_day = [of_day[0] + clicks, of_day[1] + int(late[step])]
+        if step % (24 * 12) == 21 * 12:
+            estimate = learned.estimate(0, CAMPAIGN, now_ms)
+            assert estimate is not None
+            estimates.append(estimate[0] / MILLION)
+            if day == 0:
+                assert of_day[1] / of_day[0] < 0.17
+            learned.decided("ad_group:g", 0, CAMPAIGN, day, estimate, now_ms)
+    assert estimates[2:] == pytest.approx([0.2] * (days - 2), rel=0.05)
+    assert np.mean(estimates[2:]) == pytest.approx(0.2, rel=0.02)
+
+
+def test_clicks_of_a_backlog_are_as_old_as_they_are() -> None:
+    """Some hours of clicks and their installs, judged within a minute."""
+    learned = InstallRates()
+    for minute in range(60):
+        now_ms, age_ms = START_MS + minute * 1_000, (600 - 10 * minute) * 60_000
+        learned.observe(seen(0, 20.0, 2.0, now_ms, age_ms), np.array([CAMPAIGN]))
+    estimate = learned.estimate(0, CAMPAIGN, START_MS + 60_000)
     assert estimate is not None
-    plain = learned.groups.installs[0] / learned.groups.clicks[0]
-    assert plain < 0.19
-    assert estimate[0] / MILLION == pytest.approx(0.2, rel=0.05)
+    assert 0.1 * MILLION < estimate[0] < 0.13 * MILLION
+
+
+def test_an_estimate_is_taken_over_and_with_it_how_late_installs_are() -> None:
+    worker, other = Predictive(), Predictive()
+    learned = worker.installs = rates((1_000.0, 50.0))
+    learned.observe(seen(0, 1_000.0, 50.0, START_MS + HOUR_MS), np.array([CAMPAIGN]))
+    row = np.zeros(1, dtype=np.int64)
+    kept = worker.remember((row, ["g"]), (row, ["c"]))
+    assert other.recall(kept, lambda _: 0, lambda _: CAMPAIGN)
+    taken = other.installs
+    now_ms = START_MS + HOUR_MS
+    before = learned.estimate(0, CAMPAIGN, now_ms)
+    assert before is not None
+    assert before[0] > 0.07 * MILLION  # of half of the clicks most installs are still to come
+    assert taken.estimate(0, CAMPAIGN, now_ms) == pytest.approx(before, rel=1e-4)
+    shares = taken.delays.shares(row)
+    taken.observe(seen(0, 1.0, 0.0, now_ms + 1_000), np.array([CAMPAIGN]))
+    assert taken.delays.shares(row) == pytest.approx(shares, rel=0.01)
+    later = [one.estimate(0, CAMPAIGN, now_ms + 3 * MS_PER_DAY) for one in (learned, taken)]
+    assert later[1] == pytest.approx(later[0], rel=0.01)
+
+
+def test_no_estimate_is_over_one_install_a_click() -> None:
+    estimate = rates((100.0, 100.0)).estimate(0, CAMPAIGN, START_MS + 1)
+    assert estimate == (MILLION, pytest.approx(0.88 * MILLION, rel=0.01), MILLION)
 
 
 def install_world() -> World:
@@ -183,7 +231,7 @@ def test_clicks_and_installs_make_a_bid_a_day_and_the_price_of_a_click() -> None
     [bid], _ = turn(engine, "click", range(400, 401), day_ms + HOUR_MS // 60)
     # A tenth of the clicks install: a click is worth 0.40, and hardly more for late installs.
     assert (bid.action, bid.reason, bid.serve_probability) == ("bid", "target_cpi", 1.0)
-    assert bid.bid_micros == pytest.approx(400_000, rel=0.02)
+    assert bid.bid_micros == pytest.approx(400_000, rel=0.03)
     assert bid.bid_micros is not None
     signals, charged = turn(engine, "click", range(401, 402), day_ms + 5 * HOUR_MS)
     assert (signals, charged) == ([], bid.bid_micros * 1_000)
