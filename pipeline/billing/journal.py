@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Final
 
 import cramjam
@@ -228,6 +227,7 @@ ARROW_SCHEMA = (
 """The same as written. Texts one after the other compress better than texts behind views: 49 bytes
 an event for 57."""
 _IPC = pa.ipc.IpcWriteOptions(use_threads=False)
+_IPC_1 = pa.ipc.IpcWriteOptions(use_threads=False, compression="zstd")
 _ZSTD = pa.Codec("zstd", compression_level=1)
 """One frame around all columns. Arrow's own compression makes one for each buffer of each column,
 which costs a record of few events ten times as much."""
@@ -242,15 +242,27 @@ def encode_events(events: pa.RecordBatch) -> bytes:
     none."""
     if len(events) == 0:
         return b""
+    return bytes(_ZSTD.compress(_stream(events, _IPC), asbytes=True))
+
+
+def _stream(events: pa.RecordBatch, options: pa.ipc.IpcWriteOptions) -> pa.Buffer:
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, events.schema, options=_IPC) as stream:
+    with pa.ipc.new_stream(sink, events.schema, options=options) as stream:
         stream.write_batch(events)
-    return bytes(_ZSTD.compress(sink.getvalue(), asbytes=True))
+    return sink.getvalue()
 
 
 def _unpacked(body: bytes) -> bytes:
     """The Arrow IPC stream of a record's events."""
     return bytes(cramjam.zstd.decompress(body)) if body.startswith(_ZSTD_MAGIC) else body
+
+
+def _events_1(body: bytes) -> bytes:
+    """A record's events as version 1 has them: Arrow's own compression is all that it reads."""
+    if not body.startswith(_ZSTD_MAGIC):
+        return body
+    [events] = pa.ipc.open_stream(_unpacked(body))
+    return bytes(_stream(events, _IPC_1))
 
 
 def seal(
@@ -261,11 +273,11 @@ def seal(
     Returns the header with its digest, and the record's bytes in a version of the format.
     """
     if version == 1:
-        plain = _unpacked(body)
-        digest = _digest_1(header, plain, previous_digest)
+        events = _events_1(body)
+        digest = _digest_1(header, events, previous_digest)
         sealed = msgspec.structs.replace(header, digest=digest)
         packed = _encode_1(sealed)
-        return sealed, _PREFIX.pack(_MAGIC[1], len(packed)) + packed + plain
+        return sealed, _PREFIX.pack(_MAGIC[1], len(packed)) + packed + events
     packed = _encoder.encode(msgspec.structs.replace(header, digest=EMPTY_DIGEST))
     prefix = _PREFIX.pack(_MAGIC[2], len(packed))
     digest = _digest(previous_digest, prefix, packed, body)
@@ -319,7 +331,10 @@ def decode_events(header: Header, body: bytes) -> pl.DataFrame:
         events = pl.DataFrame(schema=EVENT_SCHEMA)
     else:
         try:
-            events = pl.read_ipc_stream(BytesIO(_unpacked(body)))
+            with pa.ipc.open_stream(_unpacked(body)) as stream:
+                table = stream.read_all()
+            table.validate(full=True)  # polars would panic, or abort, on damaged ones
+            events = pl.DataFrame(table.to_reader())
         except Exception as error:
             raise JournalError(f"journal record's events do not decode: {error}") from error
     if events.height != header.events:

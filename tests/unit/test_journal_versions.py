@@ -19,6 +19,7 @@ from pipeline.billing.journal import (
     JournalError,
     LaterVersionError,
     decode,
+    decode_events,
     decode_header,
     digest_holds,
     encode_events,
@@ -138,3 +139,26 @@ def test_events_are_packed_as_a_whole_and_not_so_in_version_1() -> None:
         assert record.body.startswith(_STREAM_MAGIC) is (version == 1)
         assert record.events.equals(decode(FIRST).events)
         assert digest_holds(record.header, value, EMPTY_DIGEST)
+
+
+def test_version_1_is_compressed_too() -> None:
+    [batch] = pa.ipc.open_stream(decode(FIRST).body)
+    many = pa.concat_batches([batch.cast(ARROW_SCHEMA)] * 1_000)
+    packed = encode_events(many)
+    _, value = seal(a_header(events=len(many)), packed, EMPTY_DIGEST, 1)
+    assert len(value) < many.nbytes / 5
+    assert decode(value).events.height == len(many)
+
+
+def test_damaged_events_are_a_journal_error_whatever_the_decoder_does() -> None:
+    """The chain's digest notices first where it is checked; a decoder must not end a program."""
+    header, body = decode_header(FIRST)
+    errors = 0
+    for at in range(len(body)):
+        for mask in (0xFF, 0x01, 0x80):
+            damaged = body[:at] + bytes([body[at] ^ mask]) + body[at + 1 :]
+            try:
+                decode_events(header, damaged)
+            except JournalError:
+                errors += 1
+    assert errors > len(body)
