@@ -43,6 +43,8 @@ _WIDEST: Final = 5.0
 _CURVE_ERROR: Final = 0.03
 """Relative error of a curve's next hours."""
 _ACTIVE_MS: Final = 1_800_000
+PIECE: Final = 5_000
+"""Ad groups that a turn forecasts at most, or those of one campaign: some 25 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class Forecasts:
         self.prices = HourlyPrices()
         self._groups = Columns(
             zone=(0, -1.0),
+            campaign=(0, -1.0),
             seen_ms=(0, 0.0),
             fed_ms=(0, 0.0),
             events=(0, 0.0),
@@ -93,6 +96,8 @@ class Forecasts:
         self._next_near_ms = 0
         self._near: Rows = np.empty(0, dtype=np.int64)
         """Ad groups that were last foretold to run out soon."""
+        self._waiting: deque[Rows] = deque()
+        """Pieces of a round of forecasts."""
         self._made: dict[int, deque[PacingNote]] = {}
         self._notes: list[tuple[int, PacingNote]] = []
 
@@ -111,7 +116,7 @@ class Forecasts:
         rows, groups = seen.group, self._groups
         if len(rows):
             groups.reserve(rows)
-            groups.zone[rows] = facts.zone
+            groups.zone[rows], groups.campaign[rows] = facts.zone, facts.campaign
             self._observe_traffic(seen, facts, today, probability)
             self.potential.note_worth(rows, unit_nanos)
             groups.events[rows] += seen.impressions
@@ -281,18 +286,37 @@ class Forecasts:
     # -- the record ---------------------------------------------------------------------------
 
     def due(self, now_ms: int) -> Rows:
-        """Ad groups whose forecast is to be recorded: all that had events of late, and in between
-        those that will run out soon. Mostly none."""
+        """Ad groups whose forecast is to be recorded in this turn; given out once, mostly none. A
+        round is of all that had events of late; in between of those that will run out soon, with
+        all that share a campaign with them."""
+        if not self._waiting:
+            self._begin_round(now_ms)
+        return self._waiting.popleft() if self._waiting else np.empty(0, dtype=np.int64)
+
+    def _begin_round(self, now_ms: int) -> None:
+        campaign = self._groups.campaign
         if now_ms >= self._next_note_ms:
-            return np.flatnonzero(self._groups.seen_ms > now_ms - _ACTIVE_MS)
-        return self._near if now_ms >= self._next_near_ms else np.empty(0, dtype=np.int64)
+            self._next_note_ms = now_ms + NOTE_EVERY_MS
+            rows = self._active(now_ms)
+        elif now_ms >= self._next_near_ms and len(self._near):
+            active = self._active(now_ms)
+            beside = active[np.isin(campaign[active], campaign[self._near])]
+            rows = np.union1d(self._near, beside)
+        else:
+            return
+        self._next_near_ms = now_ms + NOTE_NEAR_EVERY_MS
+        rows = rows[np.argsort(campaign[rows], kind="stable")]
+        starts = np.flatnonzero(np.diff(campaign[rows], prepend=-np.inf))
+        _, cuts = np.unique(starts // PIECE, return_index=True)
+        self._waiting.extend(np.split(rows, starts[cuts[1:]]))
+
+    def _active(self, now_ms: int) -> Rows:
+        return np.flatnonzero(self._groups.seen_ms > now_ms - _ACTIVE_MS)
 
     def record(self, rows: Rows, names: list[str], predicted: Int64s, now_ms: int) -> None:
         """Record forecasts that are new or have moved; shapes as of `exhaustion`."""
-        if now_ms >= self._next_note_ms:
-            self._next_note_ms = now_ms + NOTE_EVERY_MS
-        self._next_near_ms = now_ms + NOTE_NEAR_EVERY_MS
-        self._near = rows[(predicted[0] > 0) & (predicted[0] < now_ms + NEAR_MS)]
+        near = rows[(predicted[0] > 0) & (predicted[0] < now_ms + NEAR_MS)]
+        self._near = np.concatenate((self._near[~np.isin(self._near, rows)], near))
         for at, row in enumerate(rows.tolist()):
             time_ms, low, high = predicted[:, at].tolist()
             made = self._made.setdefault(row, deque(maxlen=_MOST_NOTES))
@@ -339,6 +363,7 @@ class Forecasts:
         self.potential.forget(rows)
         self.prices.forget(rows)
         self._near = self._near[~np.isin(self._near, rows)]
+        self._waiting = deque(piece[~np.isin(piece, rows)] for piece in self._waiting)
         for row in rows.tolist():
             self._made.pop(row, None)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.contract.vocabulary import CPM, MS_PER_DAY
+from pipeline.pacing import forecast
 from pipeline.pacing.forecast import NEAR_MS
 from pipeline.pacing.observed import Facts, Seen, Today
 from pipeline.pacing.predictive import Predictive
@@ -117,3 +118,25 @@ def test_forecasts_are_recorded_more_finely_where_the_end_is_near() -> None:
     assert recorded(first_ms + 120_000, HOUR_MS + 60_000) == []  # hardly moved
     assert recorded(first_ms + 240_000, HOUR_MS + 180_000) == names[:1]
     assert recorded(first_ms + 600_000, HOUR_MS + 180_000) == names[1:]
+
+
+def test_where_the_end_is_near_all_of_the_campaign_is_asked() -> None:
+    policy = watched(STEADY, np.array([0, 0]))
+    assert policy.forecasts_due(NOON_MS).tolist() == [0, 1]
+    near = np.tile(np.array([NOON_MS + HOUR_MS, NOON_MS + 3 * NEAR_MS]), (3, 1))
+    policy.record(TWO, ["ad_group:a", "ad_group:b"], near, NOON_MS)
+    assert policy.forecasts_due(NOON_MS + 120_000).tolist() == [0, 1]
+    assert policy.forecasts_due(NOON_MS + 121_000).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("campaign", "pieces"), [(np.array([3, 1]), [[1], [0]]), (np.array([1, 1]), [[0, 1]])]
+)
+def test_a_round_of_forecasts_is_made_over_several_turns(
+    campaign: np.ndarray, pieces: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A campaign's ad groups in one, since its limit is reached by their sum."""
+    monkeypatch.setattr(forecast, "PIECE", 1)
+    policy = watched(STEADY, campaign)
+    found = [policy.forecasts_due(NOON_MS + turn).tolist() for turn in range(3)]
+    assert [piece for piece in found if piece] == pieces
