@@ -43,9 +43,10 @@ class Message:
 
 
 def catalog(
-    campaigns: int, created_ms: int, pins_a_group: int = PINS_A_GROUP
+    campaigns: int, created_ms: int, pins_a_group: int = PINS_A_GROUP, *, scarce: bool = True
 ) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of the catalog's records, parents first."""
+    """Keys and values of the catalog's records, parents first; `scarce`: whether some budgets are
+    so small that they run out."""
 
     def record(key: str, **fields: Any) -> tuple[bytes, bytes]:
         return key.encode(), json.dumps(fields | {"effective_ms": created_ms}).encode()
@@ -61,7 +62,7 @@ def catalog(
                 ad_group_id=group,
                 campaign_id=f"c{c}",
                 budget_type="daily",
-                budget_micros=SCARCE_MICROS if c % 10 == 0 else AMPLE_MICROS,
+                budget_micros=SCARCE_MICROS if scarce and c % 10 == 0 else AMPLE_MICROS,
                 bid_micros=BID_MICROS,
                 start_ms=0,
             )

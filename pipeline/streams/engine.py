@@ -380,7 +380,8 @@ class Engine:
         terms = self.terms
         campaign = int(terms.group.campaign[row]) if level == "ad_group" else row
         shard = self.shards.get(int(terms.campaign.shard[campaign]))
-        zone = int(self._zones_of(level, np.array([row]))[0])
+        account = int(terms.campaign.account[campaign])
+        zone = int(terms.account.zone[account]) if account >= 0 else -1
         if shard is None or zone < 0:
             return
         names = terms.group_ids if level == "ad_group" else terms.campaign_ids
@@ -415,7 +416,7 @@ class Engine:
         uses = []
         for limit, bounds in ((lifetime, columns.lifetime_nanos), (daily, columns.daily_nanos)):
             if int(bounds[row]) != UNLIMITED:
-                spend = int(self.balances.get(limit, today).of(at)[0])
+                spend = self.balances.get(limit, today).one(row)
                 reserve = int(self._pacing.reserve(level, at, now_ms, bounds[at])[0])
                 uses.append(LimitUse(LIMITS[limit], int(bounds[row]), spend, inflight, reserve))
         return tuple(uses)
