@@ -62,6 +62,7 @@ _COLUMNS: dict[str, dict[str, tuple[type, Any]]] = {
         "active": (np.bool_, 0),
         "since_ms": (np.int64, 0),
         "basis": (np.uint8, 0),
+        "for_installs": (np.bool_, 0),
         "account": (np.int32, -1),
         "shard": (np.int32, -1),
         "daily_nanos": (np.int64, UNLIMITED),
@@ -240,6 +241,7 @@ class Terms:
         latest = history.latest
         columns.active[row] = latest.status == "active"
         columns.basis[row] = OBJECTIVE_BASIS[latest.objective]
+        columns.for_installs[row] = latest.objective == "app_install"
         was, columns.account[row] = columns.account[row], self.account_row(latest.account_id)
         if was not in (-1, columns.account[row]):
             groups = self.group.campaign[: len(self.group_ids)]

@@ -44,7 +44,8 @@ _CURVE_ERROR: Final = 0.03
 """Relative error of a curve's next hours."""
 _ACTIVE_MS: Final = 1_800_000
 PIECE: Final = 5_000
-"""Ad groups that a turn forecasts at most, or those of one campaign: some 25 ms."""
+"""Ad groups that a turn forecasts at most, or those of one campaign: some 25 ms. And whose
+potentials it brings up to date."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,8 @@ class Forecasts:
         """Ad groups that were last foretold to run out soon."""
         self._waiting: deque[Rows] = deque()
         """Pieces of a round of forecasts."""
+        self._to_feed: deque[Rows] = deque()
+        """Pieces of all ad groups whose potentials are to be brought up to date."""
         self._made: dict[int, deque[PacingNote]] = {}
         self._notes: list[tuple[int, PacingNote]] = []
 
@@ -141,22 +144,21 @@ class Forecasts:
             exposure_s[known],
         )
 
-    def feed_is_due(self, now_ms: int) -> bool:
-        """Whether potentials are to be brought up to date."""
-        return now_ms >= self._next_feed_ms
-
-    def feed(self, probability: Floats, now_ms: int) -> None:
-        """Bring all potentials up to date; `probability` is by row."""
-        self._next_feed_ms = now_ms + FEED_MS
-        rows = np.flatnonzero(self._groups.events > 0)
-        self._feed(rows, probability[rows], now_ms)
+    def feed_due(self, now_ms: int) -> Rows:
+        """Ad groups whose potential is to be brought up to date in this turn; given out once,
+        mostly none."""
+        if not self._to_feed and now_ms >= self._next_feed_ms:
+            self._next_feed_ms = now_ms + FEED_MS
+            rows = np.flatnonzero(self._groups.events > 0)
+            self._to_feed.extend(np.split(rows, range(PIECE, len(rows), PIECE)))
+        return self._to_feed.popleft() if self._to_feed else np.empty(0, dtype=np.int64)
 
     def catch_up(self, row: int, now_ms: int, probability: float) -> None:
         """The same for one ad group, before its probability is decided."""
         rows = np.array([row])
         self._groups.reserve(rows)
         if self._groups.zone[row] >= 0:
-            self._feed(rows, np.array([probability]), now_ms)
+            self.feed(rows, np.array([probability]), now_ms)
 
     def note_change(self, row: int, now_ms: int, probability: float) -> None:
         """The ad group is served with another probability from now on; this was the last one."""
@@ -164,7 +166,8 @@ class Forecasts:
         # Exposure under the new probability begins now, however long ago the last event was.
         self._groups.seen_ms[row] = now_ms
 
-    def _feed(self, rows: Rows, probability: Floats, now_ms: int) -> None:
+    def feed(self, rows: Rows, probability: Floats, now_ms: int) -> None:
+        """Bring potentials up to date; the ad groups were served with these probabilities."""
         groups = self._groups
         curve = self._curves(rows)
         start_ms = self._today.start_ms[groups.zone[rows].astype(np.int64)]
@@ -363,7 +366,9 @@ class Forecasts:
         self.potential.forget(rows)
         self.prices.forget(rows)
         self._near = self._near[~np.isin(self._near, rows)]
-        self._waiting = deque(piece[~np.isin(piece, rows)] for piece in self._waiting)
+        for pieces in (self._waiting, self._to_feed):
+            for at, piece in enumerate(pieces):
+                pieces[at] = piece[~np.isin(piece, rows)]
         for row in rows.tolist():
             self._made.pop(row, None)
 

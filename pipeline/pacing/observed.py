@@ -28,6 +28,7 @@ class Events:
     """What a billable action would cost at the event's own price."""
     is_install: npt.NDArray[np.bool_]
     is_click: npt.NDArray[np.bool_]
+    """Of campaigns whose objective is app installs, as the installs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Seen:
     offered_nanos: Floats
     """Sum of the prices that the impressions were won at, each for one billable action."""
     clicks: Floats
-    """That can be charged."""
+    """That can be charged, of campaigns for app installs; as the installs."""
     mean_click_age_ms: Floats
     """As `mean_age_ms`, of those clicks."""
     installs: Floats

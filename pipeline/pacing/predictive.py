@@ -12,6 +12,7 @@ States and transitions: `pipeline.pacing.serving`. Beside the limits of the plai
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -155,9 +156,9 @@ class Predictive:
             self._look_at(seen, facts)
         unit = self.model.unit_nanos(rows, facts.basis, facts.campaign)
         self.forecasts.observe(seen, facts, today, self._probabilities(rows), unit)
-        if self.forecasts.feed_is_due(seen.now_ms):
-            everyone = np.arange(len(groups), dtype=np.int64)
-            self.forecasts.feed(self._probabilities(everyone), seen.now_ms)
+        due = self.forecasts.feed_due(seen.now_ms)
+        if len(due):
+            self.forecasts.feed(due, self._probabilities(due), seen.now_ms)
         self._settle(seen)
 
     def _probabilities(self, rows: Rows) -> Floats:
@@ -249,6 +250,21 @@ class Predictive:
             for values in (each.mean, each.variance)
         )
         return Inflight(mean, variance, price)
+
+    def _predict_one(self, row: int, now_ms: int) -> tuple[float, float, float]:
+        """Mean, variance and price of an ad group; it was mostly asked for just now, beside
+        others."""
+        found, at = None, 0
+        if self._last_prediction is not None:
+            (level, rows, asked_ms), found = self._last_prediction
+            among = np.flatnonzero(np.frombuffer(rows, dtype=np.int64) == row)
+            if level != "ad_group" or asked_ms != now_ms or len(among) == 0:
+                found = None
+            else:
+                at = int(among[0])
+        if found is None:
+            found = self._of_groups(np.array([row]), now_ms)
+        return float(found.mean[at]), float(found.variance[at]), float(found.price[at])
 
     def _of_groups(self, rows: Rows, now_ms: int) -> Inflight:
         self._groups.reserve(rows)
@@ -409,19 +425,18 @@ class Predictive:
     def _expect(self, standing: Standing, signal: Signal, now_ms: int) -> None:
         """Wait for what comes after a pause, to compare it with what was predicted."""
         row = standing.row
-        predicted = self._of_groups(np.array([row]), now_ms)
-        if row in self._settling_rows or predicted.price[0] <= 0:
+        mean, variance, price = self._predict_one(row, now_ms)
+        if row in self._settling_rows or price <= 0:
             return
         self._settling_rows.add(row)
-        deviation = float(np.sqrt(predicted.variance[0]))
         self._settling.append(
             _Settling(
                 row,
                 standing.entity,
                 signal.billing_day,
                 now_ms,
-                float(predicted.mean[0]),
-                deviation,
+                mean,
+                math.sqrt(variance),
             )
         )
 

@@ -94,7 +94,8 @@ class TrafficModel:
             _KEPT_OF_EARLIER_DAYS * groups.exposure_s[rows] + exposure_s * relative[:, None]
         )
         groups.now_counts[rows] = groups.now_exposure_s[rows] = 0.0
-        self._first_day_over |= bool((groups.exposure_s.sum(axis=0) > 0).all())
+        if not self._first_day_over:
+            self._first_day_over = bool((groups.exposure_s.sum(axis=0) > 0).all())
         for day in np.unique(weekday).tolist():
             # Somewhere the day before, or the day after, may still be going on.
             over = [past for past in range(7) if (day - past) % 7 not in (0, 1, 6)]
@@ -112,7 +113,7 @@ class TrafficModel:
 
     def fit(self) -> None:
         """Fit levels and common factors to all that was seen; for once an hour."""
-        counts, exposure = self._known()
+        counts, exposure = self._known(np.arange(len(self.groups)))
         by_hour, by_group = counts.sum(axis=0), counts.sum(axis=1)
         factors = self.hour_factors.copy()
         seen = (exposure.sum(axis=0) > 0) & (by_hour > 0)
@@ -126,19 +127,21 @@ class TrafficModel:
         self.hour_factors = factors
         self.groups.level[:] = level
 
-    def _known(self) -> tuple[Floats, Floats]:
+    def _known(self, rows: Rows) -> tuple[Floats, Floats]:
         """Counts and exposures: of earlier days, or of the first day as far as it has come."""
         groups = self.groups
-        first = groups.counts.sum(axis=1, keepdims=True) <= 0
-        counts = np.where(first, groups.now_counts, groups.counts)
-        return counts, np.where(first, groups.now_exposure_s, groups.exposure_s)
+        counts, exposure_s = groups.counts[rows], groups.exposure_s[rows]
+        first = counts.sum(axis=1) <= 0
+        counts[first] = groups.now_counts[rows[first]]
+        exposure_s[first] = groups.now_exposure_s[rows[first]]
+        return counts, exposure_s
 
     def shapes(self, rows: Rows, weekday: int) -> Floats:
         """Shape (rows, 24): relative traffic of each hour of a weekday, mean 1."""
         self.groups.reserve(rows)
         groups = self.groups
         common = self.hour_factors * self._weekday_factors(weekday)
-        counts, exposure_s = (known[rows] for known in self._known())
+        counts, exposure_s = self._known(rows)
         expected = groups.level[rows, None] * self.hour_factors * exposure_s
         own = (counts + _OWN_PRIOR) / (expected + _OWN_PRIOR)
         shape = np.where(groups.level[rows, None] > 0, common * own, common)

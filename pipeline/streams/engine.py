@@ -305,8 +305,9 @@ class Engine:
             more = [row for where, row in changed | due if where == level]
             concerned = distinct(np.concatenate((touched, np.array(more, dtype=np.int64))))
             worth = self._worth_review(level, concerned, now_ms)
-            for row in sorted({*worth, *self._pacing.due(level, now_ms).tolist()}):
-                self._review(level, row, drafts, now_ms)
+            asked = sorted({*worth, *self._pacing.due(level, now_ms).tolist()})
+            for row, uses in zip(asked, self._uses(level, asked, now_ms), strict=True):
+                self._review(level, row, uses, drafts, now_ms)
 
     def _review_lag(self, batch: Batch, drafts: dict[int, Draft], now_ms: int) -> None:
         """Throttle the campaigns of shards whose events are judged too late; and end it."""
@@ -337,14 +338,16 @@ class Engine:
         """
         if len(rows) == 0:
             return []
-        lifetime, daily = _LIMITS_OF[level]
-        limits = zip((lifetime, daily), self._limits_of(level, rows, now_ms), strict=True)
+        limits = self._limits_of(level, rows, now_ms)
         stopping = np.full(len(rows), NO_LIMIT, dtype=np.int64)
         near = np.zeros(len(rows), dtype=np.bool_)
-        for limit, (bounds, spend) in limits:
-            reserve = self._pacing.reserve(level, rows, now_ms, bounds)
+        limited = np.flatnonzero(np.minimum(*(bounds for bounds, _ in limits)) < UNLIMITED)
+        for limit, (bounds, spend) in zip(_LIMITS_OF[level], limits, strict=True):
             stopping[(spend >= bounds) & (stopping == NO_LIMIT)] = limit
-            near |= (reserve > 0) & (spend >= bounds - reserve)
+            if len(limited):
+                most, spent = bounds[limited], spend[limited]
+                reserve = self._pacing.reserve(level, rows[limited], now_ms, most)
+                near[limited] |= (reserve > 0) & (spent >= most - reserve)
         held = self._stopped.held(level, rows, stopping, now_ms)
         reached = (stopping != NO_LIMIT) & ~held
         others = (stopping == NO_LIMIT) & (near | self._stopped.mask(level, rows))
@@ -376,7 +379,14 @@ class Engine:
         accounts = self.terms.campaign.account[campaigns]
         return np.where(accounts >= 0, self.terms.account.zone[accounts], -1)
 
-    def _review(self, level: str, row: int, drafts: dict[int, Draft], now_ms: int) -> None:
+    def _review(
+        self,
+        level: str,
+        row: int,
+        uses: tuple[LimitUse, ...],
+        drafts: dict[int, Draft],
+        now_ms: int,
+    ) -> None:
         terms = self.terms
         campaign = int(terms.group.campaign[row]) if level == "ad_group" else row
         shard = self.shards.get(int(terms.campaign.shard[campaign]))
@@ -389,7 +399,7 @@ class Engine:
         today = terms.zones[zone].day_of(now_ms)
         standing = Standing(
             entity=entity,
-            uses=self._uses(level, row, today, now_ms),
+            uses=uses,
             billing_day=today,
             day_end_ms=terms.zones[zone].end_ms(today),
             last=shard.standing.get(entity),
@@ -407,19 +417,20 @@ class Engine:
             self._stopped.note(level, row, signal)
             drafts[shard.shard].signals.append(signal)
 
-    def _uses(self, level: str, row: int, today: int, now_ms: int) -> tuple[LimitUse, ...]:
-        """What is used of an entity's limits today, the longer lasting limit first."""
-        at = np.array([row])
-        lifetime, daily = _LIMITS_OF[level]
-        columns = self._columns_of(level)
-        inflight = int(self._pacing.inflight(level, at, now_ms)[0])
-        uses = []
-        for limit, bounds in ((lifetime, columns.lifetime_nanos), (daily, columns.daily_nanos)):
-            if int(bounds[row]) != UNLIMITED:
-                spend = self.balances.get(limit, today).one(row)
-                reserve = int(self._pacing.reserve(level, at, now_ms, bounds[at])[0])
-                uses.append(LimitUse(LIMITS[limit], int(bounds[row]), spend, inflight, reserve))
-        return tuple(uses)
+    def _uses(self, level: str, rows: list[int], now_ms: int) -> list[tuple[LimitUse, ...]]:
+        """What is used of each entity's limits today, the longer lasting limit first."""
+        if not rows:
+            return []
+        at = np.array(rows, dtype=np.int64)
+        inflight = self._pacing.inflight(level, at, now_ms)
+        found: list[list[LimitUse]] = [[] for _ in rows]
+        limits = zip(_LIMITS_OF[level], self._limits_of(level, at, now_ms), strict=True)
+        for limit, (bounds, spend) in limits:
+            reserve = self._pacing.reserve(level, at, now_ms, bounds)
+            for n in np.flatnonzero(bounds != UNLIMITED).tolist():
+                figures = (int(column[n]) for column in (bounds, spend, inflight, reserve))
+                found[n].append(LimitUse(LIMITS[limit], *figures))
+        return [tuple(uses) for uses in found]
 
 
 class _Stopped:

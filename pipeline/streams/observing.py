@@ -28,6 +28,7 @@ def seen_of(outcome: Outcome, terms: Terms) -> Seen:
     disposition = outcome.disposition[rows]
     value = outcome.amount_nanos[rows] + outcome.free_nanos[rows]
     group, kind = outcome.group[rows], outcome.kind[rows]
+    for_installs = terms.campaign.for_installs[outcome.campaign[rows]]
     price = np.minimum(outcome.price_micros[rows], terms.group.bid_micros[group])
     return by_group(
         Events(
@@ -38,8 +39,8 @@ def seen_of(outcome: Outcome, terms: Terms) -> Seen:
             value_nanos=value,
             event_time_ms=outcome.event_time_ms[rows],
             price_nanos=price * np.where(outcome.basis[rows] == CPM, 1, NANOS_PER_MICRO),
-            is_install=kind == INSTALL,
-            is_click=kind == CLICK,
+            is_install=for_installs & (kind == INSTALL),
+            is_click=for_installs & (kind == CLICK),
         )
     )
 
