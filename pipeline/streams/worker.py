@@ -56,6 +56,7 @@ _RAISE_RETENTION = (
 
 _IDLE_WAIT_S = 0.2
 _TURN_EVERY_S = 0.06
+_LANDING_S = 0.002
 _ENOUGH_EVENTS = 1_500
 _STUCK_AFTER_S = 60.0
 _SCRAPE_WITHIN_S = 3.0
@@ -565,6 +566,9 @@ class Worker:
         await self._maintain()
         chunks = self._in_place(self._intake.take(self._settings.max_turn_events))
         batch = self._assembler.assemble(chunks)
+        if self._appends:
+            # A decision holds the loop up: what is being answered, and its signals, go first.
+            await asyncio.wait([append for _, append in self._appends], timeout=_LANDING_S)
         for part, now_ms in self._in_steps(batch):
             read_through_ms = await self._read_through(now_ms)
             refused = bool(self._refusals())
