@@ -12,11 +12,14 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from bench.workload import Message
 from pipeline.contract.partitioning import partition_of
-from pipeline.contract.vocabulary import CATALOG
+from pipeline.contract.vocabulary import CATALOG, EVENT_TOPICS
 
 Place = tuple[str, int]
 """Topic and partition."""
 _HIDDEN_AT_MOST_MS = 600_000
+_REQUEST_BYTES = 64 << 20
+"""A request may carry a batch of every partition. Brokers hang up on one of 100 MB, and aiokafka
+would send it again for ever."""
 
 
 class Batches:
@@ -56,7 +59,7 @@ async def fill(
     partitions: int,
 ) -> int:
     """Publish a catalog, then events; returns how many events. Acknowledged when it returns."""
-    async with _producer(bootstrap) as producer:
+    async with _producer(bootstrap, partitions) as producer:
         await _publish_catalog(producer, catalog)
         return await _publish_events(producer, messages, partitions)
 
@@ -68,7 +71,10 @@ async def hidden(
     """Publish events that no reader of committed records sees before the given call, which shows
     them all at once."""
     async with _producer(
-        bootstrap, transactional_id="bench-hidden", transaction_timeout_ms=_HIDDEN_AT_MOST_MS
+        bootstrap,
+        partitions,
+        transactional_id="bench-hidden",
+        transaction_timeout_ms=_HIDDEN_AT_MOST_MS,
     ) as producer:
         await producer.begin_transaction()
         await _publish_events(producer, messages, partitions)
@@ -76,9 +82,15 @@ async def hidden(
 
 
 @contextlib.asynccontextmanager
-async def _producer(bootstrap: str, **options: Any) -> AsyncIterator[AIOKafkaProducer]:
+async def _producer(
+    bootstrap: str, partitions: int, **options: Any
+) -> AsyncIterator[AIOKafkaProducer]:
     producer = AIOKafkaProducer(
-        bootstrap_servers=bootstrap, acks="all", linger_ms=5, max_batch_size=1 << 20, **options
+        bootstrap_servers=bootstrap,
+        acks="all",
+        linger_ms=5,
+        max_batch_size=min(1 << 20, _REQUEST_BYTES // (len(EVENT_TOPICS) * partitions)),
+        **options,
     )
     await producer.start()
     try:

@@ -57,6 +57,7 @@ _RAISE_RETENTION = (
 _IDLE_WAIT_S = 0.2
 _TURN_EVERY_S = 0.06
 _LANDING_S = 0.002
+_CHECKPOINTS_A_TURN = 4
 _ENOUGH_EVENTS = 1_500
 _STUCK_AFTER_S = 60.0
 _SCRAPE_WITHIN_S = 3.0
@@ -683,10 +684,11 @@ class Worker:
         if not checkpoints and not snapshots:
             return
         await self._appended()
-        for shard in checkpoints & self.owned.keys():
-            await self._write_checkpoint(shard)
+        # The others' after the next turns: each waits for a few only.
+        due = sorted(checkpoints & self.owned.keys())[:_CHECKPOINTS_A_TURN]
+        await asyncio.gather(*(self._write_checkpoint(shard) for shard in due))
         for shard in sorted(snapshots & self.owned.keys())[:1]:
-            self._save_snapshot(shard)  # the others' after the next turns: each waits for one only
+            self._save_snapshot(shard)
 
     async def _write_checkpoint(self, shard: int) -> None:
         engine, owned = self.engine, self.owned[shard]
