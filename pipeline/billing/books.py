@@ -73,10 +73,6 @@ class Balance:
             self.reserve(int(rows.max()) + 1)
         return self._nanos[rows]
 
-    def one(self, row: int) -> int:
-        """The same of one row."""
-        return int(self._nanos[row]) if row < len(self._nanos) else 0
-
     def post(self, rows: Rows, nanos: Nanos) -> None:
         if len(rows) == 0:
             return
