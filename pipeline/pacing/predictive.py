@@ -41,7 +41,7 @@ from pipeline.pacing.serving import (
     reached_limit,
     serving,
 )
-from pipeline.pacing.target_cpi import InstallRates
+from pipeline.pacing.target_cpi import Estimate, InstallRates
 
 Rows = npt.NDArray[np.int64]
 Int64s = npt.NDArray[np.int64]
@@ -497,9 +497,7 @@ class Predictive:
 
     # -- target CPI ---------------------------------------------------------------------------
 
-    def estimate_installs(
-        self, row: int, campaign: int, now_ms: int
-    ) -> tuple[int, int, int] | None:
+    def estimate_installs(self, row: int, campaign: int, now_ms: int) -> Estimate | None:
         return self.installs.estimate(row, campaign, now_ms)
 
     def note_bid(
@@ -508,7 +506,7 @@ class Predictive:
         row: int,
         campaign: int,
         billing_day: int,
-        estimate: tuple[int, int, int],
+        estimate: Estimate,
         now_ms: int,
     ) -> None:
         made = self.installs.decided(entity, row, campaign, billing_day, estimate, now_ms)

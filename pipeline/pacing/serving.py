@@ -38,6 +38,7 @@ from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import LimitName
 from pipeline.pacing.lag import BILLING_LAG
 from pipeline.pacing.observed import Facts, Seen, Today
+from pipeline.pacing.target_cpi import Estimate
 
 Rows = npt.NDArray[np.int64]
 Int64s = npt.NDArray[np.int64]
@@ -132,9 +133,7 @@ class Policy(Protocol):
         time, and the bounds of an interval of 80 %; 0 where not within its day."""
         ...
 
-    def estimate_installs(
-        self, row: int, campaign: int, now_ms: int
-    ) -> tuple[int, int, int] | None:
+    def estimate_installs(self, row: int, campaign: int, now_ms: int) -> Estimate | None:
         """Installs a million clicks of an ad group: likeliest, and bounds of 80 %; None where
         too little is known to bid by."""
         ...
@@ -145,7 +144,7 @@ class Policy(Protocol):
         row: int,
         campaign: int,
         billing_day: int,
-        estimate: tuple[int, int, int],
+        estimate: Estimate,
         now_ms: int,
     ) -> None:
         """A day's bid was decided by this estimate."""
@@ -212,9 +211,7 @@ class PlainLimits:
     def exhaustion(self, rows: Rows, room_nanos: Int64s, now_ms: int) -> Int64s:
         return np.zeros((3, len(rows)), dtype=np.int64)
 
-    def estimate_installs(
-        self, row: int, campaign: int, now_ms: int
-    ) -> tuple[int, int, int] | None:
+    def estimate_installs(self, row: int, campaign: int, now_ms: int) -> Estimate | None:
         return None
 
     def note_bid(
@@ -223,7 +220,7 @@ class PlainLimits:
         row: int,
         campaign: int,
         billing_day: int,
-        estimate: tuple[int, int, int],
+        estimate: Estimate,
         now_ms: int,
     ) -> None:
         pass

@@ -29,6 +29,8 @@ from pipeline.pacing.observed import Seen
 Rows = npt.NDArray[np.int64]
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Estimate = tuple[int, int, int]
+"""Installs a million clicks: likeliest, and bounds of 80 %."""
 
 TARGET_CPI: Final = "target_cpi"
 MILLION: Final = 1_000_000
@@ -130,7 +132,7 @@ class InstallRates:
         level.clicks[rows] += self.delays.pending(_one_kind(rows), decayed)
         return decayed
 
-    def estimate(self, row: int, campaign: int, now_ms: int) -> tuple[int, int, int] | None:
+    def estimate(self, row: int, campaign: int, now_ms: int) -> Estimate | None:
         """Installs a million clicks: likeliest, and bounds of 80 %. None where too little is
         known of the campaign."""
         groups, campaigns = self.groups, self.campaigns
@@ -155,7 +157,7 @@ class InstallRates:
         row: int,
         campaign: int,
         billing_day: int,
-        estimate: tuple[int, int, int],
+        estimate: Estimate,
         now_ms: int,
     ) -> list[PacingNote]:
         """A day's bid was decided by this estimate. Returns what to record: the estimate, and
