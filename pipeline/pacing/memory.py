@@ -1,8 +1,9 @@
 """What pacing has learned, as bytes in a shard's snapshot: a takeover need not relearn it.
 
 Never needed and never trusted: what cannot be read is left out, and serving goes by the plain
-limits until enough has been seen again. Times are not kept, nor what was going on (pauses whose
-stopping is being measured, plans of a day): only rates, prices, curves and counts.
+limits until enough has been seen again. What was going on is not kept (pauses whose stopping is
+being measured, plans of a day), nor times, but where they are in hours: only rates, prices, curves
+and counts.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pipeline.pacing.columns import Columns
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-MEMORY_VERSION: Final = 1
+MEMORY_VERSION: Final = 2
 MOST_GROUPS: Final = 20_000
 """Ad groups of a shard that are kept, those with most events: some 700 bytes each."""
 

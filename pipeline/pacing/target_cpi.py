@@ -43,6 +43,7 @@ _PRIOR_INSTALLS: Final = 8.0
 _KEPT_A_DAY: Final = 0.85
 """Of what is remembered, at each day's decision: about a week."""
 _QUANTILE_90: Final = 1.2816
+_HOUR_MS: Final = 3_600_000
 _CONSTANTS_S: Final = np.array([600.0, 3_600.0, 14_400.0, 86_400.0])
 _PRIOR_CURVE: Final = np.array([0.4, 0.4, 0.15, 0.05])
 """Before anything is known: most installs follow within an hour."""
@@ -63,17 +64,18 @@ class InstallRates:
             low=(0, 0.0),
             high=(0, 0.0),
             made_at_ms=(0, 0.0),
-            at_ms=(0, 0.0),
+            at_hours=(0, 0.0),
             recent=(len(_CONSTANTS_S), 0.0),
         )
-        """`recent`: clicks decayed by each constant, as of `at_ms`. `clicks`: what of them has
-        decayed, by the shares of the constants: as many as should have had their installs by then.
-        `day_*`: since the last decision, whose estimate is `predicted`, `low` and `high`."""
+        """`recent`: clicks decayed by each constant, as of `at_hours` since the epoch (in hours, so
+        that it is kept with them). `clicks`: what of them has decayed, by the shares of the
+        constants: as many as should have had their installs by then. `day_*`: since the last
+        decision, whose estimate is `predicted`, `low` and `high`."""
         self.campaigns = Columns(
             clicks=(0, 0.0),
             installs=(0, 0.0),
             faded_day=(0, 0.0),
-            at_ms=(0, 0.0),
+            at_hours=(0, 0.0),
             recent=(len(_CONSTANTS_S), 0.0),
         )
         self.delays = DelayMixture(
@@ -89,18 +91,29 @@ class InstallRates:
         rows, clicks, installs = seen.group[acted], seen.clicks[acted], seen.installs[acted]
         ages_s = seen.mean_click_age_ms[acted] / 1_000.0
         recent = self.delays.decayed(np.repeat(clicks[:, None], len(_CONSTANTS_S), axis=1), ages_s)
-        self._count(self.groups, rows, clicks, recent, installs, seen.now_ms)
+        self._learn(rows, campaign[acted], clicks, recent, installs, seen.now_ms)
         self.groups.day_clicks[rows] += clicks
         self.groups.day_installs[rows] += installs
-        above, at = np.unique(campaign[acted], return_inverse=True)
+
+    def _learn(
+        self,
+        rows: Rows,
+        campaign: Rows,
+        clicks: Floats,
+        recent: Floats,
+        installs: Floats,
+        now_ms: int,
+    ) -> None:
+        self._count(self.groups, rows, clicks, recent, installs, now_ms)
+        above, at = np.unique(campaign, return_inverse=True)
         clicks, installs = (
             np.bincount(at, counts).astype(np.float64) for counts in (clicks, installs)
         )
         recent_above = np.zeros((len(above), len(_CONSTANTS_S)))
         np.add.at(recent_above, at, recent)
-        decayed = self._count(self.campaigns, above, clicks, recent_above, installs, seen.now_ms)
+        ripe = self._count(self.campaigns, above, clicks, recent_above, installs, now_ms)
         rate = self.campaigns.installs[above] / np.maximum(1.0, self.campaigns.clicks[above])
-        self.delays.learn(_one_kind(above), decayed, installs, np.minimum(1.0, rate))
+        self.delays.learn(_one_kind(above), ripe, installs, np.minimum(1.0, rate))
 
     def _count(
         self,
@@ -114,38 +127,42 @@ class InstallRates:
         """Add clicks, of which `recent` has not decayed yet, and installs. Returns what has
         decayed since the last look."""
         level.reserve(rows)
-        decayed = self._ripen(level, rows, now_ms)
-        old = clicks[:, None] - recent
-        level.recent[rows] += recent
-        level.clicks[rows] += self.delays.pending(_one_kind(rows), old)
+        decayed = self._decayed(level, rows, now_ms)
+        ripe = decayed + clicks[:, None] - recent
+        level.recent[rows] += recent - decayed
+        level.at_hours[rows] = np.maximum(level.at_hours[rows], now_ms / _HOUR_MS)
+        level.clicks[rows] += self.delays.pending(_one_kind(rows), ripe)
         level.installs[rows] += installs
-        return decayed + old
+        return ripe
 
-    def _ripen(self, level: Columns, rows: Rows, now_ms: int) -> Floats:
-        """Bring `recent` and `clicks` up to now; returns what of `recent` has decayed. Clicks that
-        were recalled (`memory.py` keeps no times) ripen from now on."""
-        at_ms = np.where(level.at_ms[rows] > 0, np.minimum(level.at_ms[rows], now_ms), now_ms)
-        before = level.recent[rows]
-        left = self.delays.decayed(before, (now_ms - at_ms) / 1_000.0)
-        decayed = np.asarray(before - left)
-        level.recent[rows], level.at_ms[rows] = left, now_ms
-        level.clicks[rows] += self.delays.pending(_one_kind(rows), decayed)
-        return decayed
+    def _decayed(self, level: Columns, rows: Rows, now_ms: int) -> Floats:
+        """What of `recent` has decayed since the last look."""
+        passed_s = np.maximum(0.0, now_ms / _HOUR_MS - level.at_hours[rows]) * 3_600.0
+        recent = level.recent[rows]
+        return np.asarray(recent - self.delays.decayed(recent, passed_s))
+
+    def _ripe(self, level: Columns, row: int, now_ms: int) -> float:
+        """Clicks of this row that should have had their installs by now."""
+        at = np.array([row])
+        level.reserve(at)
+        decayed = self._decayed(level, at, now_ms)
+        return float((level.clicks[at] + self.delays.pending(_one_kind(at), decayed))[0])
 
     def estimate(self, row: int, campaign: int, now_ms: int) -> Estimate | None:
         """Installs a million clicks: likeliest, and bounds of 80 %. None where too little is
         known of the campaign."""
         groups, campaigns = self.groups, self.campaigns
-        for level, at in ((groups, row), (campaigns, campaign)):
-            level.reserve(np.array([at]))
-            self._ripen(level, np.array([at]), now_ms)
-        installs, clicks = float(campaigns.installs[campaign]), float(campaigns.clicks[campaign])
+        own_clicks, clicks = (
+            self._ripe(level, at, now_ms) for level, at in ((groups, row), (campaigns, campaign))
+        )
+        installs = float(campaigns.installs[campaign])
         if installs < ENOUGH_INSTALLS or clicks <= 0:
             return None
-        everyone = min(1.0, float(campaigns.installs.sum() / campaigns.clicks.sum()))
+        others = float(campaigns.clicks.sum() - campaigns.clicks[campaign])
+        everyone = min(1.0, float(campaigns.installs.sum()) / (others + clicks))
         above = min(1.0, (installs + _PRIOR_INSTALLS) / (clicks + _PRIOR_INSTALLS / everyone))
         own = float(groups.installs[row]) + _PRIOR_INSTALLS
-        rate = min(1.0, own / (float(groups.clicks[row]) + _PRIOR_INSTALLS / above))
+        rate = min(1.0, own / (own_clicks + _PRIOR_INSTALLS / above))
         spread = _QUANTILE_90 / np.sqrt(own)
         bounds = (rate, max(0.0, rate * (1 - spread)), min(1.0, rate * (1 + spread)))
         likeliest, low, high = (round(MILLION * bound) for bound in bounds)
@@ -163,8 +180,9 @@ class InstallRates:
         """A day's bid was decided by this estimate. Returns what to record: the estimate, and
         how right the last one was."""
         groups = self.groups
-        groups.reserve(np.array([row]))
-        self.campaigns.reserve(np.array([campaign]))
+        # What is ripe by now fades; what is not will, with its installs, count in full.
+        at, none = np.array([row]), np.zeros(1)
+        self._learn(at, np.array([campaign]), none, np.zeros_like(_CONSTANTS_S)[None], none, now_ms)
         made_at_ms, notes = int(groups.made_at_ms[row]), []
         if made_at_ms and groups.day_clicks[row] > 0:
             came = round(MILLION * float(groups.day_installs[row] / groups.day_clicks[row]))

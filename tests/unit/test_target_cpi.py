@@ -114,7 +114,7 @@ def test_what_is_remembered_fades_once_a_day_however_many_ad_groups_bid() -> Non
     for row in (0, 1):
         estimate = learned.estimate(row, CAMPAIGN, LONG_AFTER_MS)
         assert estimate is not None
-        learned.decided(f"ad_group:{row}", row, CAMPAIGN, 20_000, estimate, 0)
+        learned.decided(f"ad_group:{row}", row, CAMPAIGN, 20_000, estimate, LONG_AFTER_MS)
     assert learned.campaigns.clicks[CAMPAIGN] == pytest.approx(0.85 * 2_000)
 
 
@@ -162,6 +162,9 @@ def test_an_estimate_is_taken_over_and_with_it_how_late_installs_are() -> None:
     assert other.recall(kept, lambda _: 0, lambda _: CAMPAIGN)
     taken = other.installs
     now_ms = START_MS + HOUR_MS
+    # A quiet ad group's clicks ripen from their own time on, not from when they were taken over.
+    soon = [one.estimate(0, CAMPAIGN, now_ms + HOUR_MS) for one in (learned, taken)]
+    assert soon[1] == pytest.approx(soon[0], rel=0.01)
     before = learned.estimate(0, CAMPAIGN, now_ms)
     assert before is not None
     assert before[0] > 0.07 * MILLION  # of half of the clicks most installs are still to come
@@ -171,6 +174,21 @@ def test_an_estimate_is_taken_over_and_with_it_how_late_installs_are() -> None:
     assert taken.delays.shares(row) == pytest.approx(shares, rel=0.01)
     later = [one.estimate(0, CAMPAIGN, now_ms + 3 * MS_PER_DAY) for one in (learned, taken)]
     assert later[1] == pytest.approx(later[0], rel=0.01)
+
+
+def test_asking_for_an_estimate_teaches_nothing() -> None:
+    """However often it is asked for while installs are still to come."""
+    asked, quiet = InstallRates(), InstallRates()
+    for one in (asked, quiet):
+        one.observe(seen(0, 1_000.0, 100.0, START_MS), np.array([CAMPAIGN]))
+    for minute in range(1, 60):
+        asked.estimate(0, CAMPAIGN, START_MS + minute * 60_000)
+    for one in (asked, quiet):
+        one.observe(seen(0, 0.0, 100.0, START_MS + HOUR_MS), np.array([CAMPAIGN]))
+    kind = np.zeros(1, dtype=np.int64)
+    assert asked.delays.shares(kind) == pytest.approx(quiet.delays.shares(kind))
+    later_ms = START_MS + 2 * HOUR_MS
+    assert asked.estimate(0, CAMPAIGN, later_ms) == quiet.estimate(0, CAMPAIGN, later_ms)
 
 
 def test_no_estimate_is_over_one_install_a_click() -> None:
