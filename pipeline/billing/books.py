@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pipeline.billing.chain import Chain
 from pipeline.billing.daylife import SHARD_DAY, DayEvent, shard_state, step
 from pipeline.billing.id_runs import Shelf
-from pipeline.billing.ids import IdSet
+from pipeline.billing.ids import IdSet, Keys
 from pipeline.contract.days import iso
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import (
@@ -280,6 +280,12 @@ class Shard:
         return self.ids.generation(one_ms) == self.ids.generation(
             other_ms
         ) and self.unique.generation(one_ms) == self.unique.generation(other_ms)
+
+    def remember(self, event_keys: Keys, unique_keys: Keys, log_time_ms: int) -> None:
+        """Take over ids for rule 4, and the keys for rule 8 of as many events or more (zeros: of
+        none)."""
+        self.ids.add(event_keys, log_time_ms)
+        self.unique.add(unique_keys[unique_keys.any(axis=1)], log_time_ms)
 
     def closed_through(self, zone: str) -> int:
         """The zone's last closed billing day; -1 before the first."""

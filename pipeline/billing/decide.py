@@ -82,7 +82,7 @@ class Policy:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a batch came to: one entry a row in every column, in the order of judgement.
+    """What a batch came to: one entry for each of its rows in every column.
 
     Days are days since the epoch. `pin`, `group` and `campaign` are rows of the terms, -1 where
     the ad is not known or rules before 5 decided.
@@ -90,14 +90,8 @@ class Outcome:
 
     batch: Batch
     now_ms: int
-    event_time_ms: Int64s
-    kind: Codes
-    placement: Codes
-    price_micros: Int64s
     user_keys: ids.Keys
     """The Pinners' pseudonyms."""
-    ad_keys: ids.Keys
-    impression_keys: ids.Keys
     pin: Rows
     group: Rows
     campaign: Rows
@@ -109,7 +103,6 @@ class Outcome:
     free_nanos: Int64s
     billing_day: Int64s
     posting_day: Int64s
-    id_keys: ids.Keys
     unique_keys: ids.Keys
     """Rule 8's key of a charged click or engagement, else zeros."""
 
@@ -151,13 +144,7 @@ def _columns(batch: Batch, terms: Terms, now_ms: int, policy: Policy) -> Outcome
     return Outcome(
         batch=batch,
         now_ms=now_ms,
-        event_time_ms=batch.event_time_ms,
-        kind=batch.kind,
-        placement=batch.placement,
-        price_micros=batch.price_micros,
         user_keys=ids.user_hasher(policy.user_hash_key).hash(batch.user_keys),
-        ad_keys=batch.ad_keys,
-        impression_keys=batch.impression_keys,
         pin=pin,
         group=group,
         campaign=np.where(pin >= 0, terms.group.campaign[group], -1).astype(np.int64),
@@ -169,7 +156,6 @@ def _columns(batch: Batch, terms: Terms, now_ms: int, policy: Policy) -> Outcome
         free_nanos=nothing.copy(),
         billing_day=record_day,
         posting_day=record_day.copy(),
-        id_keys=batch.event_keys,
         unique_keys=np.zeros((size, 2), dtype=np.uint64),
     )
 
@@ -196,7 +182,7 @@ def _rule_misrouted(outcome: Outcome, terms: Terms) -> None:
 def _rule_time(outcome: Outcome, policy: Policy) -> None:
     """Rule 3: told by the record's own timestamp, so a replay or a backlog judges the same."""
     rows = _undecided(outcome)
-    times, records = outcome.event_time_ms[rows], outcome.batch.record_ms[rows]
+    times, records = outcome.batch.event_time_ms[rows], outcome.batch.record_ms[rows]
     outcome.disposition[rows[times - FUTURE_TOLERANCE_MS > records]] = FUTURE
     outcome.disposition[rows[times < records - policy.horizon_ms]] = EXPIRED
 
@@ -219,7 +205,7 @@ def _rule_unknown(outcome: Outcome, terms: Terms) -> None:
 def _rule_duplicate(outcome: Outcome, shards: Mapping[int, Shard]) -> None:
     """Rule 5: seen before, or earlier in this batch by the same shard."""
     rows = _undecided(outcome)
-    keys = outcome.id_keys[rows]
+    keys = outcome.batch.event_keys[rows]
     batch_shards = outcome.batch.shard[rows]
     _, first = ids.first_occurrences(_within_shards(keys, batch_shards))
     outcome.disposition[rows[~first]] = DUPLICATE
@@ -241,7 +227,7 @@ def _rule_serving(outcome: Outcome, shards: Mapping[int, Shard], terms: Terms) -
     if len(rows) == 0:
         return bids
     pins, groups, campaigns = outcome.pin[rows], outcome.group[rows], outcome.campaign[rows]
-    times = outcome.event_time_ms[rows]
+    times = outcome.batch.event_time_ms[rows]
     serves = (
         terms.pin.serves[pins]
         & terms.group.active[groups]
@@ -279,7 +265,7 @@ def _cap_by_decided_bids(
         decided = shard.bids.get(f"ad_group:{terms.group_ids.text(group)}")
         if decided:
             from_ms, micros = np.array([(NO_BID_MS, NO_BID_MICROS), *decided]).T
-            at = np.searchsorted(from_ms, outcome.event_time_ms[here], side="right") - 1
+            at = np.searchsorted(from_ms, outcome.batch.event_time_ms[here], side="right") - 1
             bids[here] = np.minimum(bids[here], micros[at])
 
 
@@ -296,7 +282,7 @@ def _assign_days(outcome: Outcome, shards: Mapping[int, Shard], terms: Terms) ->
     for zone in distinct(zones).tolist():
         calendar = terms.zones[zone]
         here = zones == zone
-        days[here] = calendar.days_of(outcome.event_time_ms[rows[here]])
+        days[here] = calendar.days_of(outcome.batch.event_time_ms[rows[here]])
         today[zone] = calendar.day_of(outcome.now_ms)
         for shard, state in shards.items():
             closed[shard, zone] = calendar.closed_through(state.closed)
@@ -312,7 +298,7 @@ def _assign_days(outcome: Outcome, shards: Mapping[int, Shard], terms: Terms) ->
 def _rule_counted(outcome: Outcome) -> None:
     """Rule 7: not what this objective pays for."""
     rows = _undecided(outcome)
-    billable = BILLABLE[outcome.basis[rows], outcome.kind[rows]]
+    billable = BILLABLE[outcome.basis[rows], outcome.batch.kind[rows]]
     outcome.disposition[rows[~billable]] = COUNTED
 
 
@@ -337,13 +323,13 @@ def _rule_repeat(outcome: Outcome, shards: Mapping[int, Shard]) -> Rows:
 
 def _fill_unique_keys(outcome: Outcome, rows: Rows) -> None:
     """What must not be charged again: the clicked impression, or the engagement in its day."""
-    outcome.unique_keys[rows] = outcome.impression_keys[rows]
+    outcome.unique_keys[rows] = outcome.batch.impression_keys[rows]
     engaged = rows[outcome.basis[rows] == CPE]
     if len(engaged):
         words = (
-            outcome.ad_keys[engaged],
+            outcome.batch.ad_keys[engaged],
             outcome.user_keys[engaged],
-            outcome.kind[engaged].astype(np.uint64),
+            outcome.batch.kind[engaged].astype(np.uint64),
             outcome.billing_day[engaged].astype(np.uint64),
         )
         outcome.unique_keys[engaged] = hash_rows(np.column_stack(words))
@@ -368,7 +354,7 @@ def _rule_limits(
     if len(candidates) == 0:
         return
     unit = np.where(outcome.basis[candidates] == CPM, 1, NANOS_PER_MICRO)
-    price = np.minimum(outcome.price_micros[candidates], bids[candidates]) * unit
+    price = np.minimum(outcome.batch.price_micros[candidates], bids[candidates]) * unit
     remaining = _remaining(outcome, candidates, balances, terms)
     groups, first = _repeat_groups(outcome, candidates)
     tightest = remaining.argmin(axis=0)

@@ -158,10 +158,9 @@ def _fold_events(
 
 def remember(shard: Shard, events: pl.DataFrame, log_time_ms: int) -> None:
     """Take over the ids, and the keys of rule 8, of a record's events."""
-    remembered = events.filter(pl.col("disposition") >= NOT_SERVING)
-    shard.ids.add(ids.hash_columns(remembered, "event_id"), log_time_ms)
+    known = events.filter(pl.col("disposition") >= NOT_SERVING)
     unique = ids.join_keys(events["unique_low"].to_numpy(), events["unique_high"].to_numpy())
-    shard.unique.add(unique[unique.any(axis=1)], log_time_ms)
+    shard.remember(ids.hash_columns(known, "event_id"), unique, log_time_ms)
 
 
 def _rows_of_ads(terms: Terms, ads: Sequence[Ad], used: Sequence[int]) -> tuple[Rows, Rows]:

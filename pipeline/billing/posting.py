@@ -77,7 +77,10 @@ def post(
     }
     for number, draft in drafts.items():
         if len(draft.rows):
-            _remember(shards[number], outcome, draft.rows)
+            shard, here = shards[number], draft.rows
+            shard.log_time_ms = max(shard.log_time_ms, int(batch.record_ms[here].max()))
+            known = here[outcome.disposition[here] >= NOT_SERVING]
+            shard.remember(batch.event_keys[known], outcome.unique_keys[here], shard.log_time_ms)
     cpm = rows[outcome.basis[rows] == CPM]
     posted = balances.blocks.accrue(
         outcome.group[cpm],
@@ -89,15 +92,6 @@ def post(
         campaign = terms.group.campaign[block.key[0]]
         drafts[int(terms.campaign.shard[campaign])].blocks.append(named_block(terms, block))
     return drafts
-
-
-def _remember(shard: Shard, outcome: Outcome, rows: Rows) -> None:
-    """Take over the ids, and the keys of rule 8, of a shard's events."""
-    shard.log_time_ms = max(shard.log_time_ms, int(outcome.batch.record_ms[rows].max()))
-    remembered = rows[outcome.disposition[rows] >= NOT_SERVING]
-    shard.ids.add(outcome.id_keys[remembered], shard.log_time_ms)
-    unique = outcome.unique_keys[rows]
-    shard.unique.add(unique[unique.any(axis=1)], shard.log_time_ms)
 
 
 def named_block(terms: Terms, block: PostedBlock) -> Block:
@@ -169,16 +163,16 @@ def _event_columns(
         "source": batch.source[rows],
         "source_offset": batch.offset[rows],
         "disposition": outcome.disposition[rows],
-        "kind": outcome.kind[rows],
-        "placement": outcome.placement[rows],
+        "kind": batch.kind[rows],
+        "placement": batch.placement[rows],
         "limit": outcome.limit[rows],
         "basis": np.where(charged, outcome.basis[rows], 0).astype(np.uint8),
-        "event_time_ms": outcome.event_time_ms[rows],
+        "event_time_ms": batch.event_time_ms[rows],
         "billing_day": _dates(outcome.billing_day[rows]),
         "posting_day": _dates(outcome.posting_day[rows]),
         "ad": ad_codes,
         "user_hash": _user_hashes(outcome.user_keys[rows], batch.malformed[rows]),
-        "price_micros": outcome.price_micros[rows],
+        "price_micros": batch.price_micros[rows],
         "amount_nanos": outcome.amount_nanos[rows],
         "free_nanos": outcome.free_nanos[rows],
         "unique_low": np.ascontiguousarray(unique[:, 0]),

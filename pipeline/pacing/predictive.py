@@ -251,21 +251,6 @@ class Predictive:
         )
         return Inflight(mean, variance, price)
 
-    def _predict_one(self, row: int, now_ms: int) -> tuple[float, float, float]:
-        """Mean, variance and price of an ad group; it was mostly asked for just now, beside
-        others."""
-        found, at = None, 0
-        if self._last_prediction is not None:
-            (level, rows, asked_ms), found = self._last_prediction
-            among = np.flatnonzero(np.frombuffer(rows, dtype=np.int64) == row)
-            if level != "ad_group" or asked_ms != now_ms or len(among) == 0:
-                found = None
-            else:
-                at = int(among[0])
-        if found is None:
-            found = self._of_groups(np.array([row]), now_ms)
-        return float(found.mean[at]), float(found.variance[at]), float(found.price[at])
-
     def _of_groups(self, rows: Rows, now_ms: int) -> Inflight:
         self._groups.reserve(rows)
         basis = self._groups.basis[rows].astype(np.int64)
@@ -425,19 +410,15 @@ class Predictive:
     def _expect(self, standing: Standing, signal: Signal, now_ms: int) -> None:
         """Wait for what comes after a pause, to compare it with what was predicted."""
         row = standing.row
-        mean, variance, price = self._predict_one(row, now_ms)
-        if row in self._settling_rows or price <= 0:
+        if row in self._settling_rows:
+            return
+        inflight = self._of_groups(np.array([row]), now_ms)
+        if inflight.price[0] <= 0:
             return
         self._settling_rows.add(row)
+        mean, deviation = float(inflight.mean[0]), math.sqrt(inflight.variance[0])
         self._settling.append(
-            _Settling(
-                row,
-                standing.entity,
-                signal.billing_day,
-                now_ms,
-                mean,
-                math.sqrt(variance),
-            )
+            _Settling(row, standing.entity, signal.billing_day, now_ms, mean, deviation)
         )
 
     # -- even pacing --------------------------------------------------------------------------

@@ -152,7 +152,7 @@ class Recorder:
         """What the engine made of a batch."""
         rows = np.flatnonzero(outcome.disposition >= OVER_BUDGET)
         group = self._row_of[outcome.group[rows]]
-        time_ms = outcome.event_time_ms[rows]
+        time_ms = outcome.batch.event_time_ms[rows]
         day = self._slot(group, time_ms)
         local = time_ms + self.market.utc_offset_ms[group]
         bins = local % MS_PER_DAY // BIN_MS

@@ -27,9 +27,9 @@ def seen_of(outcome: Outcome, terms: Terms) -> Seen:
     rows = np.flatnonzero(outcome.disposition >= NOT_SERVING)
     disposition = outcome.disposition[rows]
     value = outcome.amount_nanos[rows] + outcome.free_nanos[rows]
-    group, kind = outcome.group[rows], outcome.kind[rows]
+    group, kind = outcome.group[rows], outcome.batch.kind[rows]
     for_installs = terms.campaign.for_installs[outcome.campaign[rows]]
-    price = np.minimum(outcome.price_micros[rows], terms.group.bid_micros[group])
+    price = np.minimum(outcome.batch.price_micros[rows], terms.group.bid_micros[group])
     return by_group(
         Events(
             now_ms=outcome.now_ms,
@@ -37,7 +37,7 @@ def seen_of(outcome: Outcome, terms: Terms) -> Seen:
             is_impression=kind == IMPRESSION,
             is_billable=(disposition == CHARGED) | (disposition == OVER_BUDGET),
             value_nanos=value,
-            event_time_ms=outcome.event_time_ms[rows],
+            event_time_ms=outcome.batch.event_time_ms[rows],
             price_nanos=price * np.where(outcome.basis[rows] == CPM, 1, NANOS_PER_MICRO),
             is_install=for_installs & (kind == INSTALL),
             is_click=for_installs & (kind == CLICK),

@@ -260,7 +260,7 @@ def _verdict(outcome: Outcome, row: int) -> dict[str, Any]:
         "amount_nanos": int(outcome.amount_nanos[row]),
         "free_nanos": int(outcome.free_nanos[row]),
         "billing_day": iso(int(outcome.billing_day[row])),
-        "kind": KINDS[outcome.kind[row]],
+        "kind": KINDS[outcome.batch.kind[row]],
         "event_id": outcome.batch.texts(np.array([row]), "event_id").item(),
         "basis": BASES[outcome.basis[row]] if disposition == "charged" else "",
     }
