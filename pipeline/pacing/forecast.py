@@ -44,7 +44,7 @@ _CURVE_ERROR: Final = 0.03
 """Relative error of a curve's next hours."""
 _ACTIVE_MS: Final = 1_800_000
 PIECE: Final = 5_000
-"""Ad groups that a turn forecasts at most, or those of one campaign: some 25 ms. And whose
+"""Ad groups that a turn forecasts, and at most those of one campaign more: some 25 ms. And whose
 potentials it brings up to date."""
 
 
