@@ -257,7 +257,7 @@ class Shard:
     learned: bytes = b""
     """What pacing had learned when the snapshot was written; opaque here, and never needed."""
     checkpointed_ms: int = 0
-    """When its last checkpoint was written; 0: never."""
+    """When its last checkpoint was written, or the shard was begun with no record; else 0."""
 
     @classmethod
     def new(

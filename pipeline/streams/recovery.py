@@ -273,6 +273,8 @@ class _Fold:
             if state.chain.last_offset < 0:
                 self._start_at(self._search.last())
             self._search.check_ids(state, self._engine.settings.judging.horizon_ms)
+        if state.chain.last_offset < 0:
+            state.checkpointed_ms = self._clock.now_ms()
         self._engine.adopt(self._shard)
         return Owned(
             state=state,
