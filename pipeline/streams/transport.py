@@ -18,7 +18,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import aiokafka
 from aiokafka.consumer import fetcher
@@ -32,14 +32,20 @@ from pipeline import failpoints
 from pipeline.billing.batch import Chunk
 from pipeline.contract.vocabulary import EVENT_TOPICS
 from pipeline.streams.log_reader import Consumer
+from pipeline.streams.memory import LARGEST_KEPT_BYTES
 from pipeline.streams.record_batches import RecordBatch, batches_in, read
 
 SCHEME = "chunk"
 MAX_CHUNK_RECORDS = 4_096
 MAX_CHUNK_BYTES = 8 * 1024 * 1024
+LARGEST_FETCH_BYTES = LARGEST_KEPT_BYTES // 2
+"""Of all partitions of a broker. An answer is gathered in a block that grows by more than it needs;
+were that given back to the kernel each time, its pages would cost more than what is in them."""
 _FETCH_EVERY_S = 0.02
-"""From a broker: what trickles in is let gather there, for a fetch costs as much as judging some
-hundred events."""
+_SLOW_FETCH_EVERY_S = 0.04
+_SLOW_BYTES_A_S = 8_000_000
+"""From a broker: what comes is let gather there, for a fetch costs as much as judging some hundred
+events; and longer where it trickles."""
 
 
 class ShardOwner(Protocol):
@@ -71,9 +77,13 @@ def as_chunks(value: bytes) -> bytes:
 class _FetchedRecords(fetcher.MemoryRecords):  # type: ignore[misc]
     """The records of a fetched partition, and the bytes that they were made of."""
 
+    all_bytes: ClassVar[int] = 0
+    """That were ever fetched by this process."""
+
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
         self.data = data
+        _FetchedRecords.all_bytes += len(data)
 
 
 class _ChunkRecords(fetcher.PartitionRecords):  # type: ignore[misc]
@@ -175,17 +185,22 @@ class _PacedConsumer(Consumer):
 
 
 def _paced(fetch: Callable[..., Awaitable[bool]]) -> Callable[..., Awaitable[bool]]:
-    """aiokafka's fetch, with a wait before each that would come too soon."""
+    """aiokafka's fetch, with a wait before each that would come too soon after the one before."""
     sent_s: dict[int, float] = {}
+    every_s: dict[int, float] = {}
 
     async def paced(assignment: Any, node_id: int, request: Any) -> bool:
-        wait_s = sent_s.get(node_id, 0.0) + _FETCH_EVERY_S - time.monotonic()
+        last_s = sent_s.get(node_id, 0.0)
+        wait_s = last_s + every_s.get(node_id, _FETCH_EVERY_S) - time.monotonic()
         try:
             await asyncio.sleep(max(0.0, wait_s))
         except asyncio.CancelledError:
             return False  # as the fetch itself does
-        sent_s[node_id] = time.monotonic()
-        return await fetch(assignment, node_id, request)
+        sent_s[node_id], before_bytes = time.monotonic(), _FetchedRecords.all_bytes
+        goes_on = await fetch(assignment, node_id, request)
+        bytes_a_s = (_FetchedRecords.all_bytes - before_bytes) / (sent_s[node_id] - last_s)
+        every_s[node_id] = _SLOW_FETCH_EVERY_S if bytes_a_s < _SLOW_BYTES_A_S else _FETCH_EVERY_S
+        return goes_on
 
     return paced
 
@@ -230,6 +245,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
             max_poll_records=conf.broker_max_poll_records,
             max_poll_interval_ms=int(conf.broker_max_poll_interval * 1000),
             max_partition_fetch_bytes=conf.consumer_max_fetch_size,
+            fetch_max_bytes=LARGEST_FETCH_BYTES,
             fetch_max_wait_ms=500,
             session_timeout_ms=int(conf.broker_session_timeout * 1000),
             rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
