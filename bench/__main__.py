@@ -29,7 +29,6 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(run=_compare)
 
     latency = commands.add_parser("latency", help="from an event to the signal that it causes")
-    latency.add_argument("--capacity", type=int, help="events/s of one worker; else as compared")
     latency.add_argument("--seconds", type=int, default=10, help="at each load")
     latency.add_argument("--probes-per-s", type=int, default=200)
     latency.set_defaults(run=_latency)
@@ -124,15 +123,8 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _latency(arguments: argparse.Namespace) -> int:
     from bench.latency import latency
-    from bench.report import measured_capacity
 
-    capacity = arguments.capacity or measured_capacity(arguments.docs)
-    if not capacity:
-        print("no capacity measured yet: run `python -m bench` first, or give --capacity")
-        return 2
-    return _keep(
-        arguments, "latency", lambda: latency(capacity, arguments.seconds, arguments.probes_per_s)
-    )
+    return _keep(arguments, "latency", lambda: latency(arguments.seconds, arguments.probes_per_s))
 
 
 def _scale(arguments: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ from bench import load, machine
 from bench.fill import fill
 from bench.machine import say
 from bench.site import BenchError, Site, log_tail, opened, process, worker_command
-from bench.watch import follow, journal_output
+from bench.watch import Output, follow, journal_output, steady_events_per_s
 from bench.workload import CAMPAIGNS, catalog, messages
 from pipeline.contract.signals import decode_signal
 from pipeline.contract.vocabulary import CLICKS, JOURNAL, MS_PER_DAY, SIGNALS
@@ -37,11 +37,16 @@ PROBE_PRICE_MICROS = 1_000_000
 WARM_UP_S = 2.0
 ANSWERED_WITHIN_S = 30.0
 _WARM_UP_EVENTS = 1_000_000
-"""So many that the tables of ids have grown: they do it in steps, in a shard's first seconds."""
+"""So many that the tables of ids have grown (they do it in steps, in a shard's first seconds), and
+that they tell the capacity."""
 
 
-def latency(capacity: int, seconds: int, probes_a_s: int) -> dict[str, Any]:
-    """At each share of capacity (events/s), the latencies of the probes; as JSON takes them."""
+def latency(seconds: int, probes_a_s: int) -> dict[str, Any]:
+    """At each share of capacity, the latencies of the probes; as JSON takes them.
+
+    Capacity is the rate at which the worker takes the events that come before: the whole job's, as
+    `compare` measures it, of this very hour of the machine.
+    """
     about = machine.described(" ".join(["python -m bench", *sys.argv[1:]]))
     probes = seconds * probes_a_s
     with opened(PARTITIONS) as site:
@@ -50,8 +55,11 @@ def latency(capacity: int, seconds: int, probes_a_s: int) -> dict[str, Any]:
         log = directory / "worker.log"
         environment = site.environment(directory)
         with process(worker_command(), cores=(site.cores.job,), log=log, env=environment) as worker:
-            if not asyncio.run(_first_outputs(site, lambda: worker.poll() is None)):
-                raise BenchError(f"the worker judged nothing: {log_tail(log)}")
+            outputs = asyncio.run(_first_outputs(site, lambda: worker.poll() is None))
+            if sum(output.events for output in outputs) != _WARM_UP_EVENTS:
+                raise BenchError(f"the worker did not judge what came before: {log_tail(log)}")
+            capacity = steady_events_per_s(outputs)
+            say(json.dumps({"capacity_events_per_s": capacity}))
             levels = []
             for number, share in enumerate(SHARES):
                 level = _level(site, int(share * capacity), seconds, number * probes, probes)
@@ -72,8 +80,8 @@ async def _fill(site: Site, probes: int) -> None:
     )
 
 
-async def _first_outputs(site: Site, alive: Any) -> bool:
-    outputs = await follow(
+async def _first_outputs(site: Site, alive: Any) -> list[Output]:
+    return await follow(
         site.bootstrap,
         JOURNAL,
         site.partitions,
@@ -83,7 +91,6 @@ async def _first_outputs(site: Site, alive: Any) -> bool:
         within_s=30.0,
         alive=alive,
     )
-    return sum(output.events for output in outputs) == _WARM_UP_EVENTS
 
 
 def _level(

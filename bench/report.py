@@ -47,11 +47,6 @@ def kept(docs: Path = DOCS) -> dict[str, Mapping[str, Any]]:
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
-def measured_capacity(docs: Path = DOCS) -> int:
-    """Events a second of one worker as last compared; 0 where it was not."""
-    return int(_product_rate(kept(docs)))
-
-
 def write(docs: Path = DOCS) -> list[Path]:
     """Write the page and its plot; the paths written."""
     results = kept(docs)
