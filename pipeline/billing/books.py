@@ -282,8 +282,7 @@ class Shard:
         ) and self.unique.generation(one_ms) == self.unique.generation(other_ms)
 
     def remember(self, event_keys: Keys, unique_keys: Keys, log_time_ms: int) -> None:
-        """Take over ids for rule 4, and the keys for rule 8 of as many events or more (zeros: of
-        none)."""
+        """Take over the ids that rule 5 must know, and the keys that rule 8 must (zeros: none)."""
         self.ids.add(event_keys, log_time_ms)
         self.unique.add(unique_keys[unique_keys.any(axis=1)], log_time_ms)
 

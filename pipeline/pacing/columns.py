@@ -45,7 +45,7 @@ class Columns:
 
     def dump(self, rows: Rows) -> dict[str, bytes]:
         """The values of these rows, as 32-bit floats: what is learned is not that precise; times
-        are left to those who know what they mean."""
+        in ms are left out. Hours since the epoch come to a minute or two."""
         self.reserve(rows)
         return {
             name: getattr(self, name)[rows].astype("<f4").tobytes()

@@ -68,16 +68,18 @@ class InstallRates:
             recent=(len(_CONSTANTS_S), 0.0),
         )
         """`recent`: clicks decayed by each constant, as of `at_hours` since the epoch (in hours, so
-        that it is kept with them). `clicks`: what of them has decayed, by the shares of the
-        constants: as many as should have had their installs by then. `day_*`: since the last
-        decision, whose estimate is `predicted`, `low` and `high`."""
+        that it is kept with them, to a minute or two). `clicks`: what of them has decayed, by the
+        shares of the constants: as many as should have had their installs by then. `day_*`: since
+        the last decision, whose estimate is `predicted`, `low` and `high`."""
         self.campaigns = Columns(
             clicks=(0, 0.0),
             installs=(0, 0.0),
             faded_day=(0, 0.0),
             at_hours=(0, 0.0),
+            looked_at_ms=(0, 0.0),
             recent=(len(_CONSTANTS_S), 0.0),
         )
+        """As of the ad groups. `looked_at_ms`: when, by this process."""
         self.delays = DelayMixture(
             _CONSTANTS_S, _PRIOR_CURVE, _PRIOR_CURVE_INSTALLS, _FULL_CURVE, kinds=1
         )
@@ -113,7 +115,11 @@ class InstallRates:
         np.add.at(recent_above, at, recent)
         ripe = self._count(self.campaigns, above, clicks, recent_above, installs, now_ms)
         rate = self.campaigns.installs[above] / np.maximum(1.0, self.campaigns.clicks[above])
-        self.delays.learn(_one_kind(above), ripe, installs, np.minimum(1.0, rate))
+        # Of clicks that were recalled, installs may have come that nobody has seen.
+        known = self.campaigns.looked_at_ms[above] > 0
+        self.campaigns.looked_at_ms[above] = now_ms
+        kind = _one_kind(above[known])
+        self.delays.learn(kind, ripe[known], installs[known], np.minimum(1.0, rate[known]))
 
     def _count(
         self,

@@ -45,7 +45,7 @@ _FETCH_EVERY_S = 0.02
 _SLOW_FETCH_EVERY_S = 0.04
 _SLOW_BYTES_A_S = 8_000_000
 """From a broker: what comes is let gather there, for a fetch costs as much as judging some hundred
-events; and longer where it trickles."""
+events; and longer while this process fetches less than so much, as it came over the wire."""
 
 
 class ShardOwner(Protocol):
@@ -186,21 +186,19 @@ class _PacedConsumer(Consumer):
 
 def _paced(fetch: Callable[..., Awaitable[bool]]) -> Callable[..., Awaitable[bool]]:
     """aiokafka's fetch, with a wait before each that would come too soon after the one before."""
-    sent_s: dict[int, float] = {}
-    every_s: dict[int, float] = {}
+    sent: dict[int, tuple[float, int, float]] = {}
+    """By broker: when it was last asked, what had been fetched by then, how long to wait now."""
 
     async def paced(assignment: Any, node_id: int, request: Any) -> bool:
-        last_s = sent_s.get(node_id, 0.0)
-        wait_s = last_s + every_s.get(node_id, _FETCH_EVERY_S) - time.monotonic()
+        last_s, last_bytes, every_s = sent.get(node_id, (0.0, 0, 0.0))
         try:
-            await asyncio.sleep(max(0.0, wait_s))
+            await asyncio.sleep(max(0.0, last_s + every_s - time.monotonic()))
         except asyncio.CancelledError:
             return False  # as the fetch itself does
-        sent_s[node_id], before_bytes = time.monotonic(), _FetchedRecords.all_bytes
-        goes_on = await fetch(assignment, node_id, request)
-        bytes_a_s = (_FetchedRecords.all_bytes - before_bytes) / (sent_s[node_id] - last_s)
-        every_s[node_id] = _SLOW_FETCH_EVERY_S if bytes_a_s < _SLOW_BYTES_A_S else _FETCH_EVERY_S
-        return goes_on
+        now_s, now_bytes = time.monotonic(), _FetchedRecords.all_bytes
+        is_slow = now_bytes - last_bytes < _SLOW_BYTES_A_S * (now_s - last_s)
+        sent[node_id] = now_s, now_bytes, _SLOW_FETCH_EVERY_S if is_slow else _FETCH_EVERY_S
+        return await fetch(assignment, node_id, request)
 
     return paced
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.billing.decide import Policy
 from pipeline.billing.fold import StateError
-from pipeline.streams.recovery import _CheckpointSearch, _Read
+from pipeline.pacing.serving import PlainLimits
+from pipeline.streams.clock import StreamClock
+from pipeline.streams.engine import Engine, EngineSettings
+from pipeline.streams.recovery import _CheckpointSearch, _Fold, _Read
 from tests.headers import a_header
 
 HORIZON_MS = 7 * 86_400_000
@@ -51,3 +55,16 @@ def test_a_last_checkpoint_that_may_have_lost_is_not() -> None:
 def test_a_journal_of_which_nothing_is_left_is_an_error_and_not_a_new_one() -> None:
     with pytest.raises(StateError, match="begins at offset 5 and holds no checkpoint"):
         _CheckpointSearch(0, begin=5).last()
+
+
+def test_a_shard_that_begins_counts_as_checkpointed_and_one_that_was_folded_does_not() -> None:
+    """Else a worker's first turns would be all checkpoints of next to nothing."""
+    engine = Engine(EngineSettings(2, Policy(7, b"0123456789abcdef"), 0), PlainLimits())
+    clock = StreamClock()
+    clock.observe(HORIZON_MS)
+    begun, folded = _Fold(0, engine, clock), _Fold(1, engine, clock)
+    begun.start_from(None, begin=0, end=0)
+    folded.start_from(None, begin=0, end=1)
+    folded._state.chain.extend(0, a_header(-1))
+    assert begun.finish(0).state.checkpointed_ms == HORIZON_MS
+    assert folded.finish(1).state.checkpointed_ms == 0

@@ -176,6 +176,17 @@ def test_an_estimate_is_taken_over_and_with_it_how_late_installs_are() -> None:
     assert later[1] == pytest.approx(later[0], rel=0.01)
 
 
+def test_installs_that_nobody_saw_before_a_takeover_teach_no_delays() -> None:
+    worker, heir = Predictive(), Predictive()
+    worker.installs.observe(seen(0, 1_000.0, 50.0, START_MS), np.array([CAMPAIGN]))
+    row = np.zeros(1, dtype=np.int64)
+    kept = worker.remember((row, ["g"]), (row, ["c"]))
+    assert heir.recall(kept, lambda _: 0, lambda _: CAMPAIGN)
+    shares = heir.installs.delays.shares(row)
+    heir.installs.observe(seen(0, 1.0, 0.0, START_MS + MS_PER_DAY), np.array([CAMPAIGN]))
+    assert heir.installs.delays.shares(row) == pytest.approx(shares)
+
+
 def test_asking_for_an_estimate_teaches_nothing() -> None:
     """However often it is asked for while installs are still to come."""
     asked, quiet = InstallRates(), InstallRates()

@@ -1,0 +1,74 @@
+"""How often a broker is asked for more: seldom while little comes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from pipeline.streams import transport
+
+FETCHES = 12
+
+
+class Broker:
+    """Answers each fetch at once with as much as comes in the time between two."""
+
+    def __init__(self, bytes_a_s: float) -> None:
+        self._bytes_a_s = bytes_a_s
+        self.asked_s: list[float] = []
+
+    async def fetch(self, assignment: Any, node_id: int, request: Any) -> bool:
+        now_s = time.monotonic()
+        passed_s = now_s - self.asked_s[-1] if self.asked_s else 0.0
+        transport._FetchedRecords.all_bytes += int(self._bytes_a_s * passed_s)
+        self.asked_s.append(now_s)
+        return True
+
+    def shortest_s(self) -> float:
+        """Between two fetches, the first few left out."""
+        pairs = zip(self.asked_s[3:], self.asked_s[4:], strict=False)
+        return min(after - before for before, after in pairs)
+
+
+async def paced_by(bytes_a_s: float) -> Broker:
+    broker = Broker(bytes_a_s)
+    paced = transport._paced(broker.fetch)
+    for _ in range(FETCHES):
+        assert await paced(None, 0, None)
+    return broker
+
+
+async def test_a_broker_is_asked_less_often_where_little_comes() -> None:
+    slow = await paced_by(transport._SLOW_BYTES_A_S / 4)
+    assert slow.shortest_s() >= transport._SLOW_FETCH_EVERY_S - 0.001
+    fast = await paced_by(transport._SLOW_BYTES_A_S * 4)
+    assert fast.shortest_s() >= transport._FETCH_EVERY_S - 0.001
+    assert fast.shortest_s() < transport._SLOW_FETCH_EVERY_S
+
+
+async def test_a_wait_that_is_cancelled_fetches_nothing() -> None:
+    broker = Broker(0.0)
+    paced = transport._paced(broker.fetch)
+    await paced(None, 0, None)
+    waiting = asyncio.create_task(paced(None, 0, None))
+    await asyncio.sleep(0.005)
+    waiting.cancel()
+    assert await waiting is False
+    assert len(broker.asked_s) == 1
+
+
+async def test_a_fetch_that_fails_is_paced_all_the_same() -> None:
+    asked_s: list[float] = []
+
+    async def fails(*_: Any) -> bool:
+        asked_s.append(time.monotonic())
+        raise ConnectionError
+
+    paced = transport._paced(fails)
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            await paced(None, 0, None)
+    assert asked_s[1] - asked_s[0] >= transport._FETCH_EVERY_S - 0.001
