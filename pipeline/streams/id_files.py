@@ -14,6 +14,7 @@ import logging
 import mmap
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -202,6 +203,9 @@ class DiskShelf:
         self._cancelled = False
         self._mapped: dict[str, Run] = {}
         """What is in use, or made and about to be."""
+        self._uses: Counter[str] = Counter()
+        """Both sets of a shard may hold the same keys, and so use one file."""
+        self._using = threading.Lock()
         self._unused = {path.stem for path in directory.glob("*.ids")}
         """What may be deleted once a snapshot was written that does not name it."""
         self._jobs: list[Future[Run] | Future[Run | None]] = []
@@ -232,14 +236,25 @@ class DiskShelf:
     def open(self, name: str) -> Run:
         if name not in self._mapped:
             check_run(self._directory, name)
-            self._mapped[name] = map_run(self._directory, name)
-        self._unused.discard(name)
-        return self._mapped[name]
+            return self._in_use(map_run(self._directory, name))
+        return self._in_use(self._mapped[name])
 
     def retire(self, run: Run) -> None:
-        if run.name:
-            self._mapped.pop(run.name, None)
-            self._unused.add(run.name)
+        if not run.name:
+            return
+        with self._using:
+            self._uses[run.name] -= 1
+            if not self._uses[run.name]:
+                del self._mapped[run.name], self._uses[run.name]
+                self._unused.add(run.name)
+
+    def _in_use(self, run: Run) -> Run:
+        """The run, once more in use."""
+        with self._using:
+            self._uses[run.name] += 1
+            self._mapped[run.name] = run
+            self._unused.discard(run.name)
+        return run
 
     # -- on the threads -----------------------------------------------------------------------
 
@@ -273,11 +288,9 @@ class DiskShelf:
         name = write_run(self._directory, slices, keys)
         failpoints.reach("ids_written")
         try:
-            run = map_run(self._directory, name)
+            return self._in_use(map_run(self._directory, name))
         except RunError as error:
             raise OSError(str(error)) from error
-        self._mapped[name] = run
-        return run
 
     # -- beside a snapshot --------------------------------------------------------------------
 

@@ -161,3 +161,25 @@ def test_the_memory_is_shared_by_the_shards() -> None:
     assert hot_ids(256 << 20, 1) == MAX_HOT_IDS
     assert hot_ids(256 << 20, 64) * 64 * 2 * 128 <= 256 << 20
     assert 1_000 <= hot_ids(1, 64) <= 2_000
+
+
+def test_a_file_that_both_sets_use_lasts_as_long_as_the_longer_of_them(tmp_path: Path) -> None:
+    """Of the same keys they make the same file, and charged keys are remembered a day longer."""
+    store = SnapshotStore(tmp_path, memory_bytes=1)
+    shard = Shard.new(0, 7, 0, store.open(0))
+    shared = random_keys(11, 5)
+    now_ms, number = NOW_MS, 12
+    shard.ids.add(shared, now_ms)
+    shard.unique.add(shared, now_ms)
+    now_ms += 5 * MS_PER_DAY  # both are in their next generation, so the keys are in a file
+    while shard.ids.contains(shared).any():
+        now_ms, number = now_ms + MS_PER_DAY // 4, number + 1
+        shard.ids.add(random_keys(number, 1), now_ms)
+        shard.unique.add(random_keys(number, 1), now_ms)
+        store._thread.submit(lambda: None).result()  # what was asked for before is made
+    assert shard.unique.contains(shared).all()
+    for _ in range(2):  # what one does not name, the next may delete
+        store.save(0, packed(shard)).result()
+    store.stop()
+    restored = unpacked(SnapshotStore(tmp_path, memory_bytes=1))
+    assert restored.unique.contains(shared).all()
