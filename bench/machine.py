@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 _TICKS_A_S = os.sysconf("SC_CLK_TCK")
-_VERSIONS_OF = ("faust-streaming", "aiokafka", "polars", "hirola", "numpy", "chdb")
+_VERSIONS_OF = ("faust-streaming", "aiokafka", "polars", "numba", "numpy", "chdb")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from concurrent.futures import Future
 from functools import lru_cache
 from typing import Any
 
-import hirola
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -23,12 +22,10 @@ from polars_hash import NonCryptographicHashingNameSpace
 
 from pipeline.billing.id_runs import Keys as Keys
 from pipeline.billing.id_runs import Mask, MemoryShelf, Probe, Run, Shelf, to_merge
+from pipeline.billing.key_table import KeyTable
 
 Rows = npt.NDArray[np.int64]
 
-_MIN_CAPACITY = 4_096
-_MAX_FILL = 0.7
-_GROWTH = 8
 _MOST_SEALING = 4
 """Tables of a generation that wait to become runs; with more, adding waits."""
 _LOAD_KEYS = 1 << 16
@@ -97,39 +94,9 @@ def first_occurrences(keys: Keys) -> tuple[Rows, Mask]:
     """Group equal keys: each row's group number, and whether it is the first row of its group."""
     if len(keys) == 0:
         return np.empty(0, np.int64), np.empty(0, np.bool_)
-    table = hirola.HashTable(_capacity_for(len(keys)), dtype=(np.uint64, 2))
-    groups = np.asarray(table.add(np.ascontiguousarray(keys)), dtype=np.int64)
+    groups = KeyTable(len(keys)).add(keys)
     before = np.concatenate((np.array([-1]), np.maximum.accumulate(groups)[:-1]))
     return groups, groups > before
-
-
-def _capacity_for(count: int) -> int:
-    return max(_MIN_CAPACITY, int(count / _MAX_FILL) + 1)
-
-
-class _Table:
-    """A growing hash set of keys."""
-
-    def __init__(self, capacity: int = _MIN_CAPACITY) -> None:
-        self._table = hirola.HashTable(capacity, dtype=(np.uint64, 2))
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def contains(self, keys: Keys) -> Mask:
-        return np.asarray(self._table.contains(keys), dtype=np.bool_)
-
-    def add(self, keys: Keys, expected: int) -> None:
-        """Add keys to a table that is expected to hold so many in the end."""
-        needed = len(self._table) + len(keys)
-        if needed > self._table.max * _MAX_FILL:
-            # Few steps, for each copies the table.
-            grown = max(needed, min(_GROWTH * needed, expected))
-            self._table = self._table.resize(_capacity_for(grown))
-        self._table.add(keys)
-
-    def keys(self) -> Keys:
-        return np.asarray(self._table.keys, dtype=np.uint64)
 
 
 class _Generation:
@@ -137,8 +104,8 @@ class _Generation:
 
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
-        self._hot = _Table()
-        self._sealing: list[tuple[_Table, Future[Run]]] = []
+        self._hot = KeyTable()
+        self._sealing: list[tuple[KeyTable, Future[Run]]] = []
         """Tables that take nothing more, until there is a run in place of each."""
         self.runs: list[Run] = []
         self._merging: tuple[list[Run], Future[Run | None]] | None = None
@@ -146,30 +113,30 @@ class _Generation:
     def __len__(self) -> int:
         return sum(map(len, self._tables())) + sum(map(len, self.runs))
 
-    def _tables(self) -> list[_Table]:
+    def _tables(self) -> list[KeyTable]:
         return [self._hot, *(table for table, _ in self._sealing)]
 
     def mark_new(self, keys: Keys, found: Mask) -> None:
         """Set `found` where a key is in here and in no run yet."""
         for table in self._tables():
             if len(table):
-                found |= table.contains(keys)
+                found |= table.find(keys) >= 0
 
     def add(self, keys: Keys) -> None:
         hot_ids = self._shelf.hot_ids()
         expected = hot_ids + len(keys)
         self._hot.add(keys, expected)
         if len(self._hot) >= hot_ids:
-            self._seal(_Table(_capacity_for(expected)))
+            self._seal(KeyTable(expected))
             if len(self._sealing) > _MOST_SEALING:
                 self._sealing[0][1].result()  # what makes runs does not keep up: wait for it
 
     def end(self) -> None:
         """Nothing is added any more."""
         if len(self._hot):
-            self._seal(_Table())
+            self._seal(KeyTable())
 
-    def _seal(self, next_table: _Table) -> None:
+    def _seal(self, next_table: KeyTable) -> None:
         self._sealing.append((self._hot, self._shelf.seal(self._hot.keys())))
         self._hot = next_table
 
@@ -304,7 +271,8 @@ class IdSet:
         for number, packed in loose.items():
             keys, generation = keys_from_bytes(packed), self._at(number)
             for start in range(0, len(keys), _LOAD_KEYS):
-                generation.add(np.ascontiguousarray(keys[start : start + _LOAD_KEYS]))
+                # A copy: what cannot be written to would be compiled for once more.
+                generation.add(np.array(keys[start : start + _LOAD_KEYS]))
                 generation.settle()
 
 
@@ -337,22 +305,20 @@ class KeyIndex:
     """A growing map from keys to the row numbers that they were added with."""
 
     def __init__(self) -> None:
-        self._table = hirola.HashTable(_MIN_CAPACITY, dtype=(np.uint64, 2))
-        self._rows = np.empty(_MIN_CAPACITY, dtype=np.int64)
+        self._table = KeyTable()
+        self._rows = np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._table)
 
     def add(self, key: tuple[int, int], row: int) -> None:
         """Map one key to a row."""
-        if len(self._table) + 1 > self._table.max * _MAX_FILL:
-            self._table = self._table.resize(2 * self._table.max)
-            self._rows = np.resize(self._rows, self._table.max)
-        self._rows[self._table.add(np.array(key, dtype=np.uint64))] = row
+        [at] = self._table.add(np.array([key], dtype=np.uint64))
+        if at >= len(self._rows):
+            self._rows = np.resize(self._rows, 2 * int(at) + 1)
+        self._rows[at] = row
 
     def find(self, keys: Keys) -> Rows:
         """The row of each key; -1 where it was never added."""
-        if len(keys) == 0:
-            return np.empty(0, dtype=np.int64)
-        at = np.asarray(self._table.get(keys, default=-1), dtype=np.int64)
-        return np.where(at >= 0, self._rows[at], -1)
+        at = self._table.find(keys)
+        return np.where(at >= 0, self._rows[at], -1) if len(self._table) else at
