@@ -151,7 +151,7 @@ class Settings(BaseSettings):
     which 4 are read at each look-up and should find room in the system's page cache."""
 
     tick_min_ms: int = Field(default=5, ge=1, le=1_000)
-    """The least time between two decisions of a worker: lower latency against less CPU."""
+    """How long a worker waits for more of what has come, before it decides."""
 
     chunk_max_events: int = Field(default=20_000, ge=1, le=100_000)
     """The most events that one journal record decides."""

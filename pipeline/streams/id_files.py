@@ -206,6 +206,7 @@ class DiskShelf:
         self._uses: Counter[str] = Counter()
         """Both sets of a shard may hold the same keys, and so use one file."""
         self._using = threading.Lock()
+        """Held where the three around it are changed, or must not change."""
         self._unused = {path.stem for path in directory.glob("*.ids")}
         """What may be deleted once a snapshot was written that does not name it."""
         self._jobs: list[Future[Run] | Future[Run | None]] = []
@@ -296,7 +297,8 @@ class DiskShelf:
 
     def standing(self) -> Standing:
         """What a snapshot that is packed now may name, and what it does not."""
-        return Standing(dict(self._mapped), set(self._unused))
+        with self._using:
+            return Standing(dict(self._mapped), set(self._unused))
 
     def restore(self, standing: Standing) -> None:
         """Write again what somebody deleted while it is in use. Raises `OSError`."""
@@ -307,6 +309,7 @@ class DiskShelf:
     def clear(self, standing: Standing) -> None:
         """Delete what was not in use then, and is not now. Raises `OSError`."""
         for name in standing.unused:
-            if name not in self._mapped:
-                path_of(self._directory, name).unlink(missing_ok=True)
-        self._unused -= standing.unused
+            with self._using:
+                if name not in self._mapped:
+                    path_of(self._directory, name).unlink(missing_ok=True)
+                    self._unused.discard(name)

@@ -265,6 +265,8 @@ class _Fold:
         if self._state.outbox_through < self._state.chain.last_offset:
             events = decode_events(read.header, read.body)
             self._unsent.append((read.offset, read.header, events))
+        else:
+            self._sent_catalog_end = read.header.catalog_end
 
     def finish(self, end: int) -> Owned:
         self.fold()

@@ -42,7 +42,7 @@ LARGEST_FETCH_BYTES = LARGEST_KEPT_BYTES // 2
 """Of all partitions of a broker. An answer is gathered in a block that grows by more than it needs;
 were that given back to the kernel each time, its pages would cost more than what is in them."""
 _FETCH_EVERY_S = 0.02
-_SLOW_FETCH_EVERY_S = 0.04
+_SLOW_FETCH_EVERY_S = 0.06
 _SLOW_BYTES_A_S = 8_000_000
 """From a broker: what comes is let gather there, for a fetch costs as much as judging some hundred
 events; and longer while this process fetches less than so much, as it came over the wire."""

@@ -2,8 +2,8 @@
 
 One turn decides everything that has come for all owned shards; the appends of a turn, one a
 shard, fly together while the next turn is decided. A turn starts when there is something to do
-and the appends before the last have been acknowledged, and not before a few milliseconds after
-the last: once enough events wait, or else a while after the first of them came.
+and the appends before the last have been acknowledged: once enough events wait, or else a while
+after the turn before it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -25,7 +25,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 from faust.types import TP
 
 from pipeline import failpoints
-from pipeline.billing import decode, fold
+from pipeline.billing import decode, fold, key_table
 from pipeline.billing.batch import Assembler, Batch, Chunk, split
 from pipeline.billing.journal import NEWEST
 from pipeline.contract.rejects import Reject
@@ -55,10 +55,12 @@ _RAISE_RETENTION = (
 )
 
 _IDLE_WAIT_S = 0.2
-_TURN_EVERY_S = 0.06
+_TURN_EVERY_S = 0.05
+_ENOUGH_EVENTS = 1_500
+"""A turn begins when so many events wait, or else so long after the last one began: a little less
+than between two slow fetches, so that neither waits for the other."""
 _LANDING_S = 0.002
 _CHECKPOINTS_A_TURN = 4
-_ENOUGH_EVENTS = 1_500
 _STUCK_AFTER_S = 60.0
 _SCRAPE_WITHIN_S = 3.0
 _STOP_WAIT_S = 5.0
@@ -116,6 +118,15 @@ def _end_process(what: str, error: BaseException) -> NoReturn:
     log.critical("%s: %s: %s", what, type(error).__name__, error, exc_info=error)
     logging.shutdown()
     os._exit(EXIT_BROKEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A shard's record on its way into the journal, and what goes out once it counts."""
+
+    owned: Owned
+    append: asyncio.Task[int]
+    outbox: asyncio.Task[None]
 
 
 class FaustCrashedError(Exception):
@@ -213,13 +224,16 @@ class Worker:
         self._ready = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._watchers: list[asyncio.Task[None]] = []
-        self._appends: list[tuple[Owned, asyncio.Task[None]]] = []
+        self._flying: list[Flight] = []
+        """Of the last turn."""
+        self._landing: list[Flight] = []
+        """Of the turn before: its records are in the journal, what they let out may still fly."""
         self._unwritten = False
         """Whether the books hold a decision that has not been appended, or may not have been."""
         self._since_snapshot: dict[int, int] = {}
         self._since_checkpoint: dict[int, int] = {}
         self._last_end_check_s = 0.0
-        self._turn_took_s = 0.0
+        self._last_turn_at_s = 0.0
         self._ends: AIOKafkaConsumer | None = None
         options = settings.client_options
         self._writer = JournalWriter(options, settings.engine.partitions, settings.journal_version)
@@ -287,6 +301,7 @@ class Worker:
         """
         decode.warm_up()
         record_batches.warm_up()
+        key_table.warm_up()
         # Faust makes its own directory in it, and would not start without this one.
         self._settings.data_dir.mkdir(parents=True, exist_ok=True)
         self._tasks = [
@@ -530,9 +545,7 @@ class Worker:
                     async with self._turning:
                         if self._between_owners:
                             continue
-                        started_s = time.monotonic()
                         await self._work()
-                        self._turn_took_s = time.monotonic() - started_s
         finally:
             await self._stop()
 
@@ -551,14 +564,18 @@ class Worker:
         return True
 
     async def _wait_for_work(self) -> None:
-        """Let events gather: a turn's fixed cost is that of judging some thousands."""
+        """Let events gather: a turn's fixed cost is that of judging some thousands.
+
+        What comes after a rest is decided at once.
+        """
         wake, enough = self._intake.wake, self._intake.enough
         # Not wait_for: before Python 3.12 it swallows a cancellation that comes with the wake.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_IDLE_WAIT_S):
                 await wake.wait()
             await asyncio.sleep(self._settings.turn_min_s)
-            async with asyncio.timeout(_TURN_EVERY_S - self._turn_took_s):
+            rest_s = self._last_turn_at_s + _TURN_EVERY_S - time.monotonic()
+            async with asyncio.timeout(rest_s):
                 await enough.wait()
         wake.clear()
 
@@ -567,16 +584,16 @@ class Worker:
         await self._maintain()
         chunks = self._in_place(self._intake.take(self._settings.max_turn_events))
         batch = self._assembler.assemble(chunks)
-        if self._appends:
+        if self._flying:
             # A decision holds the loop up: what is being answered, and its signals, go first.
-            await asyncio.wait([append for _, append in self._appends], timeout=_LANDING_S)
+            await asyncio.wait([flight.outbox for flight in self._flying], timeout=_LANDING_S)
         for part, now_ms in self._in_steps(batch):
             read_through_ms = await self._read_through(now_ms)
             refused = bool(self._refusals())
             if part.ranges or refused or self.engine.is_due(now_ms, read_through_ms):
                 await self._turn(part, now_ms, read_through_ms)
         if not batch.ranges:
-            await self._appended()
+            await self._outboxes_sent([f for f in self._in_flight() if f.outbox.done()])
 
     def _in_place(self, chunks: list[Chunk]) -> list[Chunk]:
         """The chunks of owned shards, each from where its source was left."""
@@ -624,6 +641,7 @@ class Worker:
     async def _turn(self, batch: Batch, now_ms: int, read_through_ms: Mapping[int, int]) -> None:
         """Decide, and append what the decision did; the appends fly on when this returns."""
         self._unwritten = True
+        self._last_turn_at_s = self.progress.last_pass_monotonic_s
         started_s = time.perf_counter()
         turn = self.engine.turn(batch, now_ms, read_through_ms)
         failpoints.reach("decide")
@@ -631,20 +649,30 @@ class Worker:
         elapsed_s = time.perf_counter() - started_s
         self._metrics.turn(turn.outcome, self.engine.terms, signals, elapsed_s)
         entries = prepare(self.engine, turn, {0: self._refusals()})
-        await self._appended()
+        await self._settled([(flight.owned, flight.append) for flight in self._flying])
+        await self._outboxes_sent(self._landing)
+        self._landing, self._flying = self._flying, []
+        before = {id(flight.owned): flight.outbox for flight in self._landing}
         for entry in entries:
             owned = self.owned[entry.shard]
             self._count(owned, entry)
-            append = asyncio.ensure_future(self._append(owned, entry))
-            self._appends.append((owned, append))
+            append = asyncio.ensure_future(self._writer.append(owned, entry))
+            outbox = self._send_outbox(owned, entry, append, before.get(id(owned)))
+            self._flying.append(Flight(owned, append, asyncio.ensure_future(outbox)))
         self._unwritten = False
         self.progress.turns += 1
         self.progress.events += len(batch)
         self.progress.last_turn_ms = now_ms
 
-    async def _append(self, owned: Owned, entry: Entry) -> None:
+    async def _send_outbox(
+        self,
+        owned: Owned,
+        entry: Entry,
+        append: asyncio.Task[int],
+        before: asyncio.Task[None] | None,
+    ) -> None:
         with self._metrics.append_s.time():
-            await self._writer.append(owned, entry)
+            await self._writer.send_outbox(owned, entry, append, before)
 
     def _count(self, owned: Owned, entry: Entry) -> None:
         if entry.shard == 0:
@@ -659,13 +687,22 @@ class Worker:
         return [] if owned is None else self._feed.refused_from(owned.refusals_from)
 
     async def _appended(self) -> None:
-        """Wait for the appends that fly; raise what failed, unless its shard is gone by now."""
-        if not self._appends:
-            return
-        await asyncio.wait([append for _, append in self._appends])
-        appends, self._appends = self._appends, []
-        for owned, append in appends:
-            error = append.exception()
+        """Wait for all that flies, and for what it lets out."""
+        await self._outboxes_sent(self._in_flight())
+        self._landing, self._flying = [], []
+
+    def _in_flight(self) -> list[Flight]:
+        return [*self._landing, *self._flying]
+
+    async def _outboxes_sent(self, flights: list[Flight]) -> None:
+        await self._settled([(flight.owned, flight.outbox) for flight in flights])
+
+    async def _settled(self, tasks: Sequence[tuple[Owned, asyncio.Task[Any]]]) -> None:
+        """Wait for these; raise what failed, unless its shard is gone by now."""
+        if tasks:
+            await asyncio.wait([task for _, task in tasks])
+        for owned, task in tasks:
+            error = task.exception()
             if error is not None and self.owned.get(owned.state.shard) is owned:
                 # The books hold a decision that may not be in the journal: nothing of them may be
                 # kept. Whoever owns the shard next starts from the journal.
@@ -693,7 +730,8 @@ class Worker:
     async def _write_checkpoint(self, shard: int) -> None:
         engine, owned = self.engine, self.owned[shard]
         packed = fold.pack(owned.state, engine.balances, engine.terms, with_ids=False)
-        await self._writer.append(
+        # Nothing goes out of it.
+        owned.state.outbox_through = await self._writer.append(
             owned, checkpoint_entry(engine, shard, packed, self._clock.now_ms())
         )
         owned.state.checkpointed_ms = max(1, self._clock.now_ms())
@@ -721,11 +759,12 @@ class Worker:
 
     async def _stop(self) -> None:
         """Let flying appends land, leave snapshots behind, close the clients."""
-        if self._appends:
-            await asyncio.wait([append for _, append in self._appends], timeout=_STOP_WAIT_S)
-        if not all(task.done() for _, task in self._appends):
+        flying = [flight.outbox for flight in self._in_flight()]
+        if flying:
+            await asyncio.wait(flying, timeout=_STOP_WAIT_S)
+        if not all(task.done() for task in flying):
             log.warning("Kafka does not answer: ending with appends on their way")
-        landed = all(task.done() and task.exception() is None for _, task in self._appends)
+        landed = all(task.done() and task.exception() is None for task in flying)
         if landed and not self._unwritten:
             for shard in self.owned:
                 self._save_snapshot(shard)

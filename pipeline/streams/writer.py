@@ -173,11 +173,11 @@ class JournalWriter:
             async with asyncio.timeout(_STOP_WITHIN_S):
                 await self._producer.stop()
 
-    async def append(self, owned: Owned, entry: Entry) -> None:
-        """Append an entry after the shard's last record, then send what it decided.
+    async def append(self, owned: Owned, entry: Entry) -> int:
+        """Append an entry after the shard's last record.
 
         Raises `ContestedShardError` where another owner's record came between that counts, so that
-        this one does not. Nothing of it has been sent.
+        this one does not.
         """
         state, chain = owned.state, owned.state.chain
         header, value = seal(
@@ -198,9 +198,27 @@ class JournalWriter:
         chain.extend(where.offset, header)
         state.catalog_end = header.catalog_end
         self.bytes_written += len(value)
+        return int(where.offset)
+
+    async def send_outbox(
+        self,
+        owned: Owned,
+        entry: Entry,
+        append: Awaitable[int],
+        before: Awaitable[None] | None,
+    ) -> None:
+        """Send what an entry decided, once it is appended: nothing of it where that fails.
+
+        `before` is the same of the shard's record before it, and goes first: of two signals about
+        an entity, a reader that begins after compaction finds the one that was sent last.
+        """
+        offset = await append
+        if before is not None:
+            await before
+        header = entry.header
         await self.outbox.send(header.signals, entry.originals, entry.refusals, entry.repetitions)
         failpoints.reach("signals_sent")
-        state.outbox_through = where.offset
+        owned.state.outbox_through = offset
 
     async def _pass_over(self, owned: Owned, offset: int) -> None:
         """An append landed further on than expected: see by the continuity rule whether it counts.

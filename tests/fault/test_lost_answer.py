@@ -1,4 +1,4 @@
-"""An append whose answer is lost is in the journal: its decision counts once, not twice.
+"""An append whose answer is lost, its own or its signals', is in the journal: it counts once.
 
 The worker ends, for it cannot know; what it leaves on its disk must not hold the decision already.
 """
@@ -8,13 +8,16 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.fault.cluster import FaultCluster
 from tests.integration.product import at, until
 
 NOON_MS = at("2026-03-02T12:00")
 
 
-def test_the_books_are_the_journals_after_a_lost_answer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["append_acknowledged", "signals_sent"])
+def test_the_books_are_the_journals_after_a_lost_answer(tmp_path: Path, where: str) -> None:
     with FaultCluster(tmp_path) as cluster:
         cluster.run_always("reporter", "first")
         cluster.until_all_owned()
@@ -24,7 +27,7 @@ def test_the_books_are_the_journals_after_a_lost_answer(tmp_path: Path) -> None:
         cluster.publish(ad.click("lost-0", NOON_MS))
         cluster.settle()
         time.sleep(2.0)  # the clock has moved on: let the checkpoints that are due be written
-        cluster.restart_armed("first", "append_acknowledged:1:raise")
+        cluster.restart_armed("first", f"{where}:1:raise")
         until(lambda: "fail points are armed" in cluster.log("first"), "the armed worker")
         cluster.until_all_owned()
         assert cluster.exits["first", 70] == 0

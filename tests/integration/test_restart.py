@@ -9,13 +9,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
 
-from tests.integration.product import Ad, Message, Product, at, pipeline, until
+from tests.integration.product import CATALOG, Ad, Message, Product, at, pipeline, until
 
 CREATED_MS = at("2026-02-10")
 NOON_MS = at("2026-03-02T12:00")
@@ -222,3 +223,23 @@ def test_one_nano_put_into_the_books_is_found(kept: Product, directory: Path) ->
     assert told.returncode == 1
     assert "identities do NOT hold" in told.stdout
     assert "clicks_and_engagements_posted_at_once" in told.stderr
+
+
+def test_a_clean_restart_sends_no_refusal_again(tmp_path: Path) -> None:
+    """Though the last record is a checkpoint, which lets nothing out."""
+    settings = {"checkpoint_every_records": "1"}
+    with Product(tmp_path / "data", partitions=1, **settings) as product:
+        ad = product.ad(next(_names), "traffic", CREATED_MS)
+        invalid = {"promoted_pin_id": ad.promoted_pin_id, "ad_group_id": 7}
+        product.publish_catalog(invalid, timestamp_ms=CREATED_MS)
+        product.publish(ad.click("before", NOON_MS))
+        product.settle()
+        until(product.rejects, "the refusal of the invalid pin")
+        time.sleep(1.0)  # the checkpoint comes in the next idle pass
+        catalog = product.kafka.ends(CATALOG)
+        assert product.end()[0] == 0
+        product.start()
+        product.publish(ad.click("after", NOON_MS))
+        product.settle()
+        assert len(product.rejects()) == 1
+        assert product.kafka.ends(CATALOG) == catalog
