@@ -33,7 +33,8 @@ demo: setup  ## the main job end to end on the embedded Kafka and ClickHouse
 	@$(BIN)/pipeline demo
 
 test: setup  ## all tests but the long ones
-	@$(BIN)/pytest -q tests/unit tests/property tests/integration tests/fault
+	@$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile \
+	  tests/unit tests/property tests/integration tests/fault
 
 test-faults: setup  ## a few faults of each scenario of the fault harness
 	@$(BIN)/pytest -q -m faults tests/fault

@@ -1,4 +1,4 @@
-"""What tests share, for starting takes seconds: a bare broker, and the running product.
+"""What tests of one process share, for starting takes seconds: a bare broker, the running product.
 
 Tests of the broker name their topics and consumer groups for themselves. Tests of the product each
 have accounts and campaigns of their own.

@@ -84,9 +84,10 @@ def test_ctrl_c_at_the_terminal_does_not_reach_the_child(tmp_path: Path) -> None
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_no_child_survives_its_parent(tmp_path: Path, end: signal.Signals) -> None:
     program = f"""
-import time
+import signal, time
 from pathlib import Path
 from pipeline.embedded.processes import ChildProcess
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be passed over
 for name in "ab":
     ChildProcess(name, {SLEEP}, Path({str(tmp_path)!r}), Path({str(tmp_path)!r}) / name).start()
 time.sleep(600)

@@ -255,7 +255,9 @@ def test_what_is_not_of_the_contracts_form_is_malformed(value: bytes | None) -> 
 
 
 @pytest.mark.parametrize(
-    "kind", [ABSENT, None, "", "click", "impression", "Save", 1, ["save"]], ids=repr
+    "kind",
+    [ABSENT, None, "", "click", "impression", "Save", 1, ["save"]],
+    ids=lambda kind: "absent" if kind is ABSENT else repr(kind),
 )
 def test_an_engagement_says_its_kind(kind: object) -> None:
     verdict = world().judge_bytes(ENGAGEMENTS, event_bytes(kind=kind))
