@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -36,11 +36,12 @@ from pipeline.streams import outbox, record_batches, transport
 from pipeline.streams.catalog_feed import CatalogFeed
 from pipeline.streams.clock import Clock
 from pipeline.streams.engine import READ_TO_THE_END, Engine, EngineSettings
+from pipeline.streams.flights import Flights
+from pipeline.streams.intake import Intake
 from pipeline.streams.log_reader import ANSWER_WITHIN_S, AWAY
 from pipeline.streams.metrics import ShardGauges, WorkerMetrics
 from pipeline.streams.recovery import Owned, take_over
 from pipeline.streams.snapshots import SnapshotStore
-from pipeline.streams.transport import Delivery
 from pipeline.streams.writer import Entry, JournalWriter, checkpoint_entry, prepare
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,7 @@ _RAISE_RETENTION = (
 
 _IDLE_WAIT_S = 0.2
 _TURN_EVERY_S = 0.05
-_ENOUGH_EVENTS = 1_500
-"""A turn begins when so many events wait, or else so long after the last one began: a little less
+"""A turn begins when enough events wait, or else so long after the last one began: a little less
 than between two slow fetches, so that neither waits for the other."""
 _LANDING_S = 0.002
 _CHECKPOINTS_A_TURN = 4
@@ -120,82 +120,8 @@ def _end_process(what: str, error: BaseException) -> NoReturn:
     os._exit(EXIT_BROKEN)
 
 
-@dataclass(frozen=True, slots=True)
-class Flight:
-    """A shard's record on its way into the journal, and what goes out once it counts."""
-
-    owned: Owned
-    append: asyncio.Task[int]
-    outbox: asyncio.Task[None]
-
-
 class FaustCrashedError(Exception):
     """A part of Faust is dead."""
-
-
-class Intake:
-    """Chunks that came and are not judged yet; bounded, so that Kafka holds the rest.
-
-    Closed while the sources are being sought anew: what comes then, and whatever was fetched
-    before the seek and comes after it, would not follow on what was taken. It is fetched again.
-    """
-
-    def __init__(self, max_events: int) -> None:
-        self._max_events = max_events
-        self._chunks: list[Chunk] = []
-        self.events = 0
-        """Events waiting."""
-        self._epoch: int | None = None
-        self._room = asyncio.Event()
-        self._room.set()
-        self.wake = asyncio.Event()
-        self.enough = asyncio.Event()
-        """As many wait as make a turn worth its while."""
-        self.last_arrival_s = 0.0
-
-    async def put(self, delivery: Delivery) -> None:
-        await self._room.wait()
-        if delivery.epoch != self._epoch:
-            return
-        self._chunks += delivery.chunks
-        self._count(self.events + sum(len(chunk.values) for chunk in delivery.chunks))
-        self.last_arrival_s = time.monotonic()
-        self.wake.set()
-
-    def take(self, max_events: int) -> list[Chunk]:
-        """The oldest chunks, up to about so many events."""
-        taken: list[Chunk] = []
-        events = 0
-        while self._chunks and events < max_events:
-            chunk = self._chunks.pop(0)
-            taken.append(chunk)
-            events += len(chunk.values)
-        self._count(self.events - events)
-        if self._chunks:
-            self.wake.set()
-        return taken
-
-    def close(self) -> None:
-        """Forget what came and take nothing in: the sources are being sought anew."""
-        self._epoch = None
-        self._chunks.clear()
-        self._count(0)
-
-    def open(self, epoch: int) -> None:
-        """Take in what is fetched in this epoch."""
-        self._epoch = epoch
-
-    def _count(self, events: int) -> None:
-        """So many wait now."""
-        self.events = events
-        for flag, is_so in (
-            (self._room, events < self._max_events),
-            (self.enough, events >= _ENOUGH_EVENTS),
-        ):
-            if is_so:
-                flag.set()
-            else:
-                flag.clear()
 
 
 class Worker:
@@ -224,12 +150,8 @@ class Worker:
         self._ready = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._watchers: list[asyncio.Task[None]] = []
-        self._flying: list[Flight] = []
-        """Of the last turn."""
-        self._landing: list[Flight] = []
-        """Of the turn before: its records are in the journal, what they let out may still fly."""
         self._unwritten = False
-        """Whether the books hold a decision that has not been appended, or may not have been."""
+        """Whether the books hold a decision whose records are not on their way yet."""
         self._since_snapshot: dict[int, int] = {}
         self._since_checkpoint: dict[int, int] = {}
         self._last_end_check_s = 0.0
@@ -237,6 +159,7 @@ class Worker:
         self._ends: AIOKafkaConsumer | None = None
         options = settings.client_options
         self._writer = JournalWriter(options, settings.engine.partitions, settings.journal_version)
+        self._flights = Flights(self._writer, self._is_current, self._metrics.append_s)
         self._feed = CatalogFeed(self.engine, clock, options, self._intake.wake.set)
         self.app = self._make_app()
 
@@ -432,7 +355,7 @@ class Worker:
             async with self._turning:
                 self._between_owners = True
                 async with asyncio.timeout(_STOP_WAIT_S):
-                    await self._appended()
+                    await self._flights.land()
         except TimeoutError:
             log.warning("Kafka does not answer: shards move with appends on their way")
         except asyncio.CancelledError:
@@ -493,6 +416,9 @@ class Worker:
         elapsed_s = time.monotonic() - started_s
         self._metrics.recovery_s.observe(elapsed_s)
         log.info("took over shards %s (%d events) in %.2f s", list(taken.owned), events, elapsed_s)
+
+    def _is_current(self, owned: Owned) -> bool:
+        return self.owned.get(owned.state.shard) is owned
 
     def _note_stopped(self, shard: int, reason: str) -> None:
         self.stopped[shard] = reason
@@ -584,16 +510,15 @@ class Worker:
         await self._maintain()
         chunks = self._in_place(self._intake.take(self._settings.max_turn_events))
         batch = self._assembler.assemble(chunks)
-        if self._flying:
-            # A decision holds the loop up: what is being answered, and its signals, go first.
-            await asyncio.wait([flight.outbox for flight in self._flying], timeout=_LANDING_S)
+        # A decision holds the loop up: what is being answered, and its signals, go first.
+        await self._flights.let_land(_LANDING_S)
         for part, now_ms in self._in_steps(batch):
             read_through_ms = await self._read_through(now_ms)
             refused = bool(self._refusals())
             if part.ranges or refused or self.engine.is_due(now_ms, read_through_ms):
                 await self._turn(part, now_ms, read_through_ms)
         if not batch.ranges:
-            await self._outboxes_sent([f for f in self._in_flight() if f.outbox.done()])
+            self._flights.check()
 
     def _in_place(self, chunks: list[Chunk]) -> list[Chunk]:
         """The chunks of owned shards, each from where its source was left."""
@@ -649,30 +574,15 @@ class Worker:
         elapsed_s = time.perf_counter() - started_s
         self._metrics.turn(turn.outcome, self.engine.terms, signals, elapsed_s)
         entries = prepare(self.engine, turn, {0: self._refusals()})
-        await self._settled([(flight.owned, flight.append) for flight in self._flying])
-        await self._outboxes_sent(self._landing)
-        self._landing, self._flying = self._flying, []
-        before = {id(flight.owned): flight.outbox for flight in self._landing}
+        await self._flights.make_way()
         for entry in entries:
             owned = self.owned[entry.shard]
             self._count(owned, entry)
-            append = asyncio.ensure_future(self._writer.append(owned, entry))
-            outbox = self._send_outbox(owned, entry, append, before.get(id(owned)))
-            self._flying.append(Flight(owned, append, asyncio.ensure_future(outbox)))
+            self._flights.launch(owned, entry)
         self._unwritten = False
         self.progress.turns += 1
         self.progress.events += len(batch)
         self.progress.last_turn_ms = now_ms
-
-    async def _send_outbox(
-        self,
-        owned: Owned,
-        entry: Entry,
-        append: asyncio.Task[int],
-        before: asyncio.Task[None] | None,
-    ) -> None:
-        with self._metrics.append_s.time():
-            await self._writer.send_outbox(owned, entry, append, before)
 
     def _count(self, owned: Owned, entry: Entry) -> None:
         if entry.shard == 0:
@@ -686,29 +596,6 @@ class Worker:
         owned = self.owned.get(0)
         return [] if owned is None else self._feed.refused_from(owned.refusals_from)
 
-    async def _appended(self) -> None:
-        """Wait for all that flies, and for what it lets out."""
-        await self._outboxes_sent(self._in_flight())
-        self._landing, self._flying = [], []
-
-    def _in_flight(self) -> list[Flight]:
-        return [*self._landing, *self._flying]
-
-    async def _outboxes_sent(self, flights: list[Flight]) -> None:
-        await self._settled([(flight.owned, flight.outbox) for flight in flights])
-
-    async def _settled(self, tasks: Sequence[tuple[Owned, asyncio.Task[Any]]]) -> None:
-        """Wait for these; raise what failed, unless its shard is gone by now."""
-        if tasks:
-            await asyncio.wait([task for _, task in tasks])
-        for owned, task in tasks:
-            error = task.exception()
-            if error is not None and self.owned.get(owned.state.shard) is owned:
-                # The books hold a decision that may not be in the journal: nothing of them may be
-                # kept. Whoever owns the shard next starts from the journal.
-                self._unwritten = True
-                raise error
-
     # -- checkpoints and snapshots ------------------------------------------------------------
 
     async def _maintain(self) -> None:
@@ -720,7 +607,7 @@ class Worker:
         snapshots -= {shard for shard in snapshots if self._snapshots.is_saving(shard)}
         if not checkpoints and not snapshots:
             return
-        await self._appended()
+        await self._flights.land()
         # The others' after the next turns: each waits for a few only.
         due = sorted(checkpoints & self.owned.keys())[:_CHECKPOINTS_A_TURN]
         await asyncio.gather(*(self._write_checkpoint(shard) for shard in due))
@@ -759,13 +646,10 @@ class Worker:
 
     async def _stop(self) -> None:
         """Let flying appends land, leave snapshots behind, close the clients."""
-        flying = [flight.outbox for flight in self._in_flight()]
-        if flying:
-            await asyncio.wait(flying, timeout=_STOP_WAIT_S)
-        if not all(task.done() for task in flying):
-            log.warning("Kafka does not answer: ending with appends on their way")
-        landed = all(task.done() and task.exception() is None for task in flying)
-        if landed and not self._unwritten:
+        landed = await self._flights.let_land(_STOP_WAIT_S)
+        if not landed:
+            log.warning("ending with appends on their way, or failed: no snapshots are left behind")
+        if landed and not self._unwritten and not self._flights.failed:
             for shard in self.owned:
                 self._save_snapshot(shard)
         await asyncio.to_thread(self._snapshots.stop)
