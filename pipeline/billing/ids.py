@@ -234,7 +234,7 @@ class IdSet:
         if number not in self._generations:
             for generation in self._generations.values():
                 generation.end()
-        self._at(number).add(np.ascontiguousarray(keys))
+        self._at(number).add(keys)
         for generation in self._generations.values():
             generation.settle()
         self._expire(log_time_ms)
@@ -271,8 +271,7 @@ class IdSet:
         for number, packed in loose.items():
             keys, generation = keys_from_bytes(packed), self._at(number)
             for start in range(0, len(keys), _LOAD_KEYS):
-                # A copy: what cannot be written to would be compiled for once more.
-                generation.add(np.array(keys[start : start + _LOAD_KEYS]))
+                generation.add(keys[start : start + _LOAD_KEYS])
                 generation.settle()
 
 
@@ -306,7 +305,7 @@ class KeyIndex:
 
     def __init__(self) -> None:
         self._table = KeyTable()
-        self._rows = np.empty(0, dtype=np.int64)
+        self._rows = np.empty(1, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -315,10 +314,10 @@ class KeyIndex:
         """Map one key to a row."""
         [at] = self._table.add(np.array([key], dtype=np.uint64))
         if at >= len(self._rows):
-            self._rows = np.resize(self._rows, 2 * int(at) + 1)
+            self._rows = np.resize(self._rows, 2 * int(at))
         self._rows[at] = row
 
     def find(self, keys: Keys) -> Rows:
         """The row of each key; -1 where it was never added."""
         at = self._table.find(keys)
-        return np.where(at >= 0, self._rows[at], -1) if len(self._table) else at
+        return np.where(at >= 0, self._rows[at], -1)

@@ -5,6 +5,9 @@ looked for, beside the key's number. So a key that is not in here is told by one
 neighbours; the keys themselves lie in their order. They are hashes, spread evenly: were they not,
 look-ups would be slow, never wrong.
 
+Looking up and adding are two loops that seek alike: a compiled function for both to call would make
+a look-up half as dear again.
+
 Everything is uint64, constants too: numba makes a float of a uint64 and an int64.
 """
 
@@ -26,6 +29,7 @@ _GROWTH = 8
 _ODD = _U(0x9E3779B97F4A7C15)
 """2^64 over the golden ratio: its products' upper bits hang on all bits of the factor."""
 _LOW_HALF = _U(0xFFFFFFFF)
+_NO_KEYS = np.empty((0, 2), dtype=np.uint64)
 _0, _1, _32 = _U(0), _U(1), _U(32)
 
 
@@ -34,10 +38,7 @@ class KeyTable:
 
     def __init__(self, room: int = _MIN_ROOM) -> None:
         """With room for so many keys."""
-        self._size = 0
-        self._keys = np.empty((0, 2), dtype=np.uint64)
-        self._slots = np.empty(0, dtype=np.uint64)
-        self._make_room(max(room, _MIN_ROOM))
+        self._make_room(max(room, _MIN_ROOM), _NO_KEYS)
 
     def __len__(self) -> int:
         return self._size
@@ -45,7 +46,7 @@ class KeyTable:
     def find(self, keys: Keys) -> Rows:
         """The number of each key; -1 where it is not in here."""
         found = np.empty(len(keys), dtype=np.int64)
-        _find(self._slots, self._keys, np.ascontiguousarray(keys), found)
+        _find(self._slots, self._keys, _plain(keys), found)
         return found
 
     def add(self, keys: Keys, expected: int = 0) -> Rows:
@@ -56,23 +57,29 @@ class KeyTable:
         needed = self._size + len(keys)
         if needed > len(self._keys):
             few_steps = min(_GROWTH * needed, expected) if expected else 2 * needed
-            self._make_room(max(needed, few_steps))
-        found = np.empty(len(keys), dtype=np.int64)
-        given = np.ascontiguousarray(keys)
-        self._size = int(_add(self._slots, self._keys, _U(self._size), given, found))
-        return found
+            self._make_room(max(needed, few_steps), self.keys())
+        return self._put(keys)
 
     def keys(self) -> Keys:
         """All keys in their order; not to be changed."""
         return self._keys[: self._size]
 
-    def _make_room(self, room: int) -> None:
-        """For so many keys in all."""
-        keys = np.empty((room, 2), dtype=np.uint64)
-        keys[: self._size] = self.keys()
-        self._keys = keys
+    def _make_room(self, room: int, keys: Keys) -> None:
+        """Begin anew with room for so many keys in all, these the first."""
+        self._size = 0
+        self._keys = np.empty((room, 2), dtype=np.uint64)
         self._slots = np.zeros(int(room / _MAX_FILL) + 1, dtype=np.uint64)
-        _place_all(self._slots, self.keys())
+        self._put(keys)
+
+    def _put(self, keys: Keys) -> Rows:
+        found = np.empty(len(keys), dtype=np.int64)
+        self._size = int(_add(self._slots, self._keys, _U(self._size), _plain(keys), found))
+        return found
+
+
+def _plain(keys: Keys) -> Keys:
+    """As the compiled loops take them: others would be compiled for once more."""
+    return np.require(keys, requirements=("C", "W"))
 
 
 def warm_up() -> None:
@@ -132,15 +139,3 @@ def _add(slots: Slots, known: Keys, size: np.uint64, keys: Keys, found: Rows) ->
                     break
             at = at + _1 if at + _1 < count else _0
     return size
-
-
-@compiled
-def _place_all(slots: Slots, keys: Keys) -> None:
-    """Put keys, each of them once, into empty slots."""
-    count = _U(len(slots))
-    for row in range(len(keys)):
-        tag = _tag(keys[row, 0], keys[row, 1])
-        at = tag * count >> _32
-        while slots[at] != _0:
-            at = at + _1 if at + _1 < count else _0
-        slots[at] = tag << _32 | (_U(row) + _1)

@@ -37,25 +37,24 @@ class Flights:
         self._writer = writer
         self._is_current = is_current
         self._flight_s = flight_s
-        self._last: list[_Flight] = []
-        self._older: list[_Flight] = []
+        self._last: dict[int, _Flight] = {}
+        """By shard."""
+        self._older: dict[int, _Flight] = {}
         """Their records are in the journal; what they let out may still fly."""
-        self.failed = False
-        """The books hold a decision that may not be in the journal: nothing of them may be kept.
-        Whoever owns the shard next starts from the journal."""
 
     async def make_way(self) -> None:
         """Wait until the next turn's records may follow; raise what failed."""
-        await self._landed([(flight.owned, flight.append) for flight in self._last])
-        await self._landed([(flight.owned, flight.outbox) for flight in self._older])
-        self._older, self._last = self._last, []
+        await self._landed([(flight.owned, flight.append) for flight in self._last.values()])
+        await self._landed([(flight.owned, flight.outbox) for flight in self._older.values()])
+        self._older, self._last = self._last, {}
 
     def launch(self, owned: Owned, entry: Entry) -> None:
         """Append a record of the next turn, and then send what it lets out."""
         append = asyncio.ensure_future(self._writer.append(owned, entry))
-        before = next((one.outbox for one in self._older if one.owned is owned), None)
+        older = self._older.get(owned.state.shard)
+        before = older.outbox if older is not None and older.owned is owned else None
         outbox = asyncio.ensure_future(self._send_outbox(owned, entry, append, before))
-        self._last.append(_Flight(owned, append, outbox))
+        self._last[owned.state.shard] = _Flight(owned, append, outbox)
 
     async def _send_outbox(
         self,
@@ -70,10 +69,15 @@ class Flights:
     async def land(self) -> None:
         """Wait for all that flies; raise what failed."""
         await self._landed(self._outboxes())
-        self._older, self._last = [], []
+        self._older, self._last = {}, {}
 
     async def let_land(self, within_s: float) -> bool:
-        """Wait for all that flies, but no longer than this; whether all of it has landed well."""
+        """Wait for all that flies, but no longer than this; whether all of it has landed well.
+
+        What has failed and was raised is not forgotten: until all is, the books hold a decision
+        that may not be in the journal, and nothing of them may be kept. Whoever owns the shard next
+        starts from the journal.
+        """
         outboxes = [outbox for _, outbox in self._outboxes()]
         if outboxes:
             await asyncio.wait(outboxes, timeout=within_s)
@@ -85,7 +89,8 @@ class Flights:
 
     def _outboxes(self) -> list[_OfShard]:
         """Each of which ends after its append, and fails with it."""
-        return [(flight.owned, flight.outbox) for flight in (*self._older, *self._last)]
+        flights = (*self._older.values(), *self._last.values())
+        return [(flight.owned, flight.outbox) for flight in flights]
 
     async def _landed(self, tasks: Sequence[_OfShard]) -> None:
         if tasks:
@@ -96,5 +101,4 @@ class Flights:
         for owned, task in tasks:
             error = task.exception()
             if error is not None and self._is_current(owned):
-                self.failed = True
                 raise error

@@ -235,10 +235,11 @@ class DiskShelf:
             job.cancel()
 
     def open(self, name: str) -> Run:
-        if name not in self._mapped:
+        run = self._mapped.get(name)
+        if run is None:
             check_run(self._directory, name)
-            return self._in_use(map_run(self._directory, name))
-        return self._in_use(self._mapped[name])
+            run = map_run(self._directory, name)
+        return self._in_use(run)
 
     def retire(self, run: Run) -> None:
         if not run.name:

@@ -649,7 +649,7 @@ class Worker:
         landed = await self._flights.let_land(_STOP_WAIT_S)
         if not landed:
             log.warning("ending with appends on their way, or failed: no snapshots are left behind")
-        if landed and not self._unwritten and not self._flights.failed:
+        if landed and not self._unwritten:
             for shard in self.owned:
                 self._save_snapshot(shard)
         await asyncio.to_thread(self._snapshots.stop)

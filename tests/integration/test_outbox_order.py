@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import TopicAlreadyExistsError
 from msgspec.structs import replace
 
 from pipeline.billing.books import Shard
 from pipeline.billing.id_runs import MemoryShelf
-from pipeline.billing.journal import Header
 from pipeline.contract.signals import Signal, decode_signal
 from pipeline.contract.vocabulary import SIGNALS
 from pipeline.streams.recovery import Owned
 from pipeline.streams.writer import Entry, JournalWriter
+from tests.headers import a_header
 from tests.integration.product import Kafka
 
 ENTITY = "ad_group:in-order"
@@ -36,23 +34,7 @@ PAUSE = Signal(
 
 
 def entry_of(signal: Signal) -> Entry:
-    header = Header(
-        shard=0,
-        previous=-1,
-        sources={},
-        seq=0,
-        events=0,
-        now_ms=0,
-        log_time_ms=0,
-        catalog_end=0,
-        ads=[],
-        accounts={},
-        signals=[signal],
-        blocks=[],
-        closed={},
-        outbox_through=-1,
-    )
-    return Entry(0, header, b"", [], [], [])
+    return Entry(0, a_header(signals=[signal]), b"", [], [], [])
 
 
 @pytest.fixture
@@ -60,8 +42,7 @@ async def signals_topic(bootstrap: str) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()
     try:
-        with contextlib.suppress(TopicAlreadyExistsError):
-            await admin.create_topics([NewTopic(SIGNALS, 1, 1)])
+        await admin.create_topics([NewTopic(SIGNALS, 1, 1)])  # no error where it is there
     finally:
         await admin.close()
 
