@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from pipeline.billing.decode import Columns, Decoded, Decoder, decode_plain
-from pipeline.billing.texts import Packed, lines_of
+from pipeline.billing.texts import Bytes, Packed, Texts, lines_of
 from pipeline.contract.vocabulary import (
     CLICK,
     ENGAGEMENTS,
@@ -83,9 +82,9 @@ class Batch(Columns):
     malformed: Mask
     came_as: Int64s
     """The row of `as_they_came`."""
-    as_they_came: pl.DataFrame
-    """Columns of EVENT_COLUMNS in the order of the messages: texts are not moved, for few are
-    needed. Read them by `texts`."""
+    as_they_came: Texts
+    """The events' texts in the order of the messages: they are not moved, for few are needed. Read
+    them by `texts` and `gathered`."""
     chunks: tuple[Chunk, ...]
     ranges: dict[int, dict[str, tuple[int, int]]]
     """Shard -> topic -> the source offsets that the batch takes: from, up to but not including."""
@@ -93,10 +92,13 @@ class Batch(Columns):
     def __len__(self) -> int:
         return len(self.offset)
 
-    def texts(self, rows: Int64s, *columns: str) -> pl.DataFrame:
-        """These columns of the events in these rows."""
-        taken = [self.as_they_came[column] for column in columns]
-        return pl.DataFrame(taken)[self.came_as[rows]]
+    def texts(self, name: str, rows: Int64s) -> list[str | None]:
+        """A field of the events in these rows, one of EVENT_TEXTS."""
+        return self.as_they_came.column(name, self.came_as[rows])
+
+    def gathered(self, name: str, rows: Int64s) -> tuple[Int64s, Bytes]:
+        """The same as `Texts.gathered` gives it."""
+        return self.as_they_came.gathered(name, self.came_as[rows])
 
     def original(self, row: int) -> tuple[bytes | None, bytes | None]:
         """The record's key and value as they came."""
@@ -219,7 +221,7 @@ def event_columns(decoded: Decoded, source: Codes, order: Int64s) -> dict[str, A
     columns["kind"] = _kinds(source, decoded.malformed, decoded.columns.kind)
     columns["malformed"] = decoded.malformed
     ordered = {name: column[order] for name, column in columns.items()}
-    return ordered | {"came_as": order, "as_they_came": decoded.events}
+    return ordered | {"came_as": order, "as_they_came": decoded.texts}
 
 
 def _joined(columns: Sequence[Int64s]) -> Int64s:

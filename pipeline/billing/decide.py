@@ -174,8 +174,8 @@ def _rule_misrouted(outcome: Outcome, terms: Terms) -> None:
     known = outcome.pin[rows] >= 0
     home[known] = terms.campaign.shard[outcome.campaign[rows[known]]]
     if not known.all():
-        strangers = outcome.batch.texts(rows[~known], "campaign_id")["campaign_id"]
-        home[~known] = [partition_of(name, terms.partitions) for name in strangers]
+        strangers = outcome.batch.texts("campaign_id", rows[~known])
+        home[~known] = [partition_of(name or "", terms.partitions) for name in strangers]
     outcome.disposition[rows[home != outcome.batch.shard[rows]]] = MISROUTED
 
 
@@ -242,7 +242,7 @@ def _rule_serving(outcome: Outcome, shards: Mapping[int, Shard], terms: Terms) -
     earlier = times < np.maximum(since, terms.campaign.since_ms[campaigns])
     single = np.flatnonzero(earlier | terms.group.has_keywords[groups])
     if len(single):
-        keywords = outcome.batch.texts(rows[single], "keyword")["keyword"]
+        keywords = outcome.batch.texts("keyword", rows[single])
         for at, keyword in zip(single.tolist(), keywords, strict=True):
             row = int(rows[at])
             ad = terms.ad_at(int(outcome.pin[row]), int(times[at]), keyword)

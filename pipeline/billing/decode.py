@@ -26,9 +26,9 @@ import numpy.typing as npt
 import polars as pl
 
 from pipeline.billing import ids
-from pipeline.billing.scan import Scanned, Scanner
+from pipeline.billing.scan import Scanner
 from pipeline.billing.terms import AD_COLUMNS
-from pipeline.billing.texts import Bytes, Int64s, Packed, lines_of
+from pipeline.billing.texts import Bytes, Int64s, Packed, Texts, lines_of
 from pipeline.billing.xxh3 import hash_joined, hash_rows
 from pipeline.contract.events import EVENT_ID_MAX_LENGTH, EngagementEvent, Event
 from pipeline.contract.vocabulary import (
@@ -50,23 +50,14 @@ _STRINGS: Final = (
 )
 _INTEGERS: Final = ("event_time_ms", "price_micros")
 _OPTIONAL: Final = ("country", "device", "keyword")
-EVENT_COLUMNS: Final[dict[str, pl.DataType]] = {
-    **dict.fromkeys(_STRINGS, pl.String()),
-    **dict.fromkeys(_INTEGERS, pl.Int64()),
-    **dict.fromkeys(_OPTIONAL, pl.String()),
-    "kind": pl.String(),
-}
-"""The columns of decoded events. `kind` is null but for engagements, an optional one that a message
-lacks is null; the row of a message that is no event holds empty strings and zeros."""
+EVENT_TEXTS: Final = (*_STRINGS, *_OPTIONAL, "kind")
+"""The texts of decoded events. An optional one that a message lacks is null, as is `kind`, which
+only engagements need; the row of a message that is no event holds empty texts and nulls."""
 
-_BLANK: Final = {
-    **dict.fromkeys(_STRINGS, ""),
-    **dict.fromkeys(_INTEGERS, 0),
-    **dict.fromkeys((*_OPTIONAL, "kind"), None),
-}
+_BLANK: Final = dict.fromkeys(_STRINGS, "") | dict.fromkeys(_INTEGERS, 0)
 _FIELD_IN_ERROR: Final = re.compile(r"at `\$\.?([^`]*)`|field `([^`]*)`")
 
-_SCANNER: Final = Scanner(EVENT_COLUMNS)
+_SCANNER: Final = Scanner(EVENT_TEXTS, _INTEGERS)
 
 Mask = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.uint8]
@@ -100,39 +91,46 @@ class Columns:
     impression_keys: ids.Keys
 
     @classmethod
-    def of(cls, events: pl.DataFrame) -> Columns:
-        """Of events with the columns of EVENT_COLUMNS."""
+    def of(
+        cls, texts: Texts, event_time_ms: Int64s, price_micros: Int64s, without_kind: int = 0
+    ) -> Columns:
+        """Of texts with the names of EVENT_TEXTS, and the numbers beside them; the first
+        `without_kind` rows are of topics without a `kind`, where one means nothing."""
+        kind = texts.codes("kind", KINDS)
+        kind[:without_kind] = 0
         return cls(
-            kind=_codes_of(events["kind"], KINDS),
-            placement=_codes_of(events["placement"], PLACEMENTS),
-            event_time_ms=events["event_time_ms"].to_numpy(),
-            price_micros=events["price_micros"].to_numpy(),
-            event_keys=ids.hash_columns(events, "event_id"),
-            ad_keys=ids.hash_columns(events, *AD_COLUMNS),
-            user_keys=ids.hash_columns(events, "user_id"),
-            impression_keys=ids.hash_columns(events, "impression_id"),
+            kind=kind,
+            placement=texts.codes("placement", PLACEMENTS),
+            event_time_ms=event_time_ms,
+            price_micros=price_micros,
+            event_keys=_keys(texts, "event_id"),
+            ad_keys=_keys(texts, *AD_COLUMNS),
+            user_keys=_keys(texts, "user_id"),
+            impression_keys=_keys(texts, "impression_id"),
         )
 
 
-def _codes_of(texts: pl.Series, names: tuple[str, ...]) -> Codes:
-    """Positions of the texts among the names; a null is the first."""
-    codes = texts.cast(pl.Enum(names)).to_physical().fill_null(0).cast(pl.UInt8)
-    return codes.to_numpy()
+def _keys(texts: Texts, *names: str) -> ids.Keys:
+    """Of columns without nulls."""
+    starts, ends = texts.stretches(*names)
+    return hash_joined(texts.buffer, starts, ends - starts)
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
     """A chunk's messages, one row each in their order."""
 
-    events: pl.DataFrame
-    """With the columns of EVENT_COLUMNS."""
+    texts: Texts
+    """With the names of EVENT_TEXTS."""
     malformed: Mask
     columns: Columns
 
     @classmethod
     def of(cls, events: pl.DataFrame, malformed: Mask) -> Decoded:
-        """Of events that were read one by one, or made."""
-        return cls(events, malformed, Columns.of(events))
+        """Of events that were read one by one, or made: a column for each field."""
+        texts = Texts.of(events.select(EVENT_TEXTS))
+        event_time_ms, price_micros = (events[name].to_numpy() for name in _INTEGERS)
+        return cls(texts, malformed, Columns.of(texts, event_time_ms, price_micros))
 
     @classmethod
     def joined(cls, parts: Sequence[Decoded]) -> Decoded:
@@ -144,16 +142,19 @@ class Decoded:
             for field in fields(Columns)
         }
         return cls(
-            pl.concat([part.events for part in parts]),
+            Texts.joined([part.texts for part in parts]),
             np.concatenate([part.malformed for part in parts]),
             Columns(**columns),
         )
 
 
+_SCHEMA: Final = dict.fromkeys(EVENT_TEXTS, pl.String()) | dict.fromkeys(_INTEGERS, pl.Int64())
+
+
 @cache
 def _nothing() -> Decoded:
     """What an idle worker decodes, several times a second."""
-    return Decoded.of(pl.DataFrame(schema=EVENT_COLUMNS), np.empty(0, np.bool_))
+    return Decoded.of(pl.DataFrame(schema=_SCHEMA), np.empty(0, np.bool_))
 
 
 class Decoder:
@@ -196,11 +197,8 @@ class Decoder:
             event = self.decode_one(value)
             malformed[row] = isinstance(event, Fault)
             rows.append(_BLANK if isinstance(event, Fault) else msgspec.to_builtins(event))
-        columns = {
-            name: pl.Series(name, [row.get(name) for row in rows], dtype=kind)
-            for name, kind in EVENT_COLUMNS.items()
-        }
-        return Decoded.of(pl.DataFrame(columns), malformed)
+        columns = {name: [row.get(name) for row in rows] for name in _SCHEMA}
+        return Decoded.of(pl.DataFrame(columns, schema=_SCHEMA), malformed)
 
 
 def decode_plain(lines: Bytes, size: int, without_kind: int) -> Decoded | None:
@@ -210,39 +208,20 @@ def decode_plain(lines: Bytes, size: int, without_kind: int) -> Decoded | None:
     are of topics without a `kind`, the others are engagements.
     """
     scanned = _SCANNER.scan(lines, size) if size else None
-    if scanned is None or not scanned.has_all(*_STRINGS, *_INTEGERS):
+    if scanned is None or not scanned.has_all_keys(*_STRINGS, *_INTEGERS):
         return None
-    kind, placement = scanned.codes("kind", KINDS), scanned.codes("placement", PLACEMENTS)
-    if not _within_bounds(scanned, kind[without_kind:], placement):
+    texts = scanned.texts
+    event_time_ms, price_micros = (scanned.number(name) for name in _INTEGERS)
+    columns = Columns.of(texts, event_time_ms, price_micros, without_kind)
+    if not _within_bounds(texts, columns.kind[without_kind:], columns.placement):
         return None
-    kind[:without_kind] = 0
-    events = scanned.frame(EVENT_COLUMNS)
-    if events["kind"][:without_kind].null_count() != without_kind:
-        # A field of another topic: unknown here, and ignored.
-        foreign = pl.int_range(pl.len()) < without_kind
-        events = events.with_columns(kind=pl.when(~foreign).then("kind"))
-    columns = Columns(
-        kind=kind,
-        placement=placement,
-        event_time_ms=scanned.number("event_time_ms"),
-        price_micros=scanned.number("price_micros"),
-        event_keys=_keys(scanned, "event_id"),
-        ad_keys=_keys(scanned, *AD_COLUMNS),
-        user_keys=_keys(scanned, "user_id"),
-        impression_keys=_keys(scanned, "impression_id"),
-    )
-    return Decoded(events, np.zeros(size, dtype=np.bool_), columns)
+    return Decoded(texts, np.zeros(size, dtype=np.bool_), columns)
 
 
-def _keys(scanned: Scanned, *names: str) -> ids.Keys:
-    starts, ends = scanned.stretches(*names)
-    return hash_joined(scanned.text, starts, ends - starts)
-
-
-def _within_bounds(scanned: Scanned, kinds: Codes, placements: Codes) -> bool:
+def _within_bounds(texts: Texts, kinds: Codes, placements: Codes) -> bool:
     """Whether all values are surely within the bounds that the contract sets beyond types; `kinds`
     are those of engagements."""
-    [starts], [ends] = scanned.stretches("event_id")
+    [starts], [ends] = texts.stretches("event_id")
     sizes = ends - starts
     return bool(
         sizes.min() >= 1

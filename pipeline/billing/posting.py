@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.billing import ids
 from pipeline.billing.books import Balances, Blocks, PostedBlock, Shard
@@ -155,8 +153,6 @@ def _event_columns(
 ) -> pa.RecordBatch:
     """The journal's columns of these rows."""
     batch = outcome.batch
-    texts = batch.texts(rows, "event_id", "country", "device")
-    written = texts.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
     charged = outcome.disposition[rows] == CHARGED
     unique = outcome.unique_keys[rows]
     columns: dict[str, Any] = {
@@ -178,8 +174,9 @@ def _event_columns(
         "unique_low": np.ascontiguousarray(unique[:, 0]),
         "unique_high": np.ascontiguousarray(unique[:, 1]),
     }
-    for name in texts.columns:
-        columns[name] = pc.fill_null(written[name], "").chunk(0)
+    for name in ("event_id", "country", "device"):
+        buffers = (pa.py_buffer(part) for part in batch.gathered(name, rows))
+        columns[name] = pa.Array.from_buffers(pa.large_string(), len(rows), [None, *buffers])
     arrays = [pa.array(columns[name]) for name in ARROW_SCHEMA.names]
     return pa.RecordBatch.from_arrays(arrays, schema=ARROW_SCHEMA)
 
@@ -214,9 +211,9 @@ def _ad_codes(
     strangers: dict[tuple[str, str, str], int] = {}
     strange = np.flatnonzero(outcome.disposition[rows] <= UNKNOWN)
     if len(strange):
-        names = outcome.batch.texts(rows[strange], *AD_COLUMNS)
-        for at, named in zip(strange.tolist(), names.iter_rows(), strict=True):
-            codes[at] = -1 - strangers.setdefault(named, len(strangers))
+        names = [outcome.batch.texts(name, rows[strange]) for name in AD_COLUMNS]
+        for at, *named in zip(strange.tolist(), *names, strict=True):
+            codes[at] = -1 - strangers.setdefault(tuple(named), len(strangers))
     # One code an ad and draft, so that all are numbered at once: strangers first, then the pins.
     span = len(strangers) + int(codes.max()) + 1
     draft_of = np.repeat(np.arange(len(drafts)), [len(draft.rows) for draft in drafts])

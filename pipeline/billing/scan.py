@@ -8,101 +8,57 @@ accepts is valid: nothing has to be proven afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
-import pyarrow as pa
 
-from pipeline.billing.texts import Bytes, Int64s
+from pipeline.billing.texts import Bytes, Int64s, Texts, padded
 from pipeline.native import compiled
 
 Int32s = npt.NDArray[np.int32]
-Words = npt.NDArray[np.uint32]
 
 _NEWLINE, _SPACE, _QUOTE, _COMMA, _COLON = b'\n ",:'
 _TAB, _RETURN, _BACKSLASH, _OPEN, _CLOSE = b"\t\r\\{}"
 _MINUS, _POINT, _ZERO, _NINE = b"-.09"
-_VIEW_BYTES = 16
-_INLINE_BYTES = 12
-"""Arrow's Utf8View keeps texts up to this size in the view itself, of others where they are:
-https://arrow.apache.org/docs/format/Columnar.html#variable-size-binary-view-layout"""
-_PREFIX_BYTES = 4
 _FIRST_NOT_ASCII = 128
 _MAX_DIGITS = 18
 """Of an integer that surely fits 64 bits."""
 _MAX_UNKNOWN = 8
 """Unknown keys of a message."""
 _MAX_TEXT = 1 << 31
-NO_CODE = 255
 
 
 @dataclass(frozen=True, slots=True)
 class Scanned:
-    """Messages that were plain: where in `text` each string is, and the integers."""
+    """Messages that were plain: their strings and integers."""
 
-    text: Bytes
-    strings: tuple[str, ...]
+    texts: Texts
+    """A null where a message lacks the key: no string starts where the first message does."""
     integers: tuple[str, ...]
-    starts: Int32s
-    """Shape (strings, messages), as `ends`; nothing where a message lacks the key."""
-    ends: Int32s
     numbers: Int64s
-    """Shape (integers, messages)."""
+    """Shape (integers, messages); 0 where a message lacks the key."""
     there: Bytes
     """Whether a message has the key; shape (strings + integers, messages)."""
 
-    def has_all(self, *names: str) -> bool:
+    def has_all_keys(self, *names: str) -> bool:
         """Whether every message has these keys."""
-        return all(bool(self.there[self._row(name)].all()) for name in names)
-
-    def _row(self, name: str) -> int:
-        return (*self.strings, *self.integers).index(name)
+        keys = (*self.texts.names, *self.integers)
+        return bool(self.there[[keys.index(name) for name in names]].all())
 
     def number(self, name: str) -> Int64s:
         """The integers of a key that every message has."""
         values: Int64s = self.numbers[self.integers.index(name)]
         return values
 
-    def stretches(self, *names: str) -> tuple[Int32s, Int32s]:
-        """Starts and ends of these keys' strings, shape (names, messages)."""
-        rows = [self.strings.index(name) for name in names]
-        return self.starts[rows], self.ends[rows]
-
-    def codes(self, name: str, texts: tuple[str, ...]) -> Bytes:
-        """Each string's position in `texts`, NO_CODE where it is none of them; a string that is not
-        there counts as empty."""
-        row = self.strings.index(name)
-        names, sizes = _padded(texts)
-        codes = np.full(self.starts.shape[1], NO_CODE, dtype=np.uint8)
-        _set_codes(self.text, self.starts[row], self.ends[row], names, sizes, codes)
-        return codes
-
-    def frame(self, columns: Iterable[str]) -> pl.DataFrame:
-        """These keys as columns, a null where a message lacks one."""
-        views = np.zeros((*self.starts.shape, _VIEW_BYTES), dtype=np.uint8)
-        _set_views(self.text, self.starts, self.ends, views, views.view(np.uint32))
-        texts, first = pa.py_buffer(self.text), len(self.strings)
-        found = {
-            name: pl.Series(name, _strings(views[row], texts, self.there[row]))
-            for row, name in enumerate(self.strings)
-        }
-        for row, name in enumerate(self.integers):
-            values, there = pl.Series(name, self.numbers[row]), self.there[first + row]
-            found[name] = values if there.all() else values.set(pl.Series(there == 0), None)
-        return pl.DataFrame([found[name] for name in columns])
-
 
 class Scanner:
-    """Reads messages whose keys are these columns, which are of texts or integers."""
+    """Reads messages with these keys, of strings and of integers."""
 
-    def __init__(self, columns: dict[str, pl.DataType]) -> None:
-        self._strings = tuple(name for name, kind in columns.items() if kind == pl.String)
-        self._integers = tuple(name for name, kind in columns.items() if kind == pl.Int64)
-        self._names, self._sizes = _padded((*self._strings, *self._integers))
+    def __init__(self, strings: Sequence[str], integers: Sequence[str]) -> None:
+        self._strings, self._integers = tuple(strings), tuple(integers)
+        self._names, self._sizes = padded((*strings, *integers))
 
     def scan(self, text: Bytes, messages: int) -> Scanned | None:
         """What the messages hold, or None where they are not all plain.
@@ -118,25 +74,7 @@ class Scanner:
         found = _scan(text, self._names, self._sizes, starts, ends, numbers, there)
         if found == _NO or (found == _NOT_ASCII and not _is_utf8(text)):
             return None
-        return Scanned(text, self._strings, self._integers, starts, ends, numbers, there)
-
-
-@cache
-def _padded(texts: tuple[str, ...]) -> tuple[Bytes, Int64s]:
-    """The texts' bytes, one a row, and their sizes."""
-    encoded = [text.encode() for text in texts]
-    names = np.zeros((len(texts), max(map(len, encoded))), dtype=np.uint8)
-    for row, name in enumerate(encoded):
-        names[row, : len(name)] = np.frombuffer(name, np.uint8)
-    return names, np.array([len(name) for name in encoded])
-
-
-def _strings(views: Bytes, texts: pa.Buffer, there: Bytes) -> pa.Array:
-    count = len(there)
-    validity = None
-    if not there.all():
-        validity = pa.py_buffer(np.packbits(there, bitorder="little"))
-    return pa.Array.from_buffers(pa.string_view(), count, [validity, pa.py_buffer(views), texts])
+        return Scanned(Texts(text, self._strings, starts, ends), self._integers, numbers, there)
 
 
 def _is_utf8(text: Bytes) -> bool:
@@ -337,37 +275,3 @@ def _integer_at(text: Bytes, at: int) -> tuple[int, int]:
     if at == start or (text[start] == _ZERO and at - start > 1):
         return _NOWHERE, 0
     return at, value
-
-
-@compiled
-def _set_codes(
-    text: Bytes, starts: Int32s, ends: Int32s, names: Bytes, sizes: Int64s, codes: Bytes
-) -> None:
-    """Write the row among the names of each text[start:end] that is one of them."""
-    for row in range(len(starts)):
-        start, size = starts[row], ends[row] - starts[row]
-        for name in range(len(sizes)):
-            same = 0
-            if sizes[name] == size:
-                while same < size and text[start + same] == names[name, same]:
-                    same += 1
-                if same == size:
-                    codes[row] = name
-
-
-@compiled
-def _set_views(text: Bytes, starts: Int32s, ends: Int32s, views: Bytes, words: Words) -> None:
-    """Write Arrow's views of text[start:end]; `words` is `views` by four bytes.
-
-    A view is the text's size, then the text, or its first bytes and where it is.
-    """
-    for column in range(len(starts)):
-        for row in range(starts.shape[1]):
-            start = starts[column, row]
-            size = ends[column, row] - start
-            words[column, row, 0] = size
-            if size > _INLINE_BYTES:
-                words[column, row, 3] = start
-                size = _PREFIX_BYTES
-            for index in range(size):
-                views[column, row, 4 + index] = text[start + index]

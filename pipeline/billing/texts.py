@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from pipeline.native import compiled
 
 Bytes = npt.NDArray[np.uint8]
 Int64s = npt.NDArray[np.int64]
+Positions = npt.NDArray[np.signedinteger[Any]]
 
+NO_CODE = 255
 _NEWLINE = ord("\n")
 
 
@@ -56,6 +60,90 @@ class Packed(Sequence[bytes | None]):
         return None if size < 0 else self.buffer[start : start + size].tobytes()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Texts:
+    """Columns of texts, each a stretch of one buffer.
+
+    Whoever makes one vouches that every stretch lies within the buffer and is UTF-8.
+    """
+
+    buffer: Bytes
+    names: tuple[str, ...]
+    starts: Positions
+    """Shape (names, rows), as `ends`; 0 for a null, for no text starts there."""
+    ends: Positions
+
+    @classmethod
+    def of(cls, columns: pl.DataFrame) -> Texts:
+        """Columns of strings, packed."""
+        starts = np.zeros((columns.width, columns.height), np.int64)
+        ends = np.zeros_like(starts)
+        packed = [b"\n"]
+        size = 1
+        for row, column in enumerate(columns.iter_columns()):
+            sizes = column.str.len_bytes().fill_null(0).to_numpy()
+            there = column.is_not_null().to_numpy()
+            behind = size + np.cumsum(sizes)
+            starts[row] = np.where(there, behind - sizes, 0)
+            ends[row] = np.where(there, behind, 0)
+            packed.append((column.str.join().item() or "").encode())
+            size += len(packed[-1])
+        return cls(np.frombuffer(b"".join(packed), np.uint8), tuple(columns.columns), starts, ends)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Texts]) -> Texts:
+        """The rows of all of them, of which there is one at least; their names are the same."""
+        sizes = [len(part.buffer) for part in parts]
+        shifts = np.repeat(np.cumsum(sizes) - sizes, [part.starts.shape[1] for part in parts])
+        places = [np.stack((part.starts, part.ends)) for part in parts]
+        starts, ends = np.concatenate(places, axis=2)
+        buffer = np.concatenate([part.buffer for part in parts])
+        names, there = parts[0].names, starts > 0
+        return cls(buffer, names, np.where(there, starts + shifts, 0), ends + shifts * there)
+
+    def stretches(self, *names: str) -> tuple[Positions, Positions]:
+        """Starts and ends of these columns' texts, shape (names, rows)."""
+        rows = [self.names.index(name) for name in names]
+        return self.starts[rows], self.ends[rows]
+
+    def codes(self, name: str, texts: tuple[str, ...]) -> Bytes:
+        """Each text's position in `texts`, NO_CODE where it is none of them; a null counts as
+        empty."""
+        row = self.names.index(name)
+        names, sizes = padded(texts)
+        codes = np.full(self.starts.shape[1], NO_CODE, dtype=np.uint8)
+        _set_codes(self.buffer, self.starts[row], self.ends[row], names, sizes, codes)
+        return codes
+
+    def column(self, name: str, rows: Int64s) -> list[str | None]:
+        """A column's texts in these rows."""
+        row = self.names.index(name)
+        places = zip(self.starts[row, rows].tolist(), self.ends[row, rows].tolist(), strict=True)
+        buffer = self.buffer
+        return [buffer[start:end].tobytes().decode() if start else None for start, end in places]
+
+    def gathered(self, name: str, rows: Int64s) -> tuple[Int64s, Bytes]:
+        """A column's texts in these rows, one after the other: where each starts and the last ends,
+        and their bytes. A null is empty."""
+        row = self.names.index(name)
+        starts, ends = self.starts[row, rows], self.ends[row, rows]
+        edges = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(ends - starts, out=edges[1:])
+        gathered = np.empty(edges[-1], np.uint8)
+        _copy_texts(self.buffer, starts, edges, gathered)
+        return edges, gathered
+
+
+@cache
+def padded(texts: tuple[str, ...]) -> tuple[Bytes, Int64s]:
+    """The texts' bytes, one a row, and their sizes."""
+    encoded = [text.encode() for text in texts]
+    names = np.zeros((len(texts), max(map(len, encoded))), dtype=np.uint8)
+    for row, name in enumerate(encoded):
+        names[row, : len(name)] = np.frombuffer(name, np.uint8)
+    return names, np.array([len(name) for name in encoded])
+
+
 def lines_of(parts: Sequence[Packed]) -> Bytes | None:
     """All values, each with a newline behind it, or None where one of them is null."""
     if any(int(part.sizes.min(initial=0)) < 0 for part in parts):
@@ -81,3 +169,30 @@ def _copy_lines(buffer: Bytes, starts: Int64s, sizes: Int64s, lines: Bytes, at: 
         lines[at] = _NEWLINE
         at += 1
     return at
+
+
+@compiled
+def _copy_texts(buffer: Bytes, starts: Positions, edges: Int64s, gathered: Bytes) -> None:
+    """Copy each text to where it belongs."""
+    for row in range(len(starts)):
+        size = edges[row + 1] - edges[row]
+        text = buffer[starts[row] : starts[row] + size]
+        place = gathered[edges[row] : edges[row + 1]]
+        for byte in range(len(text)):
+            place[byte] = text[byte]
+
+
+@compiled
+def _set_codes(
+    buffer: Bytes, starts: Positions, ends: Positions, names: Bytes, sizes: Int64s, codes: Bytes
+) -> None:
+    """Write the row among the names of each buffer[start:end] that is one of them."""
+    for row in range(len(starts)):
+        start, size = starts[row], ends[row] - starts[row]
+        for name in range(len(sizes)):
+            same = 0
+            if sizes[name] == size:
+                while same < size and buffer[start + same] == names[name, same]:
+                    same += 1
+                if same == size:
+                    codes[row] = name

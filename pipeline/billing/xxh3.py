@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.billing.id_runs import Keys
-from pipeline.billing.texts import Bytes, Int64s
+from pipeline.billing.texts import Bytes, Positions
 from pipeline.native import compiled
 
 _U = np.uint64
@@ -41,9 +41,7 @@ _N0, _N1, _N2, _N3, _N4, _N5, _N6, _N7, _N8 = (_U(number) for number in range(9)
 _N16, _N24, _N32, _N40, _N48, _N56 = (_U(number) for number in range(16, 64, 8))
 
 
-def hash_stretches(
-    buffer: Bytes, starts: npt.NDArray[np.integer], sizes: npt.NDArray[np.integer]
-) -> Keys:
+def hash_stretches(buffer: Bytes, starts: Positions, sizes: Positions) -> Keys:
     """XXH3-128 of each stretch of `sizes` bytes at `starts`: (low, high) as `ids.hash_text` gives.
 
     A negative size is a null, whose hash is 0. Raises IndexError where one leaves the buffer.
@@ -51,9 +49,7 @@ def hash_stretches(
     return hash_joined(buffer, starts.reshape(1, -1), sizes.reshape(1, -1))
 
 
-def hash_joined(
-    buffer: Bytes, starts: npt.NDArray[np.integer], sizes: npt.NDArray[np.integer]
-) -> Keys:
+def hash_joined(buffer: Bytes, starts: Positions, sizes: Positions) -> Keys:
     """One identity of each column of stretches, joined by `ids.SEPARATOR`.
 
     `starts` and `sizes`, in bytes, are of the shape (parts, n). Where a part is null (its size is
@@ -62,14 +58,9 @@ def hash_joined(
     """
     if starts.shape != sizes.shape:
         raise ValueError("a stretch is a start and a size")
-    lies = (starts >= 0) & (sizes <= len(buffer) - starts.astype(np.int64)) | (sizes < 0)
-    if not lies.all():
-        raise IndexError("a stretch leaves the buffer")
     keys = np.zeros((starts.shape[1], 2), np.uint64)
-    lengths = np.ascontiguousarray(sizes, np.int64)
-    longest = int(lengths.clip(0).sum(axis=0).max(initial=0)) if len(lengths) > 1 else 0
-    joined = np.empty(longest + len(lengths), np.uint8)
-    _hash_all(buffer, np.ascontiguousarray(starts, np.int64), lengths, joined, keys)
+    if not _hash_all(buffer, np.ascontiguousarray(starts), np.ascontiguousarray(sizes), keys):
+        raise IndexError("a stretch leaves the buffer")
     return keys
 
 
@@ -82,8 +73,19 @@ def hash_rows(words: npt.NDArray[np.uint64]) -> Keys:
 
 
 @compiled
-def _hash_all(buffer: Bytes, starts: Int64s, sizes: Int64s, joined: Bytes, keys: Keys) -> None:
+def _hash_all(buffer: Bytes, starts: Positions, sizes: Positions, keys: Keys) -> bool:
+    """Fill in the keys of those without nulls; whether every stretch lies within the buffer."""
+    longest = 0
+    for row in range(starts.shape[1]):
+        size = len(sizes)
+        for part in range(len(sizes)):
+            if sizes[part, row] >= 0:
+                if not 0 <= starts[part, row] <= len(buffer) - sizes[part, row]:
+                    return False
+                size += sizes[part, row]
+        longest = max(longest, size)
     sums = np.empty(8, np.uint64)
+    joined = np.empty(longest, np.uint8)
     for row in range(starts.shape[1]):
         null = False
         for part in range(len(sizes)):
@@ -103,6 +105,7 @@ def _hash_all(buffer: Bytes, starts: Int64s, sizes: Int64s, joined: Bytes, keys:
                 at += sizes[part, row]
             low, high = _hash(joined, _N0, _U(at), sums)
         keys[row, 0], keys[row, 1] = low, high
+    return True
 
 
 @compiled

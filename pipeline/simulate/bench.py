@@ -21,7 +21,7 @@ import polars as pl
 
 from pipeline.billing.batch import Batch, event_columns
 from pipeline.billing.decide import Outcome, Policy
-from pipeline.billing.decode import EVENT_COLUMNS, Decoded
+from pipeline.billing.decode import Decoded
 from pipeline.contract.days import from_iso
 from pipeline.contract.log import LogRecord
 from pipeline.contract.vocabulary import (
@@ -278,8 +278,7 @@ class EventColumns:
             }
         )
         rest = numbers.select(_EVENT_TEXTS).with_columns(kind=self._kinds.gather(kind))
-        events = self._ads[group].hstack(rest).select(*EVENT_COLUMNS)
-        decoded = Decoded.of(events, np.zeros(size, dtype=np.bool_))
+        decoded = Decoded.of(self._ads[group].hstack(rest), np.zeros(size, dtype=np.bool_))
         codes = source.astype(np.uint8)
         return Batch(
             source=codes,
