@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pipeline.billing import ids
 from pipeline.billing.batch import Batch
 from pipeline.billing.books import Balances, Shard
-from pipeline.billing.terms import UNLIMITED, Terms, distinct
+from pipeline.billing.terms import Terms, distinct
 from pipeline.billing.xxh3 import hash_rows
 from pipeline.contract.days import LAST_DAY
 from pipeline.contract.partitioning import partition_of
@@ -50,6 +50,7 @@ from pipeline.contract.vocabulary import (
     SAVE,
     UNKNOWN,
 )
+from pipeline.native import compiled
 
 Int64s = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.uint8]
@@ -58,6 +59,8 @@ Mask = npt.NDArray[np.bool_]
 
 UNDECIDED = 255
 _SAFE_SUM = 2**62
+_DENSE = 1 << 18
+"""Of fewer numbers a sum each costs less than sorting them."""
 NO_BID_MS, NO_BID_MICROS = -(2**62), 2**62
 """Before the first decided bid, the catalog's alone is in force."""
 _LIMIT_ORDER = (AD_GROUP_DAILY, AD_GROUP_LIFETIME, CAMPAIGN_DAILY, CAMPAIGN_LIFETIME)
@@ -439,15 +442,26 @@ def _near_a_limit(outcome: Outcome, demand: _Demand) -> Mask:
     span = int(day.max()) - lowest + 1 if size else 1
     groups, campaigns = outcome.group[demand.rows], outcome.campaign[demand.rows]
     buckets = (groups * span + day - lowest, groups, campaigns * span + day - lowest, campaigns)
-    for at, bucket in enumerate(buckets):
-        bounded = np.flatnonzero(demand.remaining[at] < UNLIMITED // 2)
-        if len(bounded) == 0:
-            continue
-        unique, inverse = np.unique(bucket[bounded], return_inverse=True)
-        total = np.zeros(len(unique), dtype=np.int64)
-        np.add.at(total, inverse, demand.price_nanos[bounded])
-        near[bounded] |= total[inverse] >= demand.remaining[at, bounded]
+    for bucket, remaining in zip(buckets, demand.remaining, strict=True):
+        largest = int(bucket.max(initial=-1))
+        if largest >= _DENSE:
+            unique, bucket = np.unique(bucket, return_inverse=True)
+            largest = len(unique) - 1
+        totals = np.zeros(largest + 1, dtype=np.int64)
+        _mark_near(bucket, demand.price_nanos, remaining, totals, near)
     return near | _has_row(demand.repeat_group, near) if near.any() else near
+
+
+@compiled
+def _mark_near(
+    bucket: Int64s, price_nanos: Int64s, remaining: Int64s, totals: Int64s, near: Mask
+) -> None:
+    """Mark the rows whose limit has no more left than all demand on it comes to; a limit is known
+    by its bucket."""
+    for row in range(len(bucket)):
+        totals[bucket[row]] += price_nanos[row]
+    for row in range(len(bucket)):
+        near[row] |= totals[bucket[row]] >= remaining[row]
 
 
 def _charge_in_turn(outcome: Outcome, demand: _Demand, near: Rows) -> None:

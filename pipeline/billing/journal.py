@@ -226,7 +226,10 @@ ARROW_SCHEMA = (
 )
 """The same as written. Texts one after the other compress better than texts behind views: 49 bytes
 an event for 57."""
-_IPC = pa.ipc.IpcWriteOptions(use_threads=False)
+_SCHEMA_MESSAGE = bytes(ARROW_SCHEMA.serialize())
+_END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+"""Around the columns they make an IPC stream:
+https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format"""
 _IPC_1 = pa.ipc.IpcWriteOptions(use_threads=False, compression="zstd")
 _ZSTD = pa.Codec("zstd", compression_level=1)
 """One frame around all columns. Arrow's own compression makes one for each buffer of each column,
@@ -242,14 +245,8 @@ def encode_events(events: pa.RecordBatch) -> bytes:
     none."""
     if len(events) == 0:
         return b""
-    return bytes(_ZSTD.compress(_stream(events, _IPC), asbytes=True))
-
-
-def _stream(events: pa.RecordBatch, options: pa.ipc.IpcWriteOptions) -> pa.Buffer:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, events.schema, options=options) as stream:
-        stream.write_batch(events)
-    return sink.getvalue()
+    stream = b"".join((_SCHEMA_MESSAGE, events.serialize(), _END_OF_STREAM))
+    return bytes(_ZSTD.compress(stream, asbytes=True))
 
 
 def _unpacked(body: bytes) -> bytes:
@@ -262,7 +259,10 @@ def _events_1(body: bytes) -> bytes:
     if not body.startswith(_ZSTD_MAGIC):
         return body
     [events] = pa.ipc.open_stream(_unpacked(body))
-    return bytes(_stream(events, _IPC_1))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, events.schema, options=_IPC_1) as stream:
+        stream.write_batch(events)
+    return bytes(sink.getvalue())
 
 
 def seal(

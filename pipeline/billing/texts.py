@@ -18,6 +18,7 @@ Int64s = npt.NDArray[np.int64]
 Positions = npt.NDArray[np.signedinteger[Any]]
 
 NO_CODE = 255
+_U = np.uint64
 _NEWLINE = ord("\n")
 
 
@@ -135,10 +136,10 @@ class Texts:
 
 
 @cache
-def padded(texts: tuple[str, ...]) -> tuple[Bytes, Int64s]:
-    """The texts' bytes, one a row, and their sizes."""
+def padded(texts: tuple[str, ...], room: int = 0) -> tuple[Bytes, Int64s]:
+    """The texts' bytes, one a row with at least so much room behind, and their sizes."""
     encoded = [text.encode() for text in texts]
-    names = np.zeros((len(texts), max(map(len, encoded))), dtype=np.uint8)
+    names = np.zeros((len(texts), max(map(len, encoded)) + room), dtype=np.uint8)
     for row, name in enumerate(encoded):
         names[row, : len(name)] = np.frombuffer(name, np.uint8)
     return names, np.array([len(name) for name in encoded])
@@ -196,3 +197,20 @@ def _set_codes(
                     same += 1
                 if same == size:
                     codes[row] = name
+
+
+# Indices are uint64, and so is what is added to them: numba looks for negative ones elsewhere, and
+# makes a float of a uint64 and an int64. The compiler makes one load of each of these.
+
+
+@compiled
+def half_at(data: Bytes, at: np.uint64) -> np.uint64:
+    """4 bytes, little-endian."""
+    low = _U(data[at]) | _U(data[at + _U(1)]) << _U(8)
+    return low | _U(data[at + _U(2)]) << _U(16) | _U(data[at + _U(3)]) << _U(24)
+
+
+@compiled
+def word_at(data: Bytes, at: np.uint64) -> np.uint64:
+    """8 bytes, little-endian."""
+    return half_at(data, at) | half_at(data, at + _U(4)) << _U(32)

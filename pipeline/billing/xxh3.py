@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.billing.id_runs import Keys
-from pipeline.billing.texts import Bytes, Positions
+from pipeline.billing.texts import Bytes, Positions, half_at, word_at
 from pipeline.native import compiled
 
 _U = np.uint64
@@ -123,19 +123,19 @@ def _hash(data: Bytes, at: np.uint64, size: np.uint64, sums: Keys) -> tuple[np.u
         value = _U(last) | size << _N8 | _U(data[at]) << _N16 | _U(middle) << _N24
         swapped = _swap(value) >> _N32
         turned = (swapped << _U(13) | swapped >> _U(19)) & _LOW32
-        low = _half(_SECRET, _N0) ^ _half(_SECRET, _N4) ^ value
-        high = _half(_SECRET, _N8) ^ _half(_SECRET, _U(12)) ^ turned
+        low = half_at(_SECRET, _N0) ^ half_at(_SECRET, _N4) ^ value
+        high = half_at(_SECRET, _N8) ^ half_at(_SECRET, _U(12)) ^ turned
         return _avalanche_64(low), _avalanche_64(high)
     return (
-        _avalanche_64(_word(_SECRET, _U(64)) ^ _word(_SECRET, _U(72))),
-        _avalanche_64(_word(_SECRET, _U(80)) ^ _word(_SECRET, _U(88))),
+        _avalanche_64(word_at(_SECRET, _U(64)) ^ word_at(_SECRET, _U(72))),
+        _avalanche_64(word_at(_SECRET, _U(80)) ^ word_at(_SECRET, _U(88))),
     )
 
 
 @compiled
 def _upto_8(data: Bytes, at: np.uint64, size: np.uint64) -> tuple[np.uint64, np.uint64]:
-    value = _half(data, at) | _half(data, at + size - _N4) << _N32
-    value ^= _word(_SECRET, _N16) ^ _word(_SECRET, _N24)
+    value = half_at(data, at) | half_at(data, at + size - _N4) << _N32
+    value ^= word_at(_SECRET, _N16) ^ word_at(_SECRET, _N24)
     factor = _P64_1 + (size << _N2)
     low = value * factor
     high = _high(value, factor) + (low << _N1)
@@ -146,9 +146,9 @@ def _upto_8(data: Bytes, at: np.uint64, size: np.uint64) -> tuple[np.uint64, np.
 
 @compiled
 def _upto_16(data: Bytes, at: np.uint64, size: np.uint64) -> tuple[np.uint64, np.uint64]:
-    last = _word(data, at + size - _N8)
-    one = _word(_SECRET, _N32) ^ _word(_SECRET, _N40) ^ _word(data, at) ^ last
-    two = _word(_SECRET, _N48) ^ _word(_SECRET, _N56) ^ last
+    last = word_at(data, at + size - _N8)
+    one = word_at(_SECRET, _N32) ^ word_at(_SECRET, _N40) ^ word_at(data, at) ^ last
+    two = word_at(_SECRET, _N48) ^ word_at(_SECRET, _N56) ^ last
     low = one * _P64_1 + (size - _N1 << _U(54))
     high = _high(one, _P64_1) + two + (two & _LOW32) * (_P32_2 - _N1)
     low ^= _swap(high)
@@ -182,9 +182,14 @@ def _medium(data: Bytes, at: np.uint64, size: np.uint64) -> tuple[np.uint64, np.
 def _mix(
     data: Bytes, at: np.uint64, to: np.uint64, secret: np.uint64, one: np.uint64, two: np.uint64
 ) -> tuple[np.uint64, np.uint64]:
-    a, b, c, d = _word(data, at), _word(data, at + _N8), _word(data, to), _word(data, to + _N8)
-    one += _fold(a ^ _word(_SECRET, secret), b ^ _word(_SECRET, secret + _N8))
-    two += _fold(c ^ _word(_SECRET, secret + _N16), d ^ _word(_SECRET, secret + _N24))
+    a, b, c, d = (
+        word_at(data, at),
+        word_at(data, at + _N8),
+        word_at(data, to),
+        word_at(data, to + _N8),
+    )
+    one += _fold(a ^ word_at(_SECRET, secret), b ^ word_at(_SECRET, secret + _N8))
+    two += _fold(c ^ word_at(_SECRET, secret + _N16), d ^ word_at(_SECRET, secret + _N24))
     return one ^ c + d, two ^ a + b
 
 
@@ -197,7 +202,7 @@ def _large(data: Bytes, at: np.uint64, size: np.uint64, sums: Keys) -> tuple[np.
             _add(data, start + (_U(stripe) << _N6), _U(stripe) << _N3, sums)
         for lane in range(8):
             value = sums[lane] ^ sums[lane] >> _U(47)
-            sums[lane] = (value ^ _word(_SECRET, _SCRAMBLE + (_U(lane) << _N3))) * _P32_1
+            sums[lane] = (value ^ word_at(_SECRET, _SCRAMBLE + (_U(lane) << _N3))) * _P32_1
         start += _BLOCK
         left -= _BLOCK
     for stripe in range(left - _N1 >> _N6):
@@ -209,8 +214,8 @@ def _large(data: Bytes, at: np.uint64, size: np.uint64, sums: Keys) -> tuple[np.
 @compiled
 def _add(data: Bytes, at: np.uint64, secret: np.uint64, sums: Keys) -> None:
     for lane in range(8):
-        word = _word(data, at + (_U(lane) << _N3))
-        value = word ^ _word(_SECRET, secret + (_U(lane) << _N3))
+        word = word_at(data, at + (_U(lane) << _N3))
+        value = word ^ word_at(_SECRET, secret + (_U(lane) << _N3))
         sums[lane ^ 1] += word
         sums[lane] += (value & _LOW32) * (value >> _N32)
 
@@ -219,22 +224,9 @@ def _add(data: Bytes, at: np.uint64, secret: np.uint64, sums: Keys) -> None:
 def _merged(value: np.uint64, secret: np.uint64, sums: Keys) -> np.uint64:
     for pair in range(4):
         at = secret + (_U(pair) << _N4)
-        one = sums[2 * pair] ^ _word(_SECRET, at)
-        value += _fold(one, sums[2 * pair + 1] ^ _word(_SECRET, at + _N8))
+        one = sums[2 * pair] ^ word_at(_SECRET, at)
+        value += _fold(one, sums[2 * pair + 1] ^ word_at(_SECRET, at + _N8))
     return _avalanche(value)
-
-
-@compiled
-def _half(data: Bytes, at: np.uint64) -> np.uint64:
-    """4 bytes, little-endian."""
-    low = _U(data[at]) | _U(data[at + _N1]) << _N8
-    return low | _U(data[at + _N2]) << _N16 | _U(data[at + _N3]) << _N24
-
-
-@compiled
-def _word(data: Bytes, at: np.uint64) -> np.uint64:
-    """8 bytes, little-endian."""
-    return _half(data, at) | _half(data, at + _N4) << _N32
 
 
 @compiled

@@ -160,11 +160,14 @@ class Forecasts:
         if self._groups.zone[row] >= 0:
             self.feed(rows, np.array([probability]), now_ms)
 
-    def note_change(self, row: int, now_ms: int, probability: float) -> None:
-        """The ad group is served with another probability from now on; this was the last one."""
-        self.catch_up(row, now_ms, probability)
+    def note_changes(self, rows: Rows, now_ms: int, probability: Floats) -> None:
+        """The ad groups are served with other probabilities from now on; these were the last."""
+        groups = self._groups
+        groups.reserve(rows)
+        known = groups.zone[rows] >= 0
+        self.feed(rows[known], probability[known], now_ms)
         # Exposure under the new probability begins now, however long ago the last event was.
-        self._groups.seen_ms[row] = now_ms
+        groups.seen_ms[rows] = now_ms
 
     def feed(self, rows: Rows, probability: Floats, now_ms: int) -> None:
         """Bring potentials up to date; the ad groups were served with these probabilities."""

@@ -132,16 +132,16 @@ class InflightModel:
         self._learn_delay(seen)
         self._follow_stops(seen)
 
-    def note_pause(self, row: int, now_ms: int) -> None:
-        """The ad group was just told to stop: measure how soon it does."""
+    def note_pauses(self, rows: Rows, now_ms: int) -> None:
+        """The ad groups were just told to stop: measure how soon they do."""
         groups = self.groups
-        groups.reserve(np.array([row]))
-        rate = float(self.impressions_per_s(np.array([row]), now_ms)[0])
-        if rate <= 0 or row in self._measuring:
-            return
-        groups.stop_from_ms[row], groups.stop_rate[row] = now_ms, rate
-        groups.stop_early[row] = groups.stop_late[row] = 0.0
-        self._measuring.add(row)
+        groups.reserve(rows)
+        rates = self.impressions_per_s(rows, now_ms)
+        for row, rate in zip(rows.tolist(), rates.tolist(), strict=True):
+            if rate > 0 and row not in self._measuring:
+                groups.stop_from_ms[row], groups.stop_rate[row] = now_ms, rate
+                groups.stop_early[row] = groups.stop_late[row] = 0.0
+                self._measuring.add(row)
 
     def forget(self, rows: Rows) -> None:
         """The ad groups are another worker's now."""

@@ -12,7 +12,6 @@ States and transitions: `pipeline.pacing.serving`. Beside the limits of the plai
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -132,6 +131,12 @@ class Predictive:
         self._lines: dict[int, tuple[int, even.Line]] = {}
         """Row -> billing day and the plan of it, where pacing is even."""
         self._last_prediction: tuple[tuple[str, bytes, int], Inflight] | None = None
+        self._changed: list[tuple[int, float]] = []
+        """Ad groups that this turn's signals are of, and the probabilities before them."""
+        self._paused: list[int] = []
+        """Those that it pauses, those of paused campaigns among them ..."""
+        self._expected: list[tuple[Standing, str]] = []
+        """... and without them, with their billing days."""
         self._settling: list[_Settling] = []
         self._settling_rows: set[int] = set()
         self._notes: list[tuple[int, PacingNote]] = []
@@ -380,19 +385,29 @@ class Predictive:
             self._campaign_probability[row] = signal.serve_probability
             self._campaigns.reserve(np.array([row]))
             if self._is_first_pause(self._campaigns, row, signal, now_ms):
-                for member in self._campaign_groups.get(row, []):
-                    self.model.note_pause(member, now_ms)
+                self._paused += self._campaign_groups.get(row, [])
             return
         groups = self._groups
-        self.forecasts.note_change(row, now_ms, float(groups.probability[row]))
+        self._changed.append((row, float(groups.probability[row])))
         groups.probability[row] = signal.serve_probability
         first = self._is_first_pause(groups, row, signal, now_ms)
         if signal.action != "pause":
             groups.throttled_at_ms[row] = now_ms
         if first:
-            self.model.note_pause(row, now_ms)
-            self._expect(standing, signal, now_ms)
+            self._paused.append(row)
+            self._expected.append((standing, signal.billing_day))
             self.forecasts.ran_out(row, now_ms)
+
+    def _learn_of_signals(self, now_ms: int) -> None:
+        """Take in the signals of a turn's reviews all at once: for one it costs as much."""
+        if self._changed:
+            rows, probabilities = zip(*self._changed, strict=True)
+            self.forecasts.note_changes(np.array(rows), now_ms, np.array(probabilities))
+        if self._paused:
+            self.model.note_pauses(np.array(self._paused), now_ms)
+        if self._expected:
+            self._expect(self._expected, now_ms)
+        self._changed, self._paused, self._expected = [], [], []
 
     def _is_first_pause(self, of_level: Columns, row: int, signal: Signal, now_ms: int) -> bool:
         """Whether serving ends with this signal; how long to wait until it is sent again."""
@@ -407,19 +422,18 @@ class Predictive:
             of_level.paused_at_ms[row] = now_ms
         return first
 
-    def _expect(self, standing: Standing, signal: Signal, now_ms: int) -> None:
-        """Wait for what comes after a pause, to compare it with what was predicted."""
-        row = standing.row
-        if row in self._settling_rows:
-            return
-        inflight = self._of_groups(np.array([row]), now_ms)
-        if inflight.price[0] <= 0:
-            return
-        self._settling_rows.add(row)
-        mean, deviation = float(inflight.mean[0]), math.sqrt(inflight.variance[0])
-        self._settling.append(
-            _Settling(row, standing.entity, signal.billing_day, now_ms, mean, deviation)
-        )
+    def _expect(self, paused: list[tuple[Standing, str]], now_ms: int) -> None:
+        """Wait for what comes after pauses, to compare it with what was predicted."""
+        inflight = self._of_groups(np.array([standing.row for standing, _ in paused]), now_ms)
+        deviations = np.sqrt(inflight.variance).tolist()
+        for at, (standing, billing_day) in enumerate(paused):
+            row = standing.row
+            if row in self._settling_rows or inflight.price[at] <= 0:
+                continue
+            self._settling_rows.add(row)
+            mean = float(inflight.mean[at])
+            one = _Settling(row, standing.entity, billing_day, now_ms, mean, deviations[at])
+            self._settling.append(one)
 
     # -- even pacing --------------------------------------------------------------------------
 
@@ -544,6 +558,7 @@ class Predictive:
         return self.model.common() | self.forecasts.traffic.common() | others
 
     def forecasts_due(self, now_ms: int) -> Rows:
+        self._learn_of_signals(now_ms)
         return self.forecasts.due(now_ms)
 
     def record(self, rows: Rows, names: list[str], predicted: Int64s, now_ms: int) -> None:

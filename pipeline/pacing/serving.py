@@ -166,7 +166,8 @@ class Policy(Protocol):
         ...
 
     def forecasts_due(self, now_ms: int) -> Rows:
-        """Ad groups whose exhaustion is to be predicted and recorded now; mostly none."""
+        """Ad groups whose exhaustion is to be predicted and recorded now; mostly none. Comes in
+        every turn, after its reviews."""
         ...
 
     def record(self, rows: Rows, names: list[str], predicted: Int64s, now_ms: int) -> None:

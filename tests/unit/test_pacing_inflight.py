@@ -113,7 +113,7 @@ def paused_fleet(seconds_after: int) -> InflightModel:
         for second in range(1, 600):
             model.observe(cpm_second(start_ms + second * 1_000, 10), np.array([CPM]), CAMPAIGN)
         pause_ms = start_ms + 600_000
-        model.note_pause(0, pause_ms)
+        model.note_pauses(np.array([0]), pause_ms)
         for second in range(1, seconds_after + 2):
             model.observe(cpm_second(pause_ms + second * 1_000, 10), np.array([CPM]), CAMPAIGN)
         model.observe(cpm_second(pause_ms + 300_000, 1), np.array([CPM]), CAMPAIGN)

@@ -91,7 +91,7 @@ def test_a_worker_that_has_learned_itself_keeps_its_own_delays() -> None:
     engine = engine_with(taught())
     engine.note_learned(0)
     heir = taught()
-    heir.model.note_pause(0, START_MS)
+    heir.model.note_pauses(np.array([0]), START_MS)
     heir.model._stops[:] = (70.0, 10.0)
     taken_over(engine.shards[0].learned, heir)
     assert heir.model.stop_s == 7.0
