@@ -505,3 +505,9 @@ def _mark_repeat(outcome: Outcome, rows: Rows) -> None:
 def _clear_keys(outcome: Outcome, rows: Rows) -> None:
     """Only what is charged is remembered by its rule 8 key."""
     outcome.unique_keys[rows] = 0
+
+
+def warm_up() -> None:
+    """Compile what judging needs, or load it, before the first event waits for it."""
+    nothing = np.empty(0, np.int64)
+    _mark_near(nothing, nothing, nothing, nothing, np.empty(0, np.bool_))

@@ -240,6 +240,25 @@ _encoder = msgspec.msgpack.Encoder()
 _header_decoder = msgspec.msgpack.Decoder(Header)
 
 
+def pack_ad(ad: Ad) -> bytes:
+    """An ad as the header has it."""
+    return _encoder.encode(ad)
+
+
+def pack_ads(packed: bytes, number: int) -> msgspec.Raw:
+    """So many ads, packed one after the other, as what a header that is only to be written takes
+    for its `ads`: a MessagePack array, with the shortest of its three heads as everybody's encoder
+    has it (a reader of version 1 encodes a header again). Source:
+    https://github.com/msgpack/msgpack/blob/master/spec.md#array-format-family"""
+    if number < 16:
+        head = bytes([0x90 | number])
+    elif number < 1 << 16:
+        head = b"\xdc" + number.to_bytes(2, "big")
+    else:
+        head = b"\xdd" + number.to_bytes(4, "big")
+    return msgspec.Raw(head + packed)
+
+
 def encode_events(events: pa.RecordBatch) -> bytes:
     """The events' part of a record, of columns as in ARROW_SCHEMA; empty bytes where there are
     none."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -18,8 +19,16 @@ import pyarrow as pa
 from pipeline.billing import ids
 from pipeline.billing.books import Balances, Blocks, PostedBlock, Shard
 from pipeline.billing.decide import Outcome
-from pipeline.billing.journal import ARROW_SCHEMA, AccountTerms, Ad, Block, CreditPosting
-from pipeline.billing.terms import AD_COLUMNS, Terms
+from pipeline.billing.journal import (
+    ARROW_SCHEMA,
+    AccountTerms,
+    Ad,
+    Block,
+    CreditPosting,
+    pack_ad,
+    pack_ads,
+)
+from pipeline.billing.terms import AD_COLUMNS, Terms, distinct
 from pipeline.contract.days import Calendar, iso
 from pipeline.contract.pacing_notes import PacingNote
 from pipeline.contract.signals import Signal
@@ -115,12 +124,12 @@ class ShardEvents:
 
     columns: pa.RecordBatch
     """With the columns of the journal's EVENT_SCHEMA."""
-    ads: list[Ad]
+    ads: msgspec.Raw
     accounts: dict[str, AccountTerms]
     """Of the ads."""
 
 
-NO_EVENTS = ShardEvents(pa.RecordBatch.from_pylist([], ARROW_SCHEMA), [], {})
+NO_EVENTS = ShardEvents(pa.RecordBatch.from_pylist([], ARROW_SCHEMA), pack_ads(b"", 0), {})
 
 
 def shard_events(outcome: Outcome, drafts: Mapping[int, Draft], terms: Terms) -> list[ShardEvents]:
@@ -136,11 +145,14 @@ def shard_events(outcome: Outcome, drafts: Mapping[int, Draft], terms: Terms) ->
     found = []
     start = 0
     for draft, (strangers, pins) in zip(drafts.values(), named, strict=True):
-        names = [terms.account_ids.text(row) for row in terms.accounts_of(pins).tolist()]
+        known = draft.rows[outcome.disposition[draft.rows] > UNKNOWN]
+        accounts = distinct(terms.campaign.account[outcome.campaign[known]]).tolist()
+        names = [terms.account_ids.text(row) for row in accounts]
+        packed = b"".join(map(pack_ad, strangers)) + terms.packed_ads(pins)
         found.append(
             ShardEvents(
                 columns.slice(start, len(draft.rows)),
-                strangers + terms.ads(pins),
+                pack_ads(packed, len(strangers) + len(pins)),
                 {name: account_terms(terms, name) for name in names},
             )
         )

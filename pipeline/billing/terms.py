@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.billing.ids import Interner, KeyIndex, Keys, hash_text
-from pipeline.billing.journal import Ad
+from pipeline.billing.journal import Ad, pack_ad
+from pipeline.billing.texts import ByteRows
 from pipeline.contract.catalog import AdGroup, Campaign, Catalog, History
 from pipeline.contract.days import Calendar, calendar
 from pipeline.contract.partitioning import partition_of
@@ -41,7 +42,6 @@ _COLUMNS: dict[str, dict[str, tuple[type, Any]]] = {
         "serves": (np.bool_, 0),
         "since_ms": (np.int64, 0),
         "group": (np.int32, 0),
-        "ad": (np.object_, None),
     },
     "group": {
         "alive": (np.bool_, 0),
@@ -148,6 +148,8 @@ class Terms:
         self.pin_ids: list[str] = []
         self._ads = KeyIndex()
         """Hash of (campaign_id, ad_group_id, promoted_pin_id) -> pin row."""
+        self._packed_ads = ByteRows()
+        """By pin row: as the journal has them."""
         self.limits_changed: set[tuple[str, int]] = set()
         """(level, row) whose limits changed since someone last cleared this set."""
         self._pin_rows: dict[str, int] = {}
@@ -290,8 +292,8 @@ class Terms:
         campaign_id = self.catalog.ad_groups[latest.ad_group_id].latest.campaign_id
         account_id = self.catalog.campaigns[campaign_id].latest.account_id
         ad_ids = (campaign_id, latest.ad_group_id, promoted_pin_id)
-        ad = Ad(account_id, *ad_ids)
-        if row is not None and self.pin.ad[row] != ad:
+        ad = pack_ad(Ad(account_id, *ad_ids))
+        if row is not None and self.packed_ads(np.array([row])) != ad:
             self.pin.alive[row] = False  # its parents are not what they were taken for
             row = None
         if row is None:
@@ -299,7 +301,7 @@ class Terms:
             self.pin_ids.append(promoted_pin_id)
             self.pin.reserve(row + 1)
             self._ads.add(hash_text(*ad_ids), row)
-            self.pin.ad[row] = ad
+            self._packed_ads.append(ad)
             self.pin.group[row] = self.group_row(latest.ad_group_id)
         self.pin.alive[row] = True
         self.pin.serves[row] = latest.status == "active" and latest.review == "approved"
@@ -327,15 +329,9 @@ class Terms:
         """
         return self._ads.find(keys)
 
-    def ads(self, pin_rows: Rows) -> list[Ad]:
-        """The journal's names of known ads."""
-        found: list[Ad] = self.pin.ad[pin_rows].tolist()
-        return found
-
-    def accounts_of(self, pin_rows: Rows) -> Rows:
-        """The rows of the accounts that these ads are of, each once."""
-        campaigns = self.group.campaign[self.pin.group[pin_rows]]
-        return distinct(self.campaign.account[campaigns])
+    def packed_ads(self, pin_rows: Rows) -> bytes:
+        """The journal's names of known ads, packed one after the other."""
+        return self._packed_ads.joined(pin_rows)
 
     # -- one at a time ------------------------------------------------------------------------
 

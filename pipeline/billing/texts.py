@@ -135,6 +135,37 @@ class Texts:
         return edges, gathered
 
 
+class ByteRows:
+    """Byte strings by row in one buffer that grows; a row keeps what it was given."""
+
+    def __init__(self) -> None:
+        self._buffer = np.empty(1 << 10, np.uint8)
+        self._edges = np.zeros(1 << 5, np.int64)
+        """Where each row starts and the last one ends."""
+        self._rows = 0
+
+    def append(self, value: bytes) -> None:
+        """The next row."""
+        start = int(self._edges[self._rows])
+        end = start + len(value)
+        if end > len(self._buffer):
+            self._buffer = np.resize(self._buffer, 2 * end)
+        if self._rows + 1 == len(self._edges):
+            self._edges = np.resize(self._edges, 2 * len(self._edges))
+        self._buffer[start:end] = np.frombuffer(value, np.uint8)
+        self._rows += 1
+        self._edges[self._rows] = end
+
+    def joined(self, rows: Int64s) -> bytes:
+        """What these rows hold, one after the other."""
+        starts = self._edges[rows]
+        edges = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(self._edges[rows + 1] - starts, out=edges[1:])
+        joined = np.empty(edges[-1], np.uint8)
+        _copy_texts(self._buffer, starts, edges, joined)
+        return joined.tobytes()
+
+
 @cache
 def padded(texts: tuple[str, ...], room: int = 0) -> tuple[Bytes, Int64s]:
     """The texts' bytes, one a row with at least so much room behind, and their sizes."""

@@ -25,7 +25,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 from faust.types import TP
 
 from pipeline import failpoints
-from pipeline.billing import decode, fold, key_table
+from pipeline.billing import decide, decode, fold, key_table
 from pipeline.billing.batch import Assembler, Batch, Chunk, split
 from pipeline.billing.journal import NEWEST
 from pipeline.contract.rejects import Reject
@@ -223,6 +223,7 @@ class Worker:
         Not Faust's own tasks: those start only after the first recovery, which needs the loops.
         """
         decode.warm_up()
+        decide.warm_up()
         record_batches.warm_up()
         key_table.warm_up()
         # Faust makes its own directory in it, and would not start without this one.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.billing.ids import hash_text
-from pipeline.billing.journal import Ad
+from pipeline.billing.journal import Ad, pack_ad
 from pipeline.contract.catalog import Accepted, Catalog, Refused
 from pipeline.contract.catalog_repeats import Repeated
 from pipeline.contract.log import LogRecord
@@ -81,13 +81,12 @@ def test_an_ad_is_found_under_the_parents_that_it_turned_out_to_have() -> None:
     repetition = replace(record(10, "ad_group:g", GROUP), headers=Repeated(3, 10).headers)
     assert isinstance(engine.apply_catalog(repetition, 0), Accepted)
     assert ads_found(engine) == {"c"}
-    [ad] = engine.terms.ads(np.array([find(engine, "c")]))
-    assert ad == Ad("a", "c", "g", "p")
+    assert engine.terms.packed_ads(np.array([find(engine, "c")])) == pack_ad(Ad("a", "c", "g", "p"))
     # And of its account: the campaign is published under another one, and put right.
     engine.apply_catalog(record(11, "account:b", ACCOUNT | {"account_id": "b"}), 0)
     other = record(12, "campaign:c", CAMPAIGN | {"account_id": "b"})
     engine.apply_catalog(replace(other, headers=Repeated(11, 12).headers), 0)
-    assert engine.terms.ads(np.array([find(engine, "c")])) == [Ad("b", "c", "g", "p")]
+    assert engine.terms.packed_ads(np.array([find(engine, "c")])) == pack_ad(Ad("b", "c", "g", "p"))
 
 
 def find(engine: Engine, campaign_id: str) -> int:

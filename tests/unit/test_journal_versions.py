@@ -16,6 +16,7 @@ from pipeline.billing.journal import (
     EMPTY_DIGEST,
     NEWEST,
     VERSIONS,
+    Ad,
     JournalError,
     LaterVersionError,
     decode,
@@ -23,6 +24,8 @@ from pipeline.billing.journal import (
     decode_header,
     digest_holds,
     encode_events,
+    pack_ad,
+    pack_ads,
     seal,
     version_of,
 )
@@ -162,3 +165,19 @@ def test_damaged_events_are_a_journal_error_whatever_the_decoder_does() -> None:
             except JournalError:
                 errors += 1
     assert errors > len(body)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("number", [0, 1, 15, 16, 65_535, 65_536])
+def test_ads_that_are_packed_already_are_written_as_their_list_is(
+    version: int, number: int
+) -> None:
+    ads = [Ad("a", "c", "g", f"p{n}") for n in range(number)]
+    packed = pack_ads(b"".join(map(pack_ad, ads)), number)
+    listed = msgspec.structs.replace(a_header(), ads=ads)
+    _, written = seal(listed, b"", EMPTY_DIGEST, version)
+    _, from_packed = seal(msgspec.structs.replace(listed, ads=packed), b"", EMPTY_DIGEST, version)
+    assert from_packed == written
+    header, _ = decode_header(written)
+    assert header.ads == ads
+    assert digest_holds(header, written, EMPTY_DIGEST)
