@@ -37,7 +37,13 @@ _LOG_APPEND_TIME: Final = 0x08
 _TRANSACTIONAL: Final = 0x10
 _CONTROL: Final = 0x20
 
+_NOT_PLAIN: Final = _CODEC | _TRANSACTIONAL | _CONTROL
+
 _NO_SIGN: Final = 0x7FFF_FFFF_FFFF_FFFF
+
+_DESCRIBED: Final = 7
+_COLUMNS: Final = 7
+_Table = npt.NDArray[np.int64]
 
 _LEAST_RECORD_BYTES: Final = 7
 """Length, attributes, timestamp, offset, key's and value's length, count of headers: one each."""
@@ -189,11 +195,69 @@ def read(batches: Sequence[RecordBatch], place: str) -> Records:
         ],
         np.int64,
     ).reshape(-1, _DESCRIBED)
+    return _read(data, described, place)
+
+
+@dataclass(frozen=True, slots=True)
+class PlainBatches:
+    """Whole batches of a fetch that need no second look: neither compressed nor transactional,
+    and no control batches. Small ones, of many producers, come in their thousands."""
+
+    data: bytes
+    described: _Table
+    """A row each, as `_read_batches` takes them."""
+
+    @classmethod
+    def in_fetch(cls, data: bytes, check_crcs: bool) -> PlainBatches | None:
+        """The batches of a fetched partition, or None where `batches_in` must look at them: they
+        are not all plain, or damaged."""
+        buffer = np.frombuffer(data, np.uint8)
+        described = np.empty((len(data) // _BODY_AT, _DESCRIBED), np.int64)
+        crcs = np.empty(len(described), np.int64)
+        number = _describe(buffer, described, crcs)
+        if number < 0:
+            return None
+        found = cls(data, described[:number])
+        return found if not check_crcs or found._are_whole(crcs[:number]) else None
+
+    def _are_whole(self, crcs: Int64s) -> bool:
+        covered = memoryview(self.data)
+        starts, ends = self.described[:, 0] - _COVERED.size, self.described[:, 1]
+        spans = zip(starts.tolist(), ends.tolist(), crcs.tolist(), strict=True)
+        return all(crc32c(covered[start:end]) == crc for start, end, crc in spans)
+
+    def parts(self, most_records: int, most_bytes: int) -> Iterator[PlainBatches]:
+        """The same in pieces of consecutive batches, each ended by the batch that makes it reach
+        one of these bounds."""
+        start, number = 0, len(self.described)
+        sizes = np.cumsum(self.described[:, 2]), np.cumsum(np.diff(self.described[:, 1], prepend=0))
+        while start < number:
+            last = number - 1
+            for size, most in zip(sizes, (most_records, most_bytes), strict=True):
+                before = size[start - 1] if start else 0
+                last = min(last, int(np.searchsorted(size, before + most)))
+            yield PlainBatches(self.data, self.described[start : last + 1])
+            start = last + 1
+
+    @property
+    def next_offset(self) -> int:
+        """The offset behind the last one."""
+        return int(self.described[-1, 4])
+
+    def read(self, place: str) -> Records:
+        """As the function `read`."""
+        return _read(self.data, self.described, place)
+
+
+def _read(data: bytes, described: _Table, place: str) -> Records:
     buffer = np.frombuffer(data, np.uint8)
-    columns = np.empty((_COLUMNS, sum(batch.count for batch in batches)), np.int64)
+    columns = np.empty((_COLUMNS, int(described[:, 2].sum())), np.int64)
     read_to = _read_batches(buffer, described, columns)
-    if read_to < len(batches):
-        raise batches[read_to].corrupt(place, "its lengths or offsets contradict each other")
+    if read_to < len(described):
+        raise CorruptRecordException(
+            f"{place}, batch at offset {described[read_to, 3]}: its lengths or offsets contradict "
+            "each other"
+        )
     offsets, timestamps_ms, key_at, key_size, value_at, value_size, headers_at = columns
     return Records(
         offsets,
@@ -206,7 +270,9 @@ def read(batches: Sequence[RecordBatch], place: str) -> Records:
 
 def warm_up() -> None:
     """Compile what reading needs, or load it, before the first fetch waits for it."""
-    read([], "nowhere")
+    nothing = PlainBatches.in_fetch(b"", check_crcs=True)
+    assert nothing is not None
+    nothing.read("nowhere")
 
 
 def _bodies(batches: Sequence[RecordBatch], place: str) -> tuple[bytes, list[tuple[int, int]]]:
@@ -271,10 +337,6 @@ def _bytes_at(data: bytes, at: int) -> tuple[bytes | None, int]:
 
 
 # Compiled from here on. A position of -1 says that what was to be read is not all there.
-
-_DESCRIBED: Final = 7
-_COLUMNS: Final = 7
-_Table = npt.NDArray[np.int64]
 
 
 @compiled
@@ -364,3 +426,43 @@ def _read_batches(buffer: Bytes, batches: _Table, columns: _Table) -> int:
         if at != end:
             return number
     return len(batches)
+
+
+@compiled
+def _integer(buffer: Bytes, at: int, size: int) -> int:
+    """A signed big-endian integer of so many bytes."""
+    value = -1 if buffer[at] >= 0x80 else 0
+    for byte in buffer[at : at + size]:
+        value = value << 8 | byte
+    return value
+
+
+@compiled
+def _describe(buffer: Bytes, described: _Table, crcs: Int64s) -> int:
+    """Describe the whole batches of a fetch as `_read_batches` takes them, and note their
+    checksums; how many there are, or -1 where one is not plain."""
+    start = number = 0
+    while len(buffer) - start > _BEFORE_LENGTH_ENDS:
+        end = start + _BEFORE_LENGTH_ENDS + _integer(buffer, start + 8, 4)
+        if end > len(buffer):
+            break
+        if end < start + _BODY_AT or buffer[start + _MAGIC_AT] != _FORMAT:
+            return -1
+        attributes = _integer(buffer, start + 21, 2)
+        base, last = _integer(buffer, start, 8), _integer(buffer, start + 23, 4)
+        count = _integer(buffer, start + 57, 4)
+        body = end - start - _BODY_AT
+        if attributes & _NOT_PLAIN or not 0 <= count <= body // _LEAST_RECORD_BYTES:
+            return -1
+        if base < 0 or last < 0 or base + last < 0 or base + last == _NO_SIGN:
+            return -1
+        by_append = attributes & _LOG_APPEND_TIME
+        row = described[number]
+        row[0], row[1], row[2] = start + _BODY_AT, end, count
+        row[3], row[4] = base, base + last + 1
+        row[5] = _integer(buffer, start + (35 if by_append else 27), 8)
+        row[6] = 1 if by_append else 0
+        crcs[number] = _integer(buffer, start + 17, 4) & 0xFFFFFFFF
+        number += 1
+        start = end
+    return number

@@ -33,7 +33,13 @@ from pipeline.billing.batch import Chunk
 from pipeline.contract.vocabulary import EVENT_TOPICS
 from pipeline.streams.log_reader import Consumer
 from pipeline.streams.memory import LARGEST_KEPT_BYTES
-from pipeline.streams.record_batches import RecordBatch, batches_in, read
+from pipeline.streams.record_batches import (
+    PlainBatches,
+    RecordBatch,
+    Records,
+    batches_in,
+    read,
+)
 
 SCHEME = "chunk"
 MAX_CHUNK_RECORDS = 4_096
@@ -93,6 +99,16 @@ class _ChunkRecords(fetcher.PartitionRecords):  # type: ignore[misc]
     _records: _FetchedRecords
 
     def _unpack_records(self) -> Iterator[ConsumerRecord]:
+        plain = PlainBatches.in_fetch(self._records.data, self._check_crcs)
+        if plain is None:
+            yield from self._unpack_each()
+            return
+        for part in plain.parts(MAX_CHUNK_RECORDS, MAX_CHUNK_BYTES):
+            start, self.next_fetch_offset = self.next_fetch_offset, part.next_offset
+            yield self._chunk(start, part.read(self._place))
+
+    def _unpack_each(self) -> Iterator[ConsumerRecord]:
+        """The same, one batch looked at after the other."""
         start, taken, records, size = self.next_fetch_offset, list[RecordBatch](), 0, 0
         for batch in batches_in(self._records.data, self._place):
             if self._check_crcs and not batch.is_whole():
@@ -103,10 +119,10 @@ class _ChunkRecords(fetcher.PartitionRecords):  # type: ignore[misc]
                 records += batch.count
             self.next_fetch_offset = batch.next_offset
             if records >= MAX_CHUNK_RECORDS or size >= MAX_CHUNK_BYTES:
-                yield self._chunk(start, taken)
+                yield self._chunk(start, read(taken, self._place))
                 start, taken, records, size = self.next_fetch_offset, [], 0, 0
         if self.next_fetch_offset > start:
-            yield self._chunk(start, taken)
+            yield self._chunk(start, read(taken, self._place))
 
     @property
     def _place(self) -> str:
@@ -127,9 +143,8 @@ class _ChunkRecords(fetcher.PartitionRecords):  # type: ignore[misc]
             raise batch.corrupt(self._place, "a control batch without a marker")
         return bool(ControlRecord.parse(marker) == ABORT_MARKER)
 
-    def _chunk(self, start: int, batches: list[RecordBatch]) -> ConsumerRecord:
-        # A fetch may begin within a batch.
-        records = read(batches, self._place).from_offset(start)
+    def _chunk(self, start: int, read: Records) -> ConsumerRecord:
+        records = read.from_offset(start)  # a fetch may begin within a batch
         topic, partition = self._tp.topic, self._tp.partition
         chunk = Chunk(
             source=EVENT_TOPICS.index(topic),

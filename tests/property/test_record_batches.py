@@ -15,7 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.billing.texts import Packed, lines_of
-from pipeline.streams.record_batches import _varint_at, batches_in, read
+from pipeline.streams.record_batches import (
+    PlainBatches,
+    Records,
+    _varint_at,
+    batches_in,
+    read,
+)
 
 CODECS = range(5)
 LENGTH_AT, CRC_AT, ATTRIBUTES_AT, HEADER_BYTES = 8, 17, 21, 61
@@ -44,9 +50,23 @@ def built(rows: list[Any], base_offset: int, codec: int = 0, append_time: bool =
 
 
 def rows_here(data: bytes) -> list[Row]:
+    """As they are read batch by batch; and all at once, where that is offered."""
     batches = list(batches_in(data, "events-0"))
     assert all(batch.is_whole() for batch in batches)
-    found = read(batches, "events-0")
+    found = rows_of(read(batches, "events-0"))
+    plain = PlainBatches.in_fetch(data, check_crcs=True)
+    assert (plain is None) == any(
+        batch.is_compressed or batch.is_transactional or batch.is_control for batch in batches
+    )
+    if plain is not None:
+        assert rows_of(plain.read("events-0")) == found
+        parts = list(plain.parts(most_records=3, most_bytes=500))
+        assert [row for part in parts for row in rows_of(part.read("events-0"))] == found
+        assert [part.next_offset for part in parts[-1:]] == [b.next_offset for b in batches[-1:]]
+    return found
+
+
+def rows_of(found: Records) -> list[Row]:
     offsets, times = found.offsets.tolist(), found.timestamps_ms.tolist()
     of_records = [found.headers.get(offset, ()) for offset in offsets]
     return list(zip(offsets, times, found.keys, found.values, of_records, strict=True))
