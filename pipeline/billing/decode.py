@@ -29,7 +29,7 @@ from pipeline.billing import ids
 from pipeline.billing.scan import Scanner
 from pipeline.billing.terms import AD_COLUMNS
 from pipeline.billing.texts import Bytes, Int64s, Packed, Texts, lines_of
-from pipeline.billing.xxh3 import hash_joined, hash_rows
+from pipeline.billing.xxh3 import hash_rows
 from pipeline.contract.events import EVENT_ID_MAX_LENGTH, EngagementEvent, Event
 from pipeline.contract.vocabulary import (
     ENGAGEMENT_KINDS,
@@ -103,17 +103,11 @@ class Columns:
             placement=texts.codes("placement", PLACEMENTS),
             event_time_ms=event_time_ms,
             price_micros=price_micros,
-            event_keys=_keys(texts, "event_id"),
-            ad_keys=_keys(texts, *AD_COLUMNS),
-            user_keys=_keys(texts, "user_id"),
-            impression_keys=_keys(texts, "impression_id"),
+            event_keys=ids.hash_columns(texts, "event_id"),
+            ad_keys=ids.hash_columns(texts, *AD_COLUMNS),
+            user_keys=ids.hash_columns(texts, "user_id"),
+            impression_keys=ids.hash_columns(texts, "impression_id"),
         )
-
-
-def _keys(texts: Texts, *names: str) -> ids.Keys:
-    """Of columns without nulls."""
-    starts, ends = texts.stretches(*names)
-    return hash_joined(texts.buffer, starts, ends - starts)
 
 
 @dataclass(frozen=True, slots=True)

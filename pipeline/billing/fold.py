@@ -21,6 +21,7 @@ from pipeline.billing.credits import credit_key
 from pipeline.billing.id_runs import RunError
 from pipeline.billing.journal import Ad, Header
 from pipeline.billing.terms import Terms
+from pipeline.billing.texts import Texts
 from pipeline.contract.days import from_iso
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import CHARGED, CPM, CPM_BLOCK, LIMITS, NOT_SERVING
@@ -160,7 +161,8 @@ def remember(shard: Shard, events: pl.DataFrame, log_time_ms: int) -> None:
     """Take over the ids, and the keys of rule 8, of a record's events."""
     known = events.filter(pl.col("disposition") >= NOT_SERVING)
     unique = ids.join_keys(events["unique_low"].to_numpy(), events["unique_high"].to_numpy())
-    shard.remember(ids.hash_columns(known, "event_id"), unique, log_time_ms)
+    event_keys = ids.hash_columns(Texts.of(known.select("event_id")), "event_id")
+    shard.remember(event_keys, unique, log_time_ms)
 
 
 def _rows_of_ads(terms: Terms, ads: Sequence[Ad], used: Sequence[int]) -> tuple[Rows, Rows]:

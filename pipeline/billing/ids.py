@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import xxhash
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from polars_hash import NonCryptographicHashingNameSpace
 
 from pipeline.billing.id_runs import Keys as Keys
 from pipeline.billing.id_runs import Mask, MemoryShelf, Probe, Run, Shelf, to_merge
 from pipeline.billing.key_table import KeyTable
+from pipeline.billing.texts import Texts
+from pipeline.billing.xxh3 import hash_joined
 
 Rows = npt.NDArray[np.int64]
 
@@ -34,19 +34,11 @@ SEPARATOR = "\0"
 """Joins the parts of an identity; no part can hold it: an event with a NUL is malformed."""
 
 
-def hash_columns(frame: pl.DataFrame, *columns: str) -> Keys:
-    """XXH3-128 of each row's UTF-8 bytes; several columns make one identity together.
-
-    A null has no identity: its hash is 0.
-    """
-    parts = [pl.col(column) for column in columns]
-    joined = pl.concat_str(parts, separator=SEPARATOR) if len(parts) > 1 else parts[0]
-    whole = NonCryptographicHashingNameSpace(joined).xxh3_128()
-    halves = frame.select(
-        low=(whole % _HALF).cast(pl.UInt64).fill_null(0),
-        high=(whole // _HALF).cast(pl.UInt64).fill_null(0),
-    )
-    return join_keys(halves["low"].to_numpy(), halves["high"].to_numpy())
+def hash_columns(texts: Texts, *names: str) -> Keys:
+    """XXH3-128 of each row's UTF-8 bytes in columns without nulls; several columns make one
+    identity together."""
+    starts, ends = texts.stretches(*names)
+    return hash_joined(texts.buffer, starts, ends - starts)
 
 
 def hash_text(*parts: str) -> tuple[int, int]:

@@ -1,7 +1,6 @@
 """XXH3-128 of many stretches of one buffer, in a compiled loop.
 
-The hashes of `pipeline.billing.ids` without a data frame: polars hands every call over to its
-threads, which costs more than the hashes of a small turn. Seed 0 and the default secret, written
+The hashes of `pipeline.billing.ids` where the texts lie. Seed 0 and the default secret, written
 from the specification: https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md
 
 Everything is uint64, constants too: numba makes a float of a uint64 and an int64, and looks for

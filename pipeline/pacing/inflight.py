@@ -117,7 +117,8 @@ class InflightModel:
         """Sum of ingest delays in ms, and their number."""
         self._stops = np.array([PRIOR_STOP_S * _PRIOR_STOPS, _PRIOR_STOPS])
         """Impressions after pauses and the rates before them, weighted by the pauses."""
-        self._measuring: set[int] = set()
+        self._measuring: dict[int, None] = {}
+        """Rows with a `stop_from_ms`, the oldest pause first."""
 
     # -- learning -----------------------------------------------------------------------------
 
@@ -141,12 +142,13 @@ class InflightModel:
             if rate > 0 and row not in self._measuring:
                 groups.stop_from_ms[row], groups.stop_rate[row] = now_ms, rate
                 groups.stop_early[row] = groups.stop_late[row] = 0.0
-                self._measuring.add(row)
+                self._measuring[row] = None
 
     def forget(self, rows: Rows) -> None:
         """The ad groups are another worker's now."""
         self.groups.clear(rows)
-        self._measuring -= set(rows.tolist())
+        for row in rows.tolist():
+            self._measuring.pop(row, None)
 
     @property
     def is_new(self) -> bool:
@@ -236,17 +238,19 @@ class InflightModel:
         if not self._measuring:
             return
         groups = self.groups
-        for at in np.flatnonzero(np.isin(seen.group, list(self._measuring))).tolist():
+        for at in np.flatnonzero(groups.stop_from_ms[seen.group] > 0).tolist():
             row = int(seen.group[at])
             after_ms = seen.last_impression_ms[at] - groups.stop_from_ms[row]
             if 0 < after_ms <= STOP_WINDOW_MS / 2:
                 groups.stop_early[row] += seen.impressions[at]
             elif after_ms > STOP_WINDOW_MS / 2:
                 groups.stop_late[row] += seen.impressions[at]
-        for row in list(self._measuring):
+        while self._measuring:
+            row = next(iter(self._measuring))
             if seen.now_ms - groups.stop_from_ms[row] < STOP_WINDOW_MS:
-                continue
-            self._measuring.discard(row)
+                break
+            del self._measuring[row]
+            groups.stop_from_ms[row] = 0.0
             rate = float(groups.stop_rate[row])
             if groups.stop_late[row] <= _NOT_OBEYED * rate * STOP_WINDOW_MS / 2_000:
                 self._stops += (float(groups.stop_early[row]), rate)

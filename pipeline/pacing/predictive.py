@@ -119,6 +119,7 @@ class Predictive:
             probability=(0, 1.0),
             next_look_ms=(0, NEVER),
             throttled_at_ms=(0, 0.0),
+            settling=(0, 0.0),
             **_PAUSED,
         )
         self._campaigns = Columns(**_PAUSED)
@@ -137,8 +138,8 @@ class Predictive:
         """Those that it pauses, those of paused campaigns among them ..."""
         self._expected: list[tuple[Standing, str]] = []
         """... and without them, with their billing days."""
-        self._settling: list[_Settling] = []
-        self._settling_rows: set[int] = set()
+        self._settling: dict[int, _Settling] = {}
+        """By row, which its column `settling` tells too; the oldest first."""
         self._notes: list[tuple[int, PacingNote]] = []
 
     # -- learning -----------------------------------------------------------------------------
@@ -194,14 +195,17 @@ class Predictive:
         """Add what came to the predictions that wait for it, and note those that are over."""
         if not self._settling:
             return
-        came = dict(zip(seen.group.tolist(), seen.value_nanos.tolist(), strict=True))
-        for one in self._settling:
-            one.realised += came.get(one.row, 0.0)
-        while self._settling and seen.now_ms - self._settling[0].made_at_ms > self.tuning.settle_ms:
-            self._note_inflight(self._settling.pop(0), seen.now_ms)
+        for at in np.flatnonzero(self._groups.settling[seen.group]).tolist():
+            self._settling[int(seen.group[at])].realised += float(seen.value_nanos[at])
+        while self._settling:
+            oldest = next(iter(self._settling.values()))
+            if seen.now_ms - oldest.made_at_ms <= self.tuning.settle_ms:
+                break
+            del self._settling[oldest.row]
+            self._groups.settling[oldest.row] = 0.0
+            self._note_inflight(oldest, seen.now_ms)
 
     def _note_inflight(self, one: _Settling, now_ms: int) -> None:
-        self._settling_rows.discard(one.row)
         note = PacingNote(
             entity=one.entity,
             kind="inflight",
@@ -428,12 +432,13 @@ class Predictive:
         deviations = np.sqrt(inflight.variance).tolist()
         for at, (standing, billing_day) in enumerate(paused):
             row = standing.row
-            if row in self._settling_rows or inflight.price[at] <= 0:
+            if row in self._settling or inflight.price[at] <= 0:
                 continue
-            self._settling_rows.add(row)
+            self._groups.settling[row] = 1.0
             mean = float(inflight.mean[at])
-            one = _Settling(row, standing.entity, billing_day, now_ms, mean, deviations[at])
-            self._settling.append(one)
+            self._settling[row] = _Settling(
+                row, standing.entity, billing_day, now_ms, mean, deviations[at]
+            )
 
     # -- even pacing --------------------------------------------------------------------------
 
@@ -581,8 +586,7 @@ class Predictive:
         for campaign in campaigns.tolist():
             self._campaign_groups.pop(campaign, None)
             self._campaign_probability.pop(campaign, None)
-        self._settling = [one for one in self._settling if one.row not in gone]
-        self._settling_rows -= gone
+        self._settling = {row: one for row, one in self._settling.items() if row not in gone}
 
 
 def _is_served_on(of_level: Columns, rows: Rows) -> npt.NDArray[np.bool_]:
