@@ -372,7 +372,7 @@ def _rule_limits(
     _clear_keys(outcome, spent_out)
 
     rows = candidates[~over]
-    demand = _Demand(rows, price[~over], remaining[:, ~over], groups[~over])
+    demand = _Demand(rows, price[~over], np.compress(~over, remaining, axis=1), groups[~over])
     near = _near_a_limit(outcome, demand)
     first = first[~over]
     far = rows[~near & first]

@@ -28,7 +28,7 @@ import polars as pl
 from pipeline.billing import ids
 from pipeline.billing.scan import Scanner
 from pipeline.billing.terms import AD_COLUMNS
-from pipeline.billing.texts import Bytes, Int64s, Packed, Texts, lines_of
+from pipeline.billing.texts import ByteRows, Bytes, Int64s, Packed, Texts, lines_of
 from pipeline.billing.xxh3 import hash_rows
 from pipeline.contract.events import EVENT_ID_MAX_LENGTH, EngagementEvent, Event
 from pipeline.contract.vocabulary import (
@@ -129,8 +129,8 @@ class Decoded:
     @classmethod
     def joined(cls, parts: Sequence[Decoded]) -> Decoded:
         """All of them, one after the other."""
-        if not parts:
-            return _nothing()
+        if len(parts) <= 1:
+            return parts[0] if parts else _nothing()
         columns = {
             field.name: np.concatenate([getattr(part.columns, field.name) for part in parts])
             for field in fields(Columns)
@@ -233,6 +233,9 @@ def warm_up() -> None:
     # The one the fast way, the other message by message.
     for values in ([message], [message, b""]):
         decoder.decode(values).texts.gathered("event_id", np.zeros(1, np.int64))
+    packed = ByteRows()
+    packed.append(message)
+    packed.joined(np.zeros(1, np.int64))
     hash_rows(np.zeros((1, 1), dtype=np.uint64))
 
 

@@ -172,6 +172,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     catalog_end: int
     """The catalog was used up to, not including, this offset."""
     ads: list[Ad]
+    """Where a header is only to be written: what `pack_ads` gives, which nobody can read."""
     accounts: dict[str, AccountTerms]
     signals: list[Signal]
     blocks: list[Block]

@@ -92,7 +92,7 @@ _QUOTES, _BACKSLASHES, _SPACES = (_U(byte) * _ONES for byte in (_QUOTE, _BACKSLA
 _NO, _ASCII, _NOT_ASCII = 0, 1, 2
 _NOWHERE = -1
 
-# The newline at the text's end is where every loop stops at the latest: none goes past one.
+# The newline at the text's end is where every loop stops at the latest: none goes past the last.
 
 
 @compiled
@@ -145,7 +145,7 @@ def _members_at(
     numbers: Int64s,
     there: Bytes,
 ) -> tuple[int, int]:
-    """Fill in a message; where its brace has closed, and its strings' bytes or-ed together.
+    """Fill in a message; where its brace has closed, and whether its strings are not all ASCII.
 
     `usual` holds the known key that came at each place in the last message: it is tried first.
     """
@@ -270,8 +270,8 @@ def _unknown_key_at(text: Bytes, at: int, unknown: Int64s, count: int) -> tuple[
 
 @compiled
 def _any_value_at(text: Bytes, at: int) -> tuple[int, int]:
-    """Where the string, number, true, false or null that begins here has ended, and a string's
-    bytes or-ed together."""
+    """Where the string, number, true, false or null that begins here has ended, and whether it
+    is a string that is not all ASCII."""
     if text[at] == _QUOTE:
         return _string_at(text, at)
     for literal in (b"true", b"false", b"null"):

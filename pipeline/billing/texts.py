@@ -79,17 +79,18 @@ class Texts:
         """Columns of strings, packed."""
         starts = np.zeros((columns.width, columns.height), np.int64)
         ends = np.zeros_like(starts)
-        packed = [b"\n"]
+        buffers = [np.full(1, _NEWLINE, np.uint8)]  # so that no text starts at 0
         size = 1
-        for row, column in enumerate(columns.iter_columns()):
-            sizes = column.str.len_bytes().fill_null(0).to_numpy()
+        for row, column in enumerate(columns.iter_columns() if columns.height else ()):
+            array = column.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+            _, edges, texts = array.buffers()
+            edges = np.frombuffer(edges, np.int64)[array.offset :][: columns.height + 1]
             there = column.is_not_null().to_numpy()
-            behind = size + np.cumsum(sizes)
-            starts[row] = np.where(there, behind - sizes, 0)
-            ends[row] = np.where(there, behind, 0)
-            packed.append((column.str.join().item() or "").encode())
-            size += len(packed[-1])
-        return cls(np.frombuffer(b"".join(packed), np.uint8), tuple(columns.columns), starts, ends)
+            starts[row] = np.where(there, edges[:-1] + size, 0)
+            ends[row] = np.where(there, edges[1:] + size, 0)
+            buffers.append(np.frombuffer(texts or b"", np.uint8))
+            size += len(buffers[-1])
+        return cls(np.concatenate(buffers), tuple(columns.columns), starts, ends)
 
     @classmethod
     def joined(cls, parts: Sequence[Texts]) -> Texts:

@@ -402,8 +402,8 @@ class Predictive:
             self._expected.append((standing, signal.billing_day))
             self.forecasts.ran_out(row, now_ms)
 
-    def _learn_of_signals(self, now_ms: int) -> None:
-        """Take in the signals of a turn's reviews all at once: for one it costs as much."""
+    def end_reviews(self, now_ms: int) -> None:
+        # What is learned of the signals costs as much for one as for all.
         if self._changed:
             rows, probabilities = zip(*self._changed, strict=True)
             self.forecasts.note_changes(np.array(rows), now_ms, np.array(probabilities))
@@ -563,7 +563,6 @@ class Predictive:
         return self.model.common() | self.forecasts.traffic.common() | others
 
     def forecasts_due(self, now_ms: int) -> Rows:
-        self._learn_of_signals(now_ms)
         return self.forecasts.due(now_ms)
 
     def record(self, rows: Rows, names: list[str], predicted: Int64s, now_ms: int) -> None:

@@ -165,9 +165,12 @@ class Policy(Protocol):
         """Take that over again; whether it could be read."""
         ...
 
+    def end_reviews(self, now_ms: int) -> None:
+        """The reviews of this turn are over."""
+        ...
+
     def forecasts_due(self, now_ms: int) -> Rows:
-        """Ad groups whose exhaustion is to be predicted and recorded now; mostly none. Comes in
-        every turn, after its reviews."""
+        """Ad groups whose exhaustion is to be predicted and recorded now; mostly none."""
         ...
 
     def record(self, rows: Rows, names: list[str], predicted: Int64s, now_ms: int) -> None:
@@ -238,6 +241,9 @@ class PlainLimits:
         campaign_row: Callable[[str], int],
     ) -> bool:
         return True
+
+    def end_reviews(self, now_ms: int) -> None:
+        pass
 
     def forecasts_due(self, now_ms: int) -> Rows:
         return np.empty(0, dtype=np.int64)

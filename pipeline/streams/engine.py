@@ -204,6 +204,7 @@ class Engine:
             seen, today = seen_of(outcome, self.terms), today_of(self.terms, now_ms)
             self._pacing.observe(seen, facts_of(self.terms, seen.group), today)
         self._review_serving(outcome, drafts, now_ms)
+        self._pacing.end_reviews(now_ms)
         if self.settings.lag_bound_ms:
             self._review_lag(batch, drafts, now_ms)
         if self._pacing.predicts:

@@ -227,8 +227,8 @@ class PlainBatches:
         return all(crc32c(covered[start:end]) == crc for start, end, crc in spans)
 
     def parts(self, most_records: int, most_bytes: int) -> Iterator[PlainBatches]:
-        """The same in pieces of consecutive batches, each ended by the batch that makes it reach
-        one of these bounds."""
+        """Those of a whole fetch in pieces of consecutive batches, each ended by the batch that
+        makes it reach one of these bounds."""
         start, number = 0, len(self.described)
         sizes = np.cumsum(self.described[:, 2]), np.cumsum(np.diff(self.described[:, 1], prepend=0))
         while start < number:

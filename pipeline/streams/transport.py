@@ -104,8 +104,10 @@ class _ChunkRecords(fetcher.PartitionRecords):  # type: ignore[misc]
             yield from self._unpack_each()
             return
         for part in plain.parts(MAX_CHUNK_RECORDS, MAX_CHUNK_BYTES):
-            start, self.next_fetch_offset = self.next_fetch_offset, part.next_offset
-            yield self._chunk(start, part.read(self._place))
+            start = self.next_fetch_offset
+            if part.next_offset > start:
+                self.next_fetch_offset = part.next_offset
+                yield self._chunk(start, part.read(self._place))
 
     def _unpack_each(self) -> Iterator[ConsumerRecord]:
         """The same, one batch looked at after the other."""
@@ -117,8 +119,9 @@ class _ChunkRecords(fetcher.PartitionRecords):  # type: ignore[misc]
                 taken.append(batch)
                 size += batch.size_bytes
                 records += batch.count
-            self.next_fetch_offset = batch.next_offset
-            if records >= MAX_CHUNK_RECORDS or size >= MAX_CHUNK_BYTES:
+            self.next_fetch_offset = max(self.next_fetch_offset, batch.next_offset)
+            is_full = records >= MAX_CHUNK_RECORDS or size >= MAX_CHUNK_BYTES
+            if is_full and self.next_fetch_offset > start:
                 yield self._chunk(start, read(taken, self._place))
                 start, taken, records, size = self.next_fetch_offset, [], 0, 0
         if self.next_fetch_offset > start:

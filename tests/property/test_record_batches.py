@@ -10,11 +10,14 @@ import pytest
 from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
 from aiokafka.record.default_records import DefaultRecordBatchBuilder, _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.structs import TopicPartition
 from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.billing.texts import Packed, lines_of
+from pipeline.contract.vocabulary import CLICKS
+from pipeline.streams import transport
 from pipeline.streams.record_batches import (
     PlainBatches,
     Records,
@@ -219,3 +222,59 @@ def test_packed_values_are_a_sequence_of_them(parts: list[list[Any]], cut: slice
     else:
         assert lines is not None
         assert lines.tobytes() == b"".join(value + b"\n" for value in values)
+
+
+def chunks_of(data: bytes, start: int, one_by_one: bool) -> list[Any]:
+    """What a fetch from this offset on is made into, with where the next fetch would begin."""
+    fetched = transport._FetchedRecords(data)
+    arguments = (TopicPartition(CLICKS, 3), fetched, [], start, None, transport.as_chunks, True, 1)
+    unpacked = transport._ChunkRecords(*arguments)
+    found: list[Any] = []
+    each = unpacked._unpack_each() if one_by_one else unpacked._unpack_records()
+    for record in each:
+        chunk = record.value
+        offsets = chunk.offsets.tolist()
+        headers_of = [chunk.headers.get(offset, ()) for offset in offsets]
+        columns = (offsets, chunk.timestamps_ms.tolist(), chunk.keys, chunk.values, headers_of)
+        place = (record.offset, chunk.start, chunk.end, unpacked.next_fetch_offset)
+        found.append((*place, list(zip(*columns, strict=True))))
+    return found
+
+
+def compacted_away(base_offset: int, last: int) -> bytes:
+    """A batch that has kept its offsets and none of its records."""
+    batch = bytearray(built([(0, None, b"v", [])], base_offset)[:HEADER_BYTES])
+    struct.pack_into(">i", batch, LENGTH_AT, HEADER_BYTES - 12)
+    struct.pack_into(">i", batch, ATTRIBUTES_AT + 2, last)
+    struct.pack_into(">i", batch, HEADER_BYTES - 4, 0)
+    return sealed(batch)
+
+
+@given(data=st.data(), most=st.sampled_from([1, 2, 5, 4_096]), most_bytes=st.sampled_from([1, 300]))
+def test_a_fetch_is_the_same_chunks_at_once_as_batch_by_batch(
+    data: st.DataObject, most: int, most_bytes: int
+) -> None:
+    first = offset = data.draw(st.integers(0, 2**40))
+    fetched = b""
+    for size in data.draw(st.lists(st.integers(0, 4), max_size=6)):
+        rows = data.draw(st.lists(records, min_size=size, max_size=size))
+        fetched += built(rows, offset) if rows else compacted_away(offset, 0)
+        offset += max(1, size) + data.draw(st.integers(0, 2))
+    start = first + data.draw(st.integers(0, 4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transport, "MAX_CHUNK_RECORDS", most)
+        patch.setattr(transport, "MAX_CHUNK_BYTES", most_bytes)
+        assert PlainBatches.in_fetch(fetched, check_crcs=True) is not None
+        at_once = chunks_of(fetched, start, one_by_one=False)
+        assert at_once == chunks_of(fetched, start, one_by_one=True)
+    for _, begin, end, *_ in at_once:
+        assert begin < end
+
+
+def test_a_wrong_checksum_is_seen_at_once_and_told_batch_by_batch() -> None:
+    good, bad = built([(0, b"k", b"v", [])], 5), bytearray(built([(0, b"k", b"w", [])], 6))
+    bad[-2] ^= 1
+    assert PlainBatches.in_fetch(good + bytes(bad), check_crcs=True) is None
+    assert PlainBatches.in_fetch(good + bytes(bad), check_crcs=False) is not None
+    with pytest.raises(CorruptRecordException, match="batch at offset 6: invalid CRC"):
+        chunks_of(good + bytes(bad), 5, one_by_one=False)

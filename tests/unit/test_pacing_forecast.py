@@ -22,11 +22,17 @@ NOON_MS = DAY * MS_PER_DAY + 12 * HOUR_MS
 TWO = np.array([0, 1])
 
 
-def step(policy: Predictive, now_ms: int, price: int, campaign: np.ndarray) -> None:
+def step(
+    policy: Predictive,
+    now_ms: int,
+    price: int,
+    campaign: np.ndarray,
+    impressions: float = 5.0 * PER_MINUTE,
+) -> None:
     """Five minutes' impressions of two ad groups, all billed."""
     day = now_ms // MS_PER_DAY
     today = Today(*(np.array([at]) for at in (day, day * MS_PER_DAY, (day + 1) * MS_PER_DAY)))
-    count, nothing = np.full(2, 5.0 * PER_MINUTE), np.zeros(2)
+    count, nothing = np.full(2, impressions), np.zeros(2)
     seen = Seen(
         now_ms=now_ms,
         group=TWO,
