@@ -129,7 +129,13 @@ class ShardEvents:
     """Of the ads."""
 
 
-NO_EVENTS = ShardEvents(pa.RecordBatch.from_pylist([], ARROW_SCHEMA), pack_ads(b"", 0), {})
+NO_EVENTS = ShardEvents(
+    pa.RecordBatch.from_arrays(
+        [pa.nulls(0, kind) for kind in ARROW_SCHEMA.types], ARROW_SCHEMA.names
+    ),
+    pack_ads(b"", 0),
+    {},
+)
 
 
 def shard_events(outcome: Outcome, drafts: Mapping[int, Draft], terms: Terms) -> list[ShardEvents]:
@@ -167,7 +173,7 @@ def _event_columns(
     batch = outcome.batch
     charged = outcome.disposition[rows] == CHARGED
     unique = outcome.unique_keys[rows]
-    columns: dict[str, Any] = {
+    numbers: dict[str, npt.NDArray[Any]] = {
         "source": batch.source[rows],
         "source_offset": batch.offset[rows],
         "disposition": outcome.disposition[rows],
@@ -176,33 +182,36 @@ def _event_columns(
         "limit": outcome.limit[rows],
         "basis": np.where(charged, outcome.basis[rows], 0).astype(np.uint8),
         "event_time_ms": batch.event_time_ms[rows],
-        "billing_day": _dates(outcome.billing_day[rows]),
-        "posting_day": _dates(outcome.posting_day[rows]),
+        "billing_day": outcome.billing_day[rows].astype(np.int32),
+        "posting_day": outcome.posting_day[rows].astype(np.int32),
         "ad": ad_codes,
-        "user_hash": _user_hashes(outcome.user_keys[rows], batch.malformed[rows]),
         "price_micros": batch.price_micros[rows],
         "amount_nanos": outcome.amount_nanos[rows],
         "free_nanos": outcome.free_nanos[rows],
         "unique_low": np.ascontiguousarray(unique[:, 0]),
         "unique_high": np.ascontiguousarray(unique[:, 1]),
     }
+    parts: dict[str, tuple[npt.NDArray[Any], ...]] = {
+        name: (column,) for name, column in numbers.items()
+    }
     for name in ("event_id", "country", "device"):
-        buffers = (pa.py_buffer(part) for part in batch.gathered(name, rows))
-        columns[name] = pa.Array.from_buffers(pa.large_string(), len(rows), [None, *buffers])
-    arrays = [pa.array(columns[name]) for name in ARROW_SCHEMA.names]
+        parts[name] = batch.gathered(name, rows)
+    parts["user_hash"] = _user_hashes(outcome.user_keys[rows], batch.malformed[rows])
+    # Of the buffers: converting arrays makes pyarrow import pandas.
+    arrays = [
+        pa.Array.from_buffers(kind, len(rows), [None, *map(pa.py_buffer, parts[name])])
+        for name, kind in zip(ARROW_SCHEMA.names, ARROW_SCHEMA.types, strict=True)
+    ]
     return pa.RecordBatch.from_arrays(arrays, schema=ARROW_SCHEMA)
 
 
-def _dates(days: Rows) -> pa.Array:
-    return pa.array(days.astype(np.int32)).view(pa.date32())
-
-
-def _user_hashes(keys: ids.Keys, malformed: npt.NDArray[np.bool_]) -> pa.Array:
-    """The keys' 16 bytes each, or none where malformed."""
+def _user_hashes(
+    keys: ids.Keys, malformed: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.int64], ids.Keys]:
+    """The keys' 16 bytes each, or none where malformed: where each starts and the last ends, and
+    the bytes."""
     ends = np.cumsum(np.where(malformed, 0, 16), dtype=np.int64)
-    offsets = np.concatenate((np.zeros(1, np.int64), ends))
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(keys[~malformed])]
-    return pa.Array.from_buffers(pa.large_binary(), len(keys), buffers)
+    return np.concatenate((np.zeros(1, np.int64), ends)), keys[~malformed]
 
 
 def account_terms(terms: Terms, account_id: str) -> AccountTerms:
