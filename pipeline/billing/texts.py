@@ -128,12 +128,7 @@ class Texts:
         """A column's texts in these rows, one after the other: where each starts and the last ends,
         and their bytes. A null is empty."""
         row = self.names.index(name)
-        starts, ends = self.starts[row, rows], self.ends[row, rows]
-        edges = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(ends - starts, out=edges[1:])
-        gathered = np.empty(edges[-1], np.uint8)
-        _copy_texts(self.buffer, starts, edges, gathered)
-        return edges, gathered
+        return _gathered(self.buffer, self.starts[row, rows], self.ends[row, rows])
 
 
 class ByteRows:
@@ -159,12 +154,17 @@ class ByteRows:
 
     def joined(self, rows: Int64s) -> bytes:
         """What these rows hold, one after the other."""
-        starts = self._edges[rows]
-        edges = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(self._edges[rows + 1] - starts, out=edges[1:])
-        joined = np.empty(edges[-1], np.uint8)
-        _copy_texts(self._buffer, starts, edges, joined)
+        _, joined = _gathered(self._buffer, self._edges[rows], self._edges[rows + 1])
         return joined.tobytes()
+
+
+def _gathered(buffer: Bytes, starts: Positions, ends: Positions) -> tuple[Int64s, Bytes]:
+    """These stretches, one after the other: where each starts and the last ends, and the bytes."""
+    edges = np.zeros(len(starts) + 1, np.int64)
+    np.cumsum(ends - starts, out=edges[1:])
+    gathered = np.empty(edges[-1], np.uint8)
+    _copy_texts(buffer, starts, edges, gathered)
+    return edges, gathered
 
 
 @cache

@@ -146,8 +146,8 @@ class _ChunkRecords(fetcher.PartitionRecords):  # type: ignore[misc]
             raise batch.corrupt(self._place, "a control batch without a marker")
         return bool(ControlRecord.parse(marker) == ABORT_MARKER)
 
-    def _chunk(self, start: int, read: Records) -> ConsumerRecord:
-        records = read.from_offset(start)  # a fetch may begin within a batch
+    def _chunk(self, start: int, fetched: Records) -> ConsumerRecord:
+        records = fetched.from_offset(start)  # a fetch may begin within a batch
         topic, partition = self._tp.topic, self._tp.partition
         chunk = Chunk(
             source=EVENT_TOPICS.index(topic),
