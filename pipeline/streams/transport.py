@@ -120,9 +120,9 @@ class _ChunkRecords(fetcher.PartitionRecords):  # type: ignore[misc]
                 size += batch.size_bytes
                 records += batch.count
             self.next_fetch_offset = max(self.next_fetch_offset, batch.next_offset)
-            is_full = records >= MAX_CHUNK_RECORDS or size >= MAX_CHUNK_BYTES
-            if is_full and self.next_fetch_offset > start:
-                yield self._chunk(start, read(taken, self._place))
+            if records >= MAX_CHUNK_RECORDS or size >= MAX_CHUNK_BYTES:
+                if self.next_fetch_offset > start:
+                    yield self._chunk(start, read(taken, self._place))
                 start, taken, records, size = self.next_fetch_offset, [], 0, 0
         if self.next_fetch_offset > start:
             yield self._chunk(start, read(taken, self._place))
