@@ -50,8 +50,9 @@ class Run:
     cpu_s: float
     peak_mib: float
     output_bytes_per_event: float
-    report_s: float = 0.0
-    """Product only: seconds of the reporter over all events; the books reconciled after it."""
+    reported_per_s: float = 0.0
+    """Product only: events a second of the reporter, from its first batch to its last; the books
+    reconciled after it."""
 
 
 @dataclass(slots=True)
@@ -251,8 +252,7 @@ def _run_product(site: Site, events: int) -> Run:
         run = _measured(outputs, worker, log)
     if run.events != events:
         raise BenchError(f"judged {run.events} of {events} events: {log_tail(log)}")
-    report_s = report_and_reconcile(site, data_dir, events)
-    return replace(run, report_s=report_s)
+    return replace(run, reported_per_s=report_and_reconcile(site, data_dir, events))
 
 
 def _run_peer(site: Site, peer: Peer, settings: Settings) -> Run:

@@ -168,12 +168,11 @@ def _cell(text: str) -> str:
 
 
 def _note(contestant: Mapping[str, Any]) -> str:
-    if not (report_s := _median(contestant, "report_s")):
+    if not (rate := _median(contestant, "reported_per_s")):
         return f"{len(contestant['runs'])} runs"
-    rate = _median(contestant, "events") / report_s
     return (
         f"{len(contestant['runs'])} runs, each reconciled at zero tolerance; "
-        f"reporter {_number(rate)} events/s on one core, start included"
+        f"the reporter then on that core: {_number(rate)} events/s"
     )
 
 
@@ -473,7 +472,7 @@ def _capacity(results: Results) -> str:
         product = results["compare"]["contestants"][0]
         rate = _median(product, "events_per_s")
         journal_bytes = _median(product, "output_bytes_per_event")
-        reporter = _median(product, "events") / _median(product, "report_s")
+        reporter = _median(product, "reported_per_s")
         id_bytes = _fullest(results)["disk_bytes"] / _fullest(results)["ids"]
     except (KeyError, IndexError, ZeroDivisionError):
         return f"Not measured yet: `{COMMANDS['compare']}` and `{COMMANDS['state']}`."

@@ -45,6 +45,7 @@ from pipeline.reporting.rows import (
     charges_per_record,
     event_rows,
     first_posting_days,
+    in_table_order,
     pacing_rows,
     signal_rows,
     to_arrow,
@@ -341,7 +342,7 @@ class Reporter:
             log.error("the credit of event %s is refused: %s", row["event_id"], row["refused"])
         accounts, shard_closes = self._book.note(cut.records, first_posting_days(events))
         return [
-            *_daily_inserts("billing.events", events, "posting_day"),
+            *_daily_inserts("billing.events", in_table_order(events, cut.records), "posting_day"),
             *_daily_inserts(
                 "billing.charges", pl.concat([charges, credit_charges(credits)]), "posting_day"
             ),
