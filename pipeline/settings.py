@@ -22,7 +22,8 @@ from aiokafka.abc import AbstractTokenProvider
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from pipeline.billing.journal import NEWEST, VERSIONS
+from pipeline.contract.vocabulary import JOURNAL_VERSIONS
+from pipeline.errors import EXIT_USAGE, UserError
 
 PREFIX = "PIPELINE_"
 
@@ -30,8 +31,10 @@ DEVELOPMENT_USER_HASH_KEY = "promoted-pins development key"
 """Public, so it hides nobody: production sets its own."""
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError, ValueError):
     """A setting is wrong. The text names each variable, what it holds and what is allowed."""
+
+    exit_code = EXIT_USAGE
 
 
 class Settings(BaseSettings):
@@ -103,7 +106,9 @@ class Settings(BaseSettings):
     """How long a worker may be silent before its shards move to another one. The brokers' bounds
     are `group.min.session.timeout.ms` (6,000 by default) and `group.max.session.timeout.ms`."""
 
-    worker_journal_version: int = Field(default=NEWEST, ge=VERSIONS[0], le=NEWEST)
+    worker_journal_version: int = Field(
+        default=JOURNAL_VERSIONS[-1], ge=JOURNAL_VERSIONS[0], le=JOURNAL_VERSIONS[-1]
+    )
     """The version of the journal's format that workers write; all that are allowed here are read.
     Lower it while an upgrade to this release is under way: docs/operations.md, Upgrade."""
 

@@ -33,15 +33,14 @@ from pipeline.contract.vocabulary import (
     BASES,
     DISPOSITIONS,
     EVENT_TOPICS,
+    JOURNAL_VERSIONS,
     KINDS,
     LIMITS,
     PLACEMENTS,
 )
 
-VERSIONS: Final = (1, 2)
-"""The versions of the format that this program reads, and can be told to write."""
-NEWEST: Final = VERSIONS[-1]
-_MAGIC = {version: b"PPJ%d" % version for version in VERSIONS}
+NEWEST: Final = JOURNAL_VERSIONS[-1]
+_MAGIC = {version: b"PPJ%d" % version for version in JOURNAL_VERSIONS}
 _PREFIX = struct.Struct("<4sI")
 _DIGEST_BYTES = 32
 EMPTY_DIGEST = bytes(_DIGEST_BYTES)

@@ -13,15 +13,9 @@ import typer
 from rich.table import Table
 
 from pipeline.cli import wiring
-from pipeline.cli.admin import (
-    CommandError,
-    DataOption,
-    JsonOption,
-    err,
-    now_by_clock_ms,
-    out,
-)
 from pipeline.cli.catalog_topic import publish, read_catalog, record_of, refusal_of
+from pipeline.cli.common import CommandError, DataOption, JsonOption, err, out
+from pipeline.cli.tables import now_by_clock_ms
 from pipeline.contract.catalog import Catalog
 from pipeline.contract.edits import AmountEdit, Edit, Edited, EditError, GroupSelection, How, edited
 from pipeline.contract.log import LogRecord

@@ -21,7 +21,7 @@ from aiokafka.errors import KafkaError
 from rich.text import Text
 
 from pipeline.cli import wiring
-from pipeline.cli.admin import DataOption, JsonOption, out
+from pipeline.cli.common import DataOption, JsonOption, out
 from pipeline.contract.vocabulary import EVENT_TOPICS
 from pipeline.embedded.errors import EmbeddedError
 from pipeline.embedded.kafka import bundled_java

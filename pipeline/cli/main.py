@@ -3,76 +3,87 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping, MutableMapping
+from importlib import import_module
+from typing import Any, Final, cast
 
 import typer
 from aiokafka.errors import KafkaConnectionError
 from rich.console import Console
+from typer.core import TyperGroup
 
-from pipeline.cli import (
-    admin,
-    catalog_edit,
-    doctor,
-    finance,
-    pacing,
-    processes,
-    replay,
-    reports,
-    simulation,
-    up,
-)
 from pipeline.contract.log import LogUnavailable
-from pipeline.embedded.errors import EmbeddedError
-from pipeline.reporting.clickhouse import StoreError
-from pipeline.reporting.corrections import TooManyError
-from pipeline.reporting.plans import TakenOver
-from pipeline.reporting.schema import SchemaError
-from pipeline.reporting.statements import StatementError
-from pipeline.settings import SettingsError
-from pipeline.streams.topics import TopicsError
+from pipeline.errors import EXIT_FAILED, UserError
 
-EXIT_FAILED = 1
-EXIT_USAGE = 2
+_MODULES: Final = {
+    "up": "up",
+    "worker": "worker",
+    "reporter": "reporter",
+    "dashboard": "dashboard",
+    "topics": "topics",
+    "schema": "schema",
+    "catalog": "catalog",
+    "close-day": "close_day",
+    "redrive": "redrive",
+    "reconcile": "reports",
+    "explain": "reports",
+    "statement": "finance",
+    "credit": "finance",
+    "simulate": "simulation",
+    "demo": "simulation",
+    "pacing-bench": "pacing",
+    "replay": "replay",
+    "doctor": "doctor",
+}
+"""Each command's module, in the order of `pipeline --help`."""
 
-_TOLD = (
-    EmbeddedError,
-    TopicsError,
-    StoreError,
-    SchemaError,
-    TakenOver,
-    StatementError,
-    TooManyError,
-    admin.CommandError,
-)
+
+class _Commands(Mapping[str, Any]):
+    """The commands by name, each loaded when it is asked for: loading all takes seconds, of which
+    most commands need a small part."""
+
+    def __getitem__(self, name: str) -> Any:
+        of_module = typer.Typer()
+        import_module(f"pipeline.cli.{_MODULES[name]}").register(of_module)
+        return typer.main.get_group(of_module).commands[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_MODULES)
+
+    def __len__(self) -> int:
+        return len(_MODULES)
+
+
+class _Group(TyperGroup):
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = cast("MutableMapping[str, Any]", _Commands())
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
 
 app = typer.Typer(
     name="pipeline",
-    help="Streaming billing and pacing for promoted pins.",
+    cls=_Group,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-up.register(app)
-processes.register(app)
-admin.register(app)
-catalog_edit.register(admin.catalog_app)
-reports.register(app)
-finance.register(app)
-simulation.register(app)
-pacing.register(app)
-replay.register(app)
-doctor.register(app)
+
+
+@app.callback()
+def _pipeline() -> None:
+    """Streaming billing and pacing for promoted pins."""
 
 
 def main() -> None:
     """Run a command; what a person can put right is told in words, with exit code 1 or 2."""
     try:
         app()
-    except SettingsError as error:
+    except UserError as error:
         _say(str(error))
-        sys.exit(EXIT_USAGE)
-    except _TOLD as error:
-        _say(str(error))
-        sys.exit(EXIT_FAILED)
+        sys.exit(error.exit_code)
     except (KafkaConnectionError, LogUnavailable) as error:
         _say(
             f"Kafka cannot be reached ({error}). See that it runs, and where: "

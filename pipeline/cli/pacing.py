@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from pipeline.cli.admin import CommandError, JsonOption, err, out
+from pipeline.cli.common import CommandError, JsonOption, err, out
 from pipeline.simulate.bench import BenchOptions
 from pipeline.simulate.compare import POLICIES, Run, compare
 from pipeline.simulate.curves import CurveError

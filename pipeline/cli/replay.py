@@ -14,7 +14,8 @@ import typer
 from rich.table import Table
 
 from pipeline.cli import wiring
-from pipeline.cli.admin import CommandError, DataOption, JsonOption, err, out
+from pipeline.cli.common import CommandError, DataOption, JsonOption, err, out
+from pipeline.cli.judging import PACING_POLICIES, engine_settings
 from pipeline.settings import Settings
 from pipeline.streams.recording import Window, read_catalog, replay_shard
 from pipeline.streams.replay import Change, Replay, ReplayError, Tally
@@ -38,8 +39,8 @@ def read_policy(path: Path | None) -> ReplayPolicy:
         policy = msgspec.json.decode(path.read_bytes(), type=ReplayPolicy)
     except (OSError, msgspec.MsgspecError) as error:
         raise CommandError(f"--policy {path}: {error}") from error
-    if policy.pacing and policy.pacing not in wiring.PACING_POLICIES:
-        known = ", ".join(wiring.PACING_POLICIES)
+    if policy.pacing and policy.pacing not in PACING_POLICIES:
+        known = ", ".join(PACING_POLICIES)
         raise CommandError(f"--policy {path}: pacing {policy.pacing!r} is none of {known}")
     return policy
 
@@ -72,8 +73,8 @@ async def run_replay(
     tallies: dict[str, Tally] = {}
     judged = 0
     for shard in range(settings.partitions):
-        pacing = wiring.PACING_POLICIES[policy.pacing or settings.pacing_policy]()
-        replay = Replay(shard, wiring.engine_settings(settings), pacing, change)
+        pacing = PACING_POLICIES[policy.pacing or settings.pacing_policy]()
+        replay = Replay(shard, engine_settings(settings), pacing, change)
         judged += await replay_shard(replay, window, catalog, options)
         tallies |= replay.tallies  # an entity belongs to one shard
     return tallies, judged

@@ -13,15 +13,9 @@ import typer
 from rich.table import Table
 
 from pipeline.cli import wiring
-from pipeline.cli.admin import (
-    CommandError,
-    DataOption,
-    JsonOption,
-    err,
-    now_by_clock_ms,
-    out,
-)
 from pipeline.cli.catalog_topic import read_catalog
+from pipeline.cli.common import CommandError, DataOption, JsonOption, err, out
+from pipeline.cli.tables import now_by_clock_ms
 from pipeline.contract.money import units
 from pipeline.contract.vocabulary import EVENT_TOPICS, JOURNAL
 from pipeline.reporting.audit import Audit, audit_journal

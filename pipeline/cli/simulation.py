@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.cli import wiring
-from pipeline.cli.admin import CommandError, DataOption, close_day, err, out
+from pipeline.cli.close_day import close_day
+from pipeline.cli.common import CommandError, DataOption, err, out
 from pipeline.cli.logs import configure_logging
 from pipeline.cli.reports import full_report, show_report
 from pipeline.cli.up import Up

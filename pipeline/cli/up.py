@@ -21,7 +21,8 @@ import aiohttp
 import typer
 from aiohttp import web
 
-from pipeline.cli import processes, wiring
+from pipeline.cli import wiring
+from pipeline.cli.common import until_signalled
 from pipeline.cli.logs import configure_logging
 from pipeline.dashboard.server import Dashboard, DashboardSettings
 from pipeline.embedded import ports
@@ -29,9 +30,9 @@ from pipeline.embedded.errors import EmbeddedError
 from pipeline.embedded.kafka import EmbeddedKafka
 from pipeline.embedded.processes import ChildProcess, DirectoryLock
 from pipeline.reporting.clickhouse import Store
-from pipeline.reporting.process import served
 from pipeline.settings import Settings, load_settings
 from pipeline.streams.topics import ensure_topics
+from pipeline.web import served
 
 log = logging.getLogger(__name__)
 
@@ -299,4 +300,4 @@ def register(app: typer.Typer) -> None:
                 clickhouse_port or ports.free_port(),
                 web_port or ports.free_port(),
             )
-            asyncio.run(processes.until_signalled(one.run))
+            asyncio.run(until_signalled(one.run))

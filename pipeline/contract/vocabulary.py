@@ -14,6 +14,8 @@ ENGAGEMENTS: Final = "ads.engagements"
 CATALOG: Final = "ads.catalog"
 SIGNALS: Final = "pacing.signals"
 JOURNAL: Final = "billing.journal"
+JOURNAL_VERSIONS: Final = (1, 2)
+"""The versions of its format that this program reads, and can be told to write."""
 REJECTS: Final = "billing.rejects"
 
 EVENT_TOPICS: Final = (IMPRESSIONS, CLICKS, ENGAGEMENTS)

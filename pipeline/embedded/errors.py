@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pipeline.errors import UserError
 
-class EmbeddedError(Exception):
+
+class EmbeddedError(UserError):
     """The embedded default cannot start or go on.
 
     The text is for the person at the terminal: what is wrong, and what to do about it.

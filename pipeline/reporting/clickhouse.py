@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import clickhouse_connect
-import pyarrow as pa
 from clickhouse_connect import common
 from clickhouse_connect.driver.exceptions import (
     ClickHouseError,
@@ -22,6 +21,10 @@ from clickhouse_connect.driver.exceptions import (
 )
 
 from pipeline import failpoints
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:  # most commands read a few rows, and start without it
+    import pyarrow as pa
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +68,7 @@ _PASSING_CODES: Final = frozenset(
 )
 
 
-class StoreError(Exception):
+class StoreError(UserError):
     """ClickHouse refused or failed. `code` is its error code, 0 where it gave none."""
 
     def __init__(self, message: str, code: int = 0) -> None:

@@ -8,6 +8,7 @@ from datetime import date
 from typing import Any, Final
 
 from pipeline.contract.catalog_entities import Credit
+from pipeline.errors import UserError
 from pipeline.reporting.clickhouse import Store, text_list
 
 IDS_AT_ONCE: Final = 1_000
@@ -20,7 +21,7 @@ _COLUMNS: Final = (
 )
 
 
-class TooManyError(Exception):
+class TooManyError(UserError):
     """A selection of more events than one correction takes."""
 
 

@@ -23,6 +23,7 @@ import pyarrow as pa
 from pipeline.billing.chain import Chain
 from pipeline.billing.journal import EMPTY_DIGEST
 from pipeline.contract.vocabulary import CATALOG, JOURNAL
+from pipeline.errors import UserError
 from pipeline.reporting.clickhouse import Store
 
 TABLE: Final = "reporting.reporter_batches"
@@ -30,7 +31,7 @@ _KEPT: Final = 1_000
 """Batches in one partition of the table; at least as many are kept."""
 
 
-class TakenOver(Exception):
+class TakenOver(UserError):
     """Another reporter writes to the same ClickHouse: this one must stop."""
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +15,7 @@ from pipeline.reporting.clickhouse import Store
 from pipeline.reporting.http import MAX_QUERY_BYTES, ReadOnlyHttp
 from pipeline.reporting.metrics import ReporterMetrics, add_pages
 from pipeline.reporting.reporter import Reporter, report
+from pipeline.web import served
 
 LOOPBACK: Final = "127.0.0.1"
 
@@ -61,15 +61,3 @@ async def run_reporter(
             await journal.stop()
             await catalog.stop()
     await asyncio.to_thread(store.close)
-
-
-@asynccontextmanager
-async def served(application: web.Application, host: str, port: int) -> AsyncIterator[None]:
-    """Serve an application meanwhile."""
-    runner = web.AppRunner(application, access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, host, port).start()
-        yield
-    finally:
-        await runner.cleanup()

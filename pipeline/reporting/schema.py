@@ -13,6 +13,7 @@ from importlib import resources
 from string import Template
 from typing import Final
 
+from pipeline.errors import UserError
 from pipeline.reporting.clickhouse import Store, StoreError
 
 UNKNOWN_TABLE: Final = 60
@@ -49,7 +50,7 @@ class Migration:
         return [part.strip() for part in re.split(r";\s*(?:\n|$)", filled) if part.strip()]
 
 
-class SchemaError(Exception):
+class SchemaError(UserError):
     """The tables are not those of this version."""
 
 

@@ -29,6 +29,7 @@ from typing import Final
 import pyarrow as pa
 
 from pipeline.contract.money import NANOS_PER_UNIT
+from pipeline.errors import UserError
 from pipeline.reporting.clickhouse import Store
 from pipeline.reporting.daybook import ONE_DAY, DayBook, next_month
 
@@ -62,7 +63,7 @@ class Line:
     carried_nanos: int
 
 
-class StatementError(Exception):
+class StatementError(UserError):
     """There is no statement to show; the text says why and what to do."""
 
 

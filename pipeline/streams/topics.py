@@ -18,13 +18,14 @@ from pipeline.contract.vocabulary import (
     REJECTS,
     SIGNALS,
 )
+from pipeline.errors import UserError
 
 JOURNAL_MAX_BYTES = 64 * 1024 * 1024
 _RETENTION_MARGIN_DAYS = 2
 _FOR_EVER_MS = 2**63 - 1
 
 
-class TopicsError(Exception):
+class TopicsError(UserError):
     """The topics are not as the contract needs them; the text says which and what to do."""
 
 

@@ -15,15 +15,15 @@ import sys
 from aiohttp import web
 
 from pipeline.cli import wiring
-from pipeline.cli.processes import until_signalled
+from pipeline.cli.common import until_signalled
 from pipeline.contract.vocabulary import CATALOG, JOURNAL
 from pipeline.reporting import schema
 from pipeline.reporting.clickhouse import Store
 from pipeline.reporting.http import ReadOnlyHttp
 from pipeline.reporting.plans import TakenOver
-from pipeline.reporting.process import served
 from pipeline.reporting.reporter import Reporter
 from pipeline.settings import Settings, load_settings
+from pipeline.web import served
 
 GAVE_WAY = "gave way"
 log = logging.getLogger("two_reporters")

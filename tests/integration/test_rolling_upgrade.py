@@ -16,14 +16,14 @@ from itertools import pairwise
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from pipeline.billing.journal import NEWEST, VERSIONS, version_of
-from pipeline.contract.vocabulary import JOURNAL
+from pipeline.billing.journal import NEWEST, version_of
+from pipeline.contract.vocabulary import JOURNAL, JOURNAL_VERSIONS
 from pipeline.embedded.kafka import EmbeddedKafka
 from tests.integration.cluster import PARTITIONS, Cluster
 from tests.integration.product import until
 from tests.integration.test_two_workers import Load
 
-OLD, NEW = (str(version) for version in VERSIONS)
+OLD, NEW = (str(version) for version in JOURNAL_VERSIONS)
 
 
 @pytest.fixture(scope="module")

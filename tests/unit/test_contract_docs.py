@@ -12,8 +12,8 @@ import msgspec
 import pytest
 import typer
 
-from pipeline.billing.journal import CODE_NAMES, EVENT_SCHEMA, VERSIONS, Header
-from pipeline.cli.main import EXIT_FAILED, EXIT_USAGE, app, main
+from pipeline.billing.journal import CODE_NAMES, EVENT_SCHEMA, Header
+from pipeline.cli.main import app, main
 from pipeline.contract import catalog, catalog_entities
 from pipeline.contract.asyncapi import CONTRACT_VERSION
 from pipeline.contract.catalog_entities import KINDS
@@ -21,7 +21,8 @@ from pipeline.contract.events import EngagementEvent
 from pipeline.contract.money import COUNTRY_CURRENCY, minimum_bid_micros
 from pipeline.contract.rejects import Reject
 from pipeline.contract.signals import Signal
-from pipeline.contract.vocabulary import DISPOSITIONS
+from pipeline.contract.vocabulary import DISPOSITIONS, JOURNAL_VERSIONS
+from pipeline.errors import EXIT_FAILED, EXIT_USAGE
 from pipeline.reporting.digest import DIGEST_COLUMNS
 from pipeline.settings import Settings
 from pipeline.streams.topics import topic_specs
@@ -170,5 +171,5 @@ def test_the_journals_codes_are_positions_in_the_vocabulary() -> None:
 
 
 def test_the_journals_magic_is_told() -> None:
-    for version in VERSIONS:
+    for version in JOURNAL_VERSIONS:
         assert f"`PPJ{version}`" in section(JOURNAL, "Record")

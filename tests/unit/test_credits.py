@@ -10,9 +10,10 @@ import msgspec
 from pipeline.billing import fold
 from pipeline.billing.batch import Assembler
 from pipeline.billing.credits import credit_key
-from pipeline.billing.journal import VERSIONS, decode, seal
+from pipeline.billing.journal import decode, seal
 from pipeline.contract.catalog import Accepted, Refused
 from pipeline.contract.log import LogRecord
+from pipeline.contract.vocabulary import JOURNAL_VERSIONS
 from pipeline.streams.engine import Engine, Turn
 from pipeline.streams.writer import prepare
 from tests.property.worlds import HOUR_MS, START_MS, TO_THE_END, chunks_of, make_engine
@@ -140,7 +141,7 @@ def test_a_record_without_credits_has_no_trace_of_them() -> None:
     engine = engine_with_ads()
     turn = turn_at(engine, START_MS)
     entry = prepare(engine, turn, {0: [], 1: []})[0]
-    for version in VERSIONS:
+    for version in JOURNAL_VERSIONS:
         _, value = seal(entry.header, entry.body, bytes(32), version)
         assert b"credits" not in value
 

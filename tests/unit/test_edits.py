@@ -7,8 +7,8 @@ from decimal import Decimal
 
 import pytest
 
-from pipeline.cli.admin import CommandError
 from pipeline.cli.catalog_edit import check_edits, parse_amount
+from pipeline.cli.common import CommandError
 from pipeline.contract.catalog import Catalog
 from pipeline.contract.edits import AmountEdit, Edit, EditError, GroupSelection, edited
 from pipeline.contract.log import LogRecord

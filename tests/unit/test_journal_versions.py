@@ -15,7 +15,6 @@ from pipeline.billing.journal import (
     ARROW_SCHEMA,
     EMPTY_DIGEST,
     NEWEST,
-    VERSIONS,
     Ad,
     JournalError,
     LaterVersionError,
@@ -30,7 +29,7 @@ from pipeline.billing.journal import (
     version_of,
 )
 from pipeline.contract.log import LogRecord
-from pipeline.contract.vocabulary import CHARGED, JOURNAL
+from pipeline.contract.vocabulary import CHARGED, JOURNAL, JOURNAL_VERSIONS
 from pipeline.reporting.intake import Intake
 from pipeline.reporting.plans import Plan, Position
 from tests.headers import a_header
@@ -136,7 +135,7 @@ def test_events_are_packed_as_a_whole_and_not_so_in_version_1() -> None:
     packed = encode_events(batch)
     assert not packed.startswith(_STREAM_MAGIC)
     header = a_header(events=1)
-    for version in VERSIONS:
+    for version in JOURNAL_VERSIONS:
         _, value = seal(header, packed, EMPTY_DIGEST, version)
         record = decode(value)
         assert record.body.startswith(_STREAM_MAGIC) is (version == 1)
@@ -167,7 +166,7 @@ def test_damaged_events_are_a_journal_error_whatever_the_decoder_does() -> None:
     assert errors > len(body)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", JOURNAL_VERSIONS)
 @pytest.mark.parametrize("number", [0, 1, 15, 16, 65_535, 65_536])
 def test_ads_that_are_packed_already_are_written_as_their_list_is(
     version: int, number: int
