@@ -17,8 +17,10 @@ import numpy.typing as npt
 from pipeline.billing import ids
 from pipeline.billing.batch import Batch
 from pipeline.billing.books import Balances, Shard
+from pipeline.billing.in_force import InForce, in_force
 from pipeline.billing.terms import Terms, distinct
 from pipeline.billing.xxh3 import hash_rows
+from pipeline.contract.catalog import Catalog
 from pipeline.contract.days import LAST_DAY
 from pipeline.contract.partitioning import partition_of
 from pipeline.contract.vocabulary import (
@@ -98,7 +100,6 @@ class Outcome:
     pin: Rows
     group: Rows
     campaign: Rows
-    zone: Rows
     disposition: Codes
     basis: Codes
     limit: Codes
@@ -119,13 +120,15 @@ def decide(
     policy: Policy,
 ) -> Outcome:
     """Judge every event of a batch; the shards named in it must be there. Changes nothing."""
-    outcome = _columns(batch, terms, now_ms, policy)
-    _rule_misrouted(outcome, terms)
+    pin = terms.find_ads(batch.ad_keys)
+    ads = in_force(pin, batch.event_time_ms, terms)
+    outcome = _columns(batch, pin, ads, now_ms, policy)
+    _rule_misrouted(outcome, ads, terms)
     _rule_time(outcome, policy)
-    _rule_unknown(outcome, terms)
+    _rule_unknown(outcome, ads)
     _rule_duplicate(outcome, shards)
-    bids = _rule_serving(outcome, shards, terms)
-    _assign_days(outcome, shards, terms)
+    bids = _rule_serving(outcome, ads, shards, terms)
+    _assign_days(outcome, ads, shards, terms)
     _rule_counted(outcome)
     candidates = _rule_repeat(outcome, shards)
     _rule_limits(outcome, candidates, bids, balances, terms)
@@ -135,12 +138,9 @@ def decide(
 # -- columns ----------------------------------------------------------------------------------
 
 
-def _columns(batch: Batch, terms: Terms, now_ms: int, policy: Policy) -> Outcome:
+def _columns(batch: Batch, pin: Rows, ads: InForce, now_ms: int, policy: Policy) -> Outcome:
     """Rule 1: what did not decode is malformed; everything else becomes columns."""
     size = len(batch)
-    # Where the ad is not in the catalog: -1, all the way up.
-    pin = terms.find_ads(batch.ad_keys)
-    group = np.where(pin >= 0, terms.pin.group[pin], -1).astype(np.int64)
     # A record's timestamp is its producer's word: an absurd one must not stop the shard.
     record_day = np.clip(batch.record_ms // MS_PER_DAY, 0, LAST_DAY)
     nothing = np.zeros(size, dtype=np.int64)
@@ -149,9 +149,8 @@ def _columns(batch: Batch, terms: Terms, now_ms: int, policy: Policy) -> Outcome
         now_ms=now_ms,
         user_keys=ids.user_hasher(policy.user_hash_key).hash(batch.user_keys),
         pin=pin,
-        group=group,
-        campaign=np.where(pin >= 0, terms.group.campaign[group], -1).astype(np.int64),
-        zone=np.full(size, -1, dtype=np.int64),
+        group=ads.group,
+        campaign=ads.campaign,
         disposition=np.where(batch.malformed, MALFORMED, UNDECIDED).astype(np.uint8),
         basis=np.zeros(size, dtype=np.uint8),
         limit=np.full(size, NO_LIMIT, dtype=np.uint8),
@@ -170,15 +169,14 @@ def _undecided(outcome: Outcome) -> Rows:
     return np.flatnonzero(outcome.disposition == UNDECIDED)
 
 
-def _rule_misrouted(outcome: Outcome, terms: Terms) -> None:
+def _rule_misrouted(outcome: Outcome, ads: InForce, terms: Terms) -> None:
     """Rule 2: the campaign's partition is another one."""
     rows = _undecided(outcome)
-    home = np.empty(len(rows), dtype=np.int64)
-    known = outcome.pin[rows] >= 0
-    home[known] = terms.campaign.shard[outcome.campaign[rows[known]]]
-    if not known.all():
-        strangers = outcome.batch.texts("campaign_id", rows[~known])
-        home[~known] = [partition_of(name or "", terms.partitions) for name in strangers]
+    home = ads.shard[rows]
+    unknown = np.flatnonzero(home < 0)
+    if len(unknown):
+        strangers = outcome.batch.texts("campaign_id", rows[unknown])
+        home[unknown] = [partition_of(name or "", terms.partitions) for name in strangers]
     outcome.disposition[rows[home != outcome.batch.shard[rows]]] = MISROUTED
 
 
@@ -190,19 +188,9 @@ def _rule_time(outcome: Outcome, policy: Policy) -> None:
     outcome.disposition[rows[times < records - policy.horizon_ms]] = EXPIRED
 
 
-def _rule_unknown(outcome: Outcome, terms: Terms) -> None:
+def _rule_unknown(outcome: Outcome, ads: InForce) -> None:
     """Rule 4: the ad group, campaign or pin is not in the catalog, or not each other's."""
-    rows = _undecided(outcome)
-    alive = outcome.pin[rows] >= 0
-    found = rows[alive]
-    campaigns = outcome.campaign[found]
-    alive[alive] = (
-        terms.pin.alive[outcome.pin[found]]
-        & terms.group.alive[outcome.group[found]]
-        & terms.campaign.alive[campaigns]
-        & terms.account.alive[terms.campaign.account[campaigns]]
-    )
-    outcome.disposition[rows[~alive]] = UNKNOWN
+    outcome.disposition[(outcome.disposition == UNDECIDED) & ~ads.alive] = UNKNOWN
 
 
 def _rule_duplicate(outcome: Outcome, shards: Mapping[int, Shard]) -> None:
@@ -223,32 +211,21 @@ def _within_shards(keys: ids.Keys, shards: npt.NDArray[np.int32]) -> ids.Keys:
     return ids.join_keys(keys[:, 0] ^ shards.astype(np.uint64), keys[:, 1])
 
 
-def _rule_serving(outcome: Outcome, shards: Mapping[int, Shard], terms: Terms) -> Int64s:
+def _rule_serving(
+    outcome: Outcome, ads: InForce, shards: Mapping[int, Shard], terms: Terms
+) -> Int64s:
     """Rule 6: what was in force at event_time_ms. Returns the bids in micros, a row each."""
-    bids = np.zeros(len(outcome.disposition), dtype=np.int64)
+    bids = ads.bid_micros.copy()
     rows = _undecided(outcome)
-    if len(rows) == 0:
-        return bids
-    pins, groups, campaigns = outcome.pin[rows], outcome.group[rows], outcome.campaign[rows]
-    times = outcome.batch.event_time_ms[rows]
-    serves = (
-        terms.pin.serves[pins]
-        & terms.group.active[groups]
-        & terms.campaign.active[campaigns]
-        & (terms.group.start_ms[groups] <= times)
-        & (times < terms.group.end_ms[groups])
-    )
-    outcome.basis[rows] = terms.campaign.basis[campaigns]
-    bids[rows] = terms.group.bid_micros[groups]
-    target_cpi = terms.group.target_cpi[groups]
-    since = np.maximum(terms.pin.since_ms[pins], terms.group.since_ms[groups])
-    earlier = times < np.maximum(since, terms.campaign.since_ms[campaigns])
-    single = np.flatnonzero(earlier | terms.group.has_keywords[groups])
+    serves, target_cpi = ads.serves[rows], ads.target_cpi[rows]
+    outcome.basis[rows] = ads.basis[rows]
+    single = np.flatnonzero(ads.one_by_one[rows])
     if len(single):
+        times = outcome.batch.event_time_ms[rows[single]].tolist()
         keywords = outcome.batch.texts("keyword", rows[single])
-        for at, keyword in zip(single.tolist(), keywords, strict=True):
+        for at, time_ms, keyword in zip(single.tolist(), times, keywords, strict=True):
             row = int(rows[at])
-            ad = terms.ad_at(int(outcome.pin[row]), int(times[at]), keyword)
+            ad = terms.ad_at(int(outcome.pin[row]), time_ms, keyword)
             serves[at], outcome.basis[row], bids[row] = ad.serves, ad.basis, ad.bid_micros
             target_cpi[at] = ad.target_cpi
     outcome.disposition[rows[~serves]] = NOT_SERVING
@@ -272,13 +249,12 @@ def _cap_by_decided_bids(
             bids[here] = np.minimum(bids[here], micros[at])
 
 
-def _assign_days(outcome: Outcome, shards: Mapping[int, Shard], terms: Terms) -> None:
+def _assign_days(outcome: Outcome, ads: InForce, shards: Mapping[int, Shard], terms: Terms) -> None:
     """Billing and posting day of every event that reached rule 6, in its account's calendar."""
     rows = np.flatnonzero((outcome.disposition == UNDECIDED) | (outcome.disposition == NOT_SERVING))
     if len(rows) == 0:
         return
-    zones = terms.account.zone[terms.campaign.account[outcome.campaign[rows]]]
-    outcome.zone[rows] = zones
+    zones = ads.zone[rows]
     days = np.empty(len(rows), dtype=np.int64)
     closed = np.full((max(shards) + 1, len(terms.zones)), -1, dtype=np.int64)
     today = np.zeros(len(terms.zones), dtype=np.int64)
@@ -511,3 +487,4 @@ def warm_up() -> None:
     """Compile what judging needs, or load it, before the first event waits for it."""
     nothing = np.empty(0, np.int64)
     _mark_near(nothing, nothing, nothing, nothing, np.empty(0, np.bool_))
+    in_force(nothing, nothing, Terms(Catalog(), 1))

@@ -81,27 +81,32 @@ def distinct(rows: npt.NDArray[np.integer]) -> Rows:
 
 
 class Columns:
-    """Growing numpy columns of one level; attribute access gives the columns."""
+    """Growing rows of one level; attribute access gives their columns.
+
+    What belongs to a row lies together, because compiled loops read rows (`in_force`): a row is one
+    wait for memory, where an array for each column would be one each.
+    """
 
     def __init__(self, level: str) -> None:
-        self._spec = _COLUMNS[level]
-        self._size = 0
-        for name, (dtype, fill) in self._spec.items():
-            setattr(self, name, np.full(16, fill, dtype=dtype))
+        spec = _COLUMNS[level]
+        by_width = sorted(spec, key=lambda name: -np.dtype(spec[name][0]).itemsize)
+        row = np.dtype([(name, spec[name][0]) for name in by_width], align=True)
+        self._new = np.array([tuple(spec[name][1] for name in by_width)], dtype=row)
+        self.rows = self._new[:0]
+        self.reserve(16)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name)
 
     def reserve(self, rows: int) -> None:
         """Make room for rows 0 .. rows-1; new ones hold the level's defaults."""
-        capacity = len(getattr(self, next(iter(self._spec))))
+        capacity = len(self.rows)
         if rows > capacity:
-            grown = max(rows, capacity * 2)
-            for name, (dtype, fill) in self._spec.items():
-                column: npt.NDArray[Any] = np.full(grown, fill, dtype=dtype)
-                column[:capacity] = getattr(self, name)
-                setattr(self, name, column)
-        self._size = max(self._size, rows)
+            grown = np.repeat(self._new, max(rows, capacity * 2))
+            grown[:capacity] = self.rows
+            self.rows = grown
+            for name in grown.dtype.names or ():
+                setattr(self, name, grown[name])
 
 
 @dataclass(frozen=True, slots=True)
