@@ -214,7 +214,8 @@ def _within_shards(keys: ids.Keys, shards: npt.NDArray[np.int32]) -> ids.Keys:
 def _rule_serving(
     outcome: Outcome, ads: InForce, shards: Mapping[int, Shard], terms: Terms
 ) -> Int64s:
-    """Rule 6: what was in force at event_time_ms. Returns the bids in micros, a row each."""
+    """Rule 6: what was in force at event_time_ms. Returns the bids in micros, a row each,
+    those of rows that earlier rules decided too."""
     bids = ads.bid_micros.copy()
     rows = _undecided(outcome)
     serves, target_cpi = ads.serves[rows], ads.target_cpi[rows]

@@ -20,8 +20,8 @@ Rows = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
-
 _BLOCK = 256
+"""Events whose rows of the terms fit the inner caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ def in_force(pin: Rows, event_time_ms: Int64s, terms: Terms) -> InForce:
         pin,
         event_time_ms,
         (terms.pin.rows, terms.group.rows, terms.campaign.rows, terms.account.rows),
+        (terms.group.campaign, terms.campaign.shard),
         numbers,
         found.bid_micros,
         found.basis,
@@ -83,6 +84,7 @@ def _look_up(
     pin: Rows,
     event_time_ms: Int64s,
     levels: tuple[npt.NDArray[Any], ...],
+    apart: tuple[npt.NDArray[np.int32], ...],
     numbers: Int64s,
     bid_micros: Int64s,
     basis: Codes,
@@ -93,6 +95,7 @@ def _look_up(
     A level is read for a block of events before the next one: within it no read waits for another.
     """
     pins, groups, campaigns, accounts = levels
+    campaign_of, shard_of = apart
     for start in range(0, len(pin), _BLOCK):
         block = range(start, min(start + _BLOCK, len(pin)))
         for row in block:
@@ -100,9 +103,11 @@ def _look_up(
                 numbers[0, row] = pins[pin[row]].group
         for row in block:
             if pin[row] >= 0:
-                numbers[1, row] = groups[numbers[0, row]].campaign
+                numbers[1, row] = campaign_of[numbers[0, row]]
+                bid_micros[row] = groups[numbers[0, row]].bid_micros
         for row in block:
             if pin[row] >= 0:
+                numbers[2, row] = shard_of[numbers[1, row]]
                 numbers[3, row] = campaigns[numbers[1, row]].account
         for row in block:
             if pin[row] < 0:
@@ -112,7 +117,6 @@ def _look_up(
             campaign = campaigns[numbers[1, row]]
             account = accounts[numbers[3, row]]
             time_ms = event_time_ms[row]
-            numbers[2, row] = campaign.shard
             numbers[3, row] = account.zone
             flags[0, row] = ad.alive & group.alive & campaign.alive & account.alive
             flags[1, row] = (
@@ -127,4 +131,3 @@ def _look_up(
                 time_ms < max(ad.since_ms, group.since_ms, campaign.since_ms)
             )
             basis[row] = campaign.basis
-            bid_micros[row] = group.bid_micros

@@ -32,6 +32,9 @@ Rows = npt.NDArray[np.int64]
 
 AD_COLUMNS = ("campaign_id", "ad_group_id", "promoted_pin_id")
 
+_APART = ("campaign", "shard")
+"""Columns that are looked through as a whole, to find the rows of a shard."""
+
 UNLIMITED = np.iinfo(np.int64).max
 ALWAYS = np.iinfo(np.int64).min
 NEVER_ENDS = np.iinfo(np.int64).max
@@ -81,18 +84,21 @@ def distinct(rows: npt.NDArray[np.integer]) -> Rows:
 
 
 class Columns:
-    """Growing rows of one level; attribute access gives their columns.
+    """Growing columns of one level, by attribute.
 
-    What belongs to a row lies together, because compiled loops read rows (`in_force`): a row is one
-    wait for memory, where an array for each column would be one each.
+    But for those that lie apart they are fields of `rows`, records of which `in_force` reads whole
+    ones: that is a wait for memory or two, where an array for each column would be one each.
     """
 
     def __init__(self, level: str) -> None:
         spec = _COLUMNS[level]
-        by_width = sorted(spec, key=lambda name: -np.dtype(spec[name][0]).itemsize)
-        row = np.dtype([(name, spec[name][0]) for name in by_width], align=True)
-        self._new = np.array([tuple(spec[name][1] for name in by_width)], dtype=row)
-        self.rows = self._new[:0]
+        together = sorted(spec.keys() - _APART, key=lambda name: (-_bytes_of(spec, name), name))
+        row = np.dtype([(name, spec[name][0]) for name in together], align=True)
+        self._new_row = np.array([tuple(spec[name][1] for name in together)], dtype=row)
+        self._apart = {name: spec[name] for name in spec if name in _APART}
+        self.rows = self._new_row[:0]
+        for name, (dtype, _) in self._apart.items():
+            setattr(self, name, np.empty(0, dtype=dtype))
         self.reserve(16)
 
     def __getattr__(self, name: str) -> Any:
@@ -102,11 +108,19 @@ class Columns:
         """Make room for rows 0 .. rows-1; new ones hold the level's defaults."""
         capacity = len(self.rows)
         if rows > capacity:
-            grown = np.repeat(self._new, max(rows, capacity * 2))
+            grown = np.repeat(self._new_row, max(rows, capacity * 2))
             grown[:capacity] = self.rows
             self.rows = grown
             for name in grown.dtype.names or ():
                 setattr(self, name, grown[name])
+            for name, (dtype, fill) in self._apart.items():
+                column: npt.NDArray[Any] = np.full(len(grown), fill, dtype=dtype)
+                column[:capacity] = getattr(self, name)
+                setattr(self, name, column)
+
+
+def _bytes_of(spec: Mapping[str, tuple[type, Any]], name: str) -> int:
+    return np.dtype(spec[name][0]).itemsize
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,8 @@ _MODULES: Final = {
     "doctor": "doctor",
 }
 """Each command's module, in the order of `pipeline --help`."""
+_MARKUP: Final = "markdown"
+"""Of help texts."""
 
 
 class _Commands(Mapping[str, Any]):
@@ -43,9 +45,18 @@ class _Commands(Mapping[str, Any]):
     most commands need a small part."""
 
     def __getitem__(self, name: str) -> Any:
-        of_module = typer.Typer()
+        of_module = typer.Typer(rich_markup_mode=_MARKUP)
         import_module(f"pipeline.cli.{_MODULES[name]}").register(of_module)
         return typer.main.get_group(of_module).commands[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        # Not by a KeyError, which a module's own fault could be.
+        if name not in _MODULES:
+            return default
+        return self[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in _MODULES
 
     def __iter__(self) -> Iterator[str]:
         return iter(_MODULES)
@@ -57,6 +68,7 @@ class _Commands(Mapping[str, Any]):
 class _Group(TyperGroup):
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
+        # Whatever could change them is not used.
         self.commands = cast("MutableMapping[str, Any]", _Commands())
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -67,7 +79,7 @@ app = typer.Typer(
     name="pipeline",
     cls=_Group,
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    rich_markup_mode=_MARKUP,
     pretty_exceptions_enable=False,
 )
 

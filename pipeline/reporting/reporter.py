@@ -85,8 +85,9 @@ class _Insert:
     table: str
     part: str
     rows: pa.Table
-    first_row: str
-    """A condition that only the first row meets."""
+    first_record: str
+    """A condition that the rows of one journal record meet, the first row's, and those of no other
+    insert."""
 
 
 @dataclass(slots=True)
@@ -364,7 +365,7 @@ class Reporter:
                 await self._insist(partial(self._store.insert, insert.table, insert.rows, token))
 
     def _is_in(self, insert: _Insert) -> bool:
-        sql = f"SELECT count() FROM {insert.table} WHERE {insert.first_row}"
+        sql = f"SELECT count() FROM {insert.table} WHERE {insert.first_record}"
         return bool(self._store.rows(sql)[0][0])
 
     def _close_days(self) -> None:

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from pipeline.cli import wiring
 from pipeline.cli.common import until_signalled
+from pipeline.cli.tables import table_layout
 from pipeline.contract.vocabulary import CATALOG, JOURNAL
 from pipeline.reporting import schema
 from pipeline.reporting.clickhouse import Store
@@ -45,7 +46,7 @@ async def _report(name: str, settings: Settings, store: Store) -> None:
 
 async def _run(settings: Settings, port: int, stop: asyncio.Event) -> None:
     store = Store(settings.clickhouse_dsn)
-    schema.apply(store, wiring.table_layout(settings))
+    schema.apply(store, table_layout(settings))
     pages = web.Application()
     ReadOnlyHttp(store).add_pages(pages)
     async with served(pages, "127.0.0.1", port), asyncio.TaskGroup() as group:

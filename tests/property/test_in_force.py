@@ -1,0 +1,70 @@
+"""One pass finds what the columns say, in blocks and beyond them."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.billing.in_force import _BLOCK, in_force
+from pipeline.billing.terms import Columns, Terms
+from pipeline.contract.catalog import Catalog
+
+PINS, GROUPS, CAMPAIGNS, ACCOUNTS = 50, 20, 8, 4
+LATEST_MS = 100
+
+
+def _fill(columns: Columns, size: int, rng: np.random.Generator, **parents: int) -> None:
+    """With anything, by attribute: as the terms are written."""
+    columns.reserve(size)
+    names = [*(columns.rows.dtype.names or ()), *parents]
+    for name in dict.fromkeys(names):
+        column = getattr(columns, name)
+        most = parents.get(name, 2 if column.dtype == np.bool_ else LATEST_MS)
+        column[:size] = rng.integers(0, most, size)
+
+
+def some_terms(rng: np.random.Generator) -> Terms:
+    terms = Terms(Catalog(), 4)
+    _fill(terms.pin, PINS, rng, group=GROUPS)
+    _fill(terms.group, GROUPS, rng, campaign=CAMPAIGNS)
+    _fill(terms.campaign, CAMPAIGNS, rng, account=ACCOUNTS, shard=4)
+    _fill(terms.account, ACCOUNTS, rng, zone=3)
+    return terms
+
+
+@given(st.integers(0, 2**32), st.integers(0, 2 * _BLOCK + 9))
+def test_each_event_finds_what_its_ads_columns_hold(seed: int, events: int) -> None:
+    rng = np.random.default_rng(seed)
+    terms = some_terms(rng)
+    pin = rng.integers(-1, PINS, events)
+    time_ms = rng.integers(0, LATEST_MS, events)
+    found = in_force(pin, time_ms, terms)
+
+    unknown, ad, at = pin < 0, pin[pin >= 0], time_ms[pin >= 0]
+    pins, groups, campaigns, accounts = terms.pin, terms.group, terms.campaign, terms.account
+    group = pins.group[ad]
+    campaign = groups.campaign[group]
+    account = campaigns.account[campaign]
+    since_ms = np.maximum(pins.since_ms[ad], groups.since_ms[group])
+    served = (groups.start_ms[group] <= at) & (at < groups.end_ms[group])
+    of_levels = pins.alive[ad] & groups.alive[group] & campaigns.alive[campaign]
+    expected = {
+        "group": group,
+        "campaign": campaign,
+        "shard": campaigns.shard[campaign],
+        "zone": accounts.zone[account],
+        "alive": of_levels & accounts.alive[account],
+        "serves": pins.serves[ad] & groups.active[group] & campaigns.active[campaign] & served,
+        "basis": campaigns.basis[campaign],
+        "bid_micros": groups.bid_micros[group],
+        "target_cpi": groups.target_cpi[group],
+        "one_by_one": groups.has_keywords[group]
+        | (at < np.maximum(since_ms, campaigns.since_ms[campaign])),
+    }
+    for name, column in expected.items():
+        assert (getattr(found, name)[~unknown] == column).all(), name
+    for name in ("group", "campaign", "shard", "zone"):
+        assert (getattr(found, name)[unknown] == -1).all(), name
+    for name in ("alive", "serves", "basis", "bid_micros", "target_cpi", "one_by_one"):
+        assert not getattr(found, name)[unknown].any(), name
