@@ -40,6 +40,8 @@ _MOST_NOTES: Final = 240
 """Of an ad group's day, that are kept to be compared with what comes."""
 _QUANTILE_90: Final = 1.2816
 _WIDEST: Final = 5.0
+_MOST_SKEWED: Final = 0.5
+"""No larger error moves the likeliest time."""
 _CURVE_ERROR: Final = 0.03
 """Relative error of a curve's next hours."""
 _ACTIVE_MS: Final = 1_800_000
@@ -276,9 +278,12 @@ class Forecasts:
             own = np.where(planned, np.maximum(line, at_most), own)
             return np.minimum(own, _hour_of(together, asked.campaign_nanos * factor))
 
-        likeliest = reached(np.ones(len(now)))
-        spread = np.minimum(_WIDEST, _QUANTILE_90 * self._error(asked, likeliest, now))
-        return np.stack((likeliest, reached(np.exp(-spread)), reached(np.exp(spread))))
+        error = self._error(asked, reached(np.ones(len(now))), now)
+        spread = np.minimum(_WIDEST, _QUANTILE_90 * error)
+        # The mode is before the median where the error is of the logarithm. A line's end is not.
+        sooner = np.where(planned, 0.0, np.minimum(error, _MOST_SKEWED) ** 2)
+        times = (reached(np.exp(-sooner)), reached(np.exp(-spread)), reached(np.exp(spread)))
+        return np.stack(times)
 
     def _error(self, asked: Outlook, likeliest: Floats, now: Floats) -> Floats:
         """The relative error of what is spent until the likeliest hour."""

@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 
 MEMORY_VERSION: Final = 2
 MOST_GROUPS: Final = 20_000
-"""Ad groups of a shard that are kept, those with most events: some 700 bytes each."""
+"""Ad groups of a shard that are kept, those with most events: some 900 bytes each."""
 
 
 class _Memory(msgspec.Struct, frozen=True, kw_only=True):

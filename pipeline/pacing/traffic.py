@@ -31,6 +31,10 @@ HOUR_MS: Final = 3_600_000
 _KEPT_OF_EARLIER_DAYS: Final = 0.5
 _OWN_PRIOR: Final = 30.0
 """Impressions that the common curve weighs against an ad group's own hour."""
+_BESIDE: Final = 0.25
+"""What the hour before and the hour after weigh in an ad group's own factor, against the hour
+itself: what an ad group differs in from the others lasts for hours, what a single hour differed
+in hardly comes again."""
 _WEEKDAY_PRIOR: Final = 2_000.0
 _FIT_ROUNDS: Final = 4
 _LOWEST_FACTOR: Final = 0.02
@@ -107,8 +111,7 @@ class TrafficModel:
         """Impressions that the curve of earlier days expects in these exposures, by hour."""
         groups = self.groups
         common = groups.level[rows, None] * self.hour_factors
-        seen = common * groups.exposure_s[rows]
-        own = (groups.counts[rows] + _OWN_PRIOR) / (seen + _OWN_PRIOR)
+        own = _own_factors(groups.counts[rows], common * groups.exposure_s[rows])
         return np.asarray(common * own * exposure_s)
 
     def fit(self) -> None:
@@ -144,7 +147,7 @@ class TrafficModel:
         common = self.hour_factors * self._weekday_factors(weekday)
         counts, exposure_s = self._known(rows)
         expected = groups.level[rows, None] * self.hour_factors * exposure_s
-        own = (counts + _OWN_PRIOR) / (expected + _OWN_PRIOR)
+        own = _own_factors(counts, expected)
         shape = np.where(groups.level[rows, None] > 0, common * own, common)
         return np.asarray(shape / shape.mean(axis=1, keepdims=True))
 
@@ -166,3 +169,16 @@ class TrafficModel:
     def forget(self, rows: Rows) -> None:
         """The ad groups are another worker's now."""
         self.groups.clear(rows)
+
+
+def _own_factors(counts: Floats, expected: Floats) -> Floats:
+    """Shape (rows, 24): what ad groups saw in each hour, and in those beside it, over what the
+    common curve expects there."""
+    seen, common = (_with_beside(hours) + _OWN_PRIOR for hours in (counts, expected))
+    return np.asarray(seen / common)
+
+
+def _with_beside(hours: Floats) -> Floats:
+    """Sums over each hour and a part of those beside it; a day's last hour is beside its first."""
+    beside = np.roll(hours, 1, axis=1) + np.roll(hours, -1, axis=1)
+    return np.asarray(hours + _BESIDE * beside)

@@ -134,3 +134,20 @@ def test_an_unseen_ad_group_has_the_common_curve_and_nobody_a_flat_one() -> None
     model = TrafficModel()
     _days(model, truth, np.ones((3, HOURS)), days=3)
     assert np.abs(model.shapes(np.array([9]), 2)[0] - truth / truth.mean()).max() < 0.05
+
+
+def test_what_an_ad_group_differs_in_for_hours_is_kept_and_a_single_hour_only_in_part() -> None:
+    rows = np.arange(20)
+    counts = np.full((len(rows), HOURS), 1_000.0)
+    counts[0, 12:20] = 2_000.0
+    counts[1, 15] = 2_000.0
+    model = TrafficModel()
+    for hour in range(2 * HOURS):
+        at, day = np.full(len(rows), hour), np.full(len(rows), hour // HOURS)
+        model.observe(rows, at, day, counts[:, hour % HOURS], np.full(len(rows), 3_600.0))
+        model.fit()
+    lasting, single = model.shapes(rows[:2], 2)
+    assert lasting[13:19].mean() / lasting[:11].mean() == pytest.approx(2.0, rel=0.05)
+    assert 1.5 < single[15] / single[:11].mean() < 1.8
+    assert 1.05 < single[16] / single[:11].mean() < 1.3
+    assert single[14] == pytest.approx(single[16])

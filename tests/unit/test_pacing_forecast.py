@@ -77,6 +77,18 @@ def test_a_budget_lasts_as_long_as_its_share_of_the_traffic() -> None:
     assert (high > likeliest + 2).all()
 
 
+def test_the_likeliest_end_is_before_the_middle_of_what_is_poorly_known() -> None:
+    hour = 60 * PER_MINUTE * PRICE
+    policy, early = watched(STEADY), []
+    for error in (0.05, 0.3):
+        policy.forecasts.prices.errors[:] = error**2, 1.0
+        likeliest, low, high = minutes_left(policy, [3 * hour] * 2, [UNLIMITED] * 2)[:, 0]
+        middle = np.sqrt(low * high)
+        assert low < likeliest < middle
+        early.append(middle / likeliest)
+    assert 1.0 < early[0] < 1.02 < early[1] < 1.08
+
+
 def test_cheap_hours_to_come_make_a_budget_last_longer() -> None:
     hour = 60 * PER_MINUTE * PRICE
     cheap = np.where(np.arange(HOURS) >= 13, PRICE // 2, PRICE)
