@@ -117,7 +117,7 @@ def _number(value: float) -> str:
 
 
 def _median(contestant: Mapping[str, Any], figure: str) -> float:
-    values = [run[figure] for run in contestant["runs"]]
+    values = [run.get(figure, 0.0) for run in contestant["runs"]]
     return statistics.median(values) if values else 0.0
 
 

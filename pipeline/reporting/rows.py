@@ -185,9 +185,8 @@ def in_table_order(events: pl.DataFrame, records: Sequence[CountedRecord]) -> pl
     nearly as many ads as they have events that is no gain, and ClickHouse does sort them.
     """
     holding = _holding(records)
-    if not holding or events.height < _EVENTS_AN_AD * sum(
-        len(record.header.ads) for record in holding
-    ):
+    ads = sum(len(record.header.ads) for record in holding)
+    if not holding or events.height < _EVENTS_AN_AD * ads:
         return events
     # Code points sort as the bytes of UTF-8 do, by which ClickHouse sorts.
     groups = [

@@ -57,6 +57,7 @@ def test_help_shows_an_example(command: tuple[str, ...]) -> None:
     _, found, example = " ".join(done.output.split()).partition("Example:")
     assert found
     assert f"pipeline {' '.join(command)}" in example
+    assert "`" not in done.output  # it is rendered
 
 
 def test_help_names_every_command() -> None:
