@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -85,6 +86,20 @@ def test_what_was_learned_is_known_after_a_takeover() -> None:
     assert heir.forecasts.prices.groups.now_offers[0] > 0
     # Nothing is on its way that the new worker has not seen itself.
     assert heir.model.impressions_per_s(row, START_MS + 900_000)[0] == 0.0
+
+
+def test_what_an_earlier_version_did_not_keep_is_as_new_and_the_rest_is_known() -> None:
+    engine = engine_with(taught())
+    engine.note_learned(0)
+    memory = msgspec.msgpack.decode(engine.shards[0].learned)
+    for name in ("usual", "differed"):
+        del memory["columns"]["prices"][name]
+    heir = Predictive()
+    taken_over(msgspec.msgpack.encode(memory), heir)
+    prices = heir.forecasts.prices
+    assert prices.groups.now_offers[0] > 0
+    assert np.isnan(prices.groups.usual[0]).all()
+    assert (prices.coming(np.array([0]), np.array([1]), np.array([100.0])) == 1.0).all()
 
 
 def test_a_worker_that_has_learned_itself_keeps_its_own_delays() -> None:
