@@ -117,7 +117,7 @@ def _number(value: float) -> str:
 
 
 def _median(contestant: Mapping[str, Any], figure: str) -> float:
-    values = [run.get(figure, 0.0) for run in contestant["runs"]]
+    values = [run[figure] for run in contestant["runs"]]
     return statistics.median(values) if values else 0.0
 
 
@@ -167,8 +167,15 @@ def _cell(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:60]} ... {text[-130:]}"
 
 
+def _reported_per_s(contestant: Mapping[str, Any]) -> float:
+    """The reporter's rate; 0 of a peer, and in results from before it was measured."""
+    if not all("reported_per_s" in run for run in contestant["runs"]):
+        return 0.0
+    return _median(contestant, "reported_per_s")
+
+
 def _note(contestant: Mapping[str, Any]) -> str:
-    if not (rate := _median(contestant, "reported_per_s")):
+    if not (rate := _reported_per_s(contestant)):
         return f"{len(contestant['runs'])} runs"
     return (
         f"{len(contestant['runs'])} runs, each reconciled at zero tolerance; "
@@ -468,14 +475,17 @@ EVENTS_A_S = (10_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)
 
 
 def _capacity(results: Results) -> str:
+    missing = f"Not measured yet: `{COMMANDS['compare']}` and `{COMMANDS['state']}`."
     try:
         product = results["compare"]["contestants"][0]
         rate = _median(product, "events_per_s")
         journal_bytes = _median(product, "output_bytes_per_event")
-        reporter = _median(product, "reported_per_s")
+        reporter = _reported_per_s(product)
         id_bytes = _fullest(results)["disk_bytes"] / _fullest(results)["ids"]
     except (KeyError, IndexError, ZeroDivisionError):
-        return f"Not measured yet: `{COMMANDS['compare']}` and `{COMMANDS['state']}`."
+        return missing
+    if not reporter:
+        return missing
     rows = []
     for events_a_s in EVENTS_A_S:
         by_cpu = math.ceil(events_a_s / (LOAD * rate))

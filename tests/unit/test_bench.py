@@ -128,6 +128,14 @@ def test_page_has_the_ratio_the_reasons_and_the_verdicts() -> None:
     assert all(len(re.findall(r"\|", row)) > 2 for row in rows)
 
 
+def test_the_results_that_are_kept_can_be_rendered() -> None:
+    """Those of before a figure was measured too: a run of one part renders the others anew."""
+    kept = report.kept()
+    assert kept.keys() == set(report.RESULTS)
+    page = (report.DOCS / report.PAGE).read_text()
+    assert "exactly once" in report.render(page, kept)
+
+
 def test_rendering_twice_changes_nothing() -> None:
     once = report.render((report.DOCS / report.PAGE).read_text(), {"compare": COMPARE})
     assert report.render(once, {"compare": COMPARE}) == once
