@@ -30,7 +30,7 @@ from pipeline.embedded.processes import DirectoryLock
 from pipeline.reporting.clickhouse import Store, StoreError
 from pipeline.settings import Settings, load_settings
 from pipeline.simulate.run import FileError, Progress, SimulationOptions, publish_file, simulate
-from pipeline.simulate.world import World
+from pipeline.simulate.world import World, build_world
 
 DEMO_DAY = "2026-03-02"
 _SPEND = (
@@ -131,8 +131,6 @@ async def _simulated(
     show: Callable[[Progress, dict[str, int]], None],
 ) -> tuple[World, Progress]:
     day_start_ms = from_iso(options.day) * MS_PER_DAY
-    from pipeline.simulate.world import build_world
-
     budgets = build_world(
         options.seed, options.campaigns, day_start_ms, options.impressions
     ).budgets_micros
