@@ -7,6 +7,9 @@ STAMP := .venv/.installed
 PEERS := .venv-bench
 UV_VERSION := 0.13.9
 
+# One file to a process, for what a file starts (a broker, a product) its tests share.
+SPREAD := $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
+
 # Every message of pip is either an error or in the way.
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
@@ -32,15 +35,17 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup  ## the main job end to end on the embedded Kafka and ClickHouse
 	@$(BIN)/pipeline demo
 
-test: setup  ## all tests but the long ones
-	@$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile \
-	  tests/unit tests/property tests/integration tests/fault
+test: setup  ## all tests but those of faults and the long ones
+	@$(SPREAD) tests/unit tests/property tests/integration
 
-test-faults: setup  ## a few faults of each scenario of the fault harness
+# The harness runs by itself: its faults are timed against a load that never lets up.
+test-faults: setup  ## faults and upgrades under load, and the fault harness's short form
+	@$(SPREAD) tests/fault
 	@$(BIN)/pytest -q -m faults tests/fault
 
-test-long: setup  ## the tests that take minutes
+test-long: setup  ## the tests that take many minutes, and ten times the examples of properties
 	@$(BIN)/pytest -q -m long tests
+	@HYPOTHESIS_PROFILE=search $(SPREAD) tests/property
 
 check: setup  ## format, lint, types, layering
 	@$(BIN)/ruff format --check .

@@ -11,10 +11,12 @@ settings.register_profile(
     "ci",
     derandomize=True,
     deadline=None,
-    max_examples=100,
+    max_examples=50,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
-# To look for more: HYPOTHESIS_PROFILE=search make test
-settings.register_profile("search", parent=settings.get_profile("ci"), derandomize=False)
+# To look for more, elsewhere each time (`make test-long`).
+settings.register_profile(
+    "search", parent=settings.get_profile("ci"), derandomize=False, max_examples=500
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

@@ -1,6 +1,6 @@
 """Every scenario under one load: the books are the auditor's after each, whatever was done to them.
 
-The short form (`make test-faults`) runs each scenario at least once, 40 faults and more;
+The short form (part of `make test-faults`) runs each scenario at least once, 40 faults and more;
 `make test-long` runs over 300 and writes the table of docs/reliability.md.
 """
 

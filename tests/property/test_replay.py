@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.billing.journal import decode
@@ -59,7 +59,6 @@ def replayed(
     return replays
 
 
-@settings(max_examples=60, deadline=None)
 @given(worlds(), st.integers(1, 30), st.integers(0, 3))
 def test_under_its_own_policy_a_replay_is_the_recording(
     world: World, batch: int, window_from: int

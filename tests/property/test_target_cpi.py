@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.billing.batch import Assembler
@@ -98,7 +98,6 @@ def test_the_fold_of_the_journal_knows_the_bids(world: World, batch: int) -> Non
     assert state(folded(world, journal)) == state(live)
 
 
-@settings(max_examples=60, deadline=None)
 @given(worlds().map(target_cpi), st.integers(1, 30), st.integers(0, 3))
 def test_a_replay_charges_by_the_recorded_bids(world: World, batch: int, window_from: int) -> None:
     _, journal, _ = run(world, batch)
