@@ -115,6 +115,8 @@ class InflightModel:
         """Of actions after impressions, by basis."""
         self._delay = np.array([1_000.0 * _PRIOR_DELAYS, _PRIOR_DELAYS])
         """Sum of ingest delays in ms, and their number."""
+        self._turn_ms = 0
+        """When events were seen last."""
         self._stops = np.array([PRIOR_STOP_S * _PRIOR_STOPS, _PRIOR_STOPS])
         """Impressions after pauses and the rates before them, weighted by the pauses."""
         self._measuring: dict[int, None] = {}
@@ -228,8 +230,18 @@ class InflightModel:
         return np.asarray(self.groups.offered_nanos[rows] / offers)
 
     def _learn_delay(self, seen: Seen) -> None:
-        delays = np.minimum(seen.mean_age_ms, _LONGEST_DELAY_MS)
-        self._delay += (float((delays * seen.impressions).sum()), float(seen.impressions.sum()))
+        """How old impressions are when they arrive: when a turn begins, all that has arrived is
+        seen, so what it waited for the turn is not on its way then."""
+        impressions = float(seen.impressions.sum())
+        since_ms, self._turn_ms = seen.now_ms - self._turn_ms, seen.now_ms
+        if impressions == 0:
+            return
+        age_ms = float((seen.mean_age_ms * seen.impressions).sum()) / impressions
+        newest_ms = max(0, seen.now_ms - int(seen.last_impression_ms.max()))
+        # Half the time between turns, as a rule; less where they came all at once.
+        waited_ms = min(since_ms / 2, max(0.0, age_ms - newest_ms))
+        delay_ms = min(age_ms - waited_ms, _LONGEST_DELAY_MS)
+        self._delay += (delay_ms * impressions, impressions)
         if self._delay[1] > 10_000.0:
             self._delay *= 0.5
 
@@ -242,7 +254,10 @@ class InflightModel:
             row = int(seen.group[at])
             after_ms = seen.last_impression_ms[at] - groups.stop_from_ms[row]
             if 0 < after_ms <= STOP_WINDOW_MS / 2:
-                groups.stop_early[row] += seen.impressions[at]
+                # Spread evenly around their mean: some of them were served before the pause.
+                before_last_ms = seen.last_impression_ms[at] - (seen.now_ms - seen.mean_age_ms[at])
+                share = min(1.0, after_ms / max(1.0, 2 * before_last_ms))
+                groups.stop_early[row] += share * seen.impressions[at]
             elif after_ms > STOP_WINDOW_MS / 2:
                 groups.stop_late[row] += seen.impressions[at]
         while self._measuring:
@@ -294,12 +309,17 @@ class InflightModel:
         recent = self._recent(rows, now_ms)
         rate = recent[:, _RATE_CONSTANT] / TIME_CONSTANTS_S[_RATE_CONSTANT]
         coming = rate * (self.ingest_s + self.stop_s)
-        pending = self._delays.pending(basis, recent)
         response = np.where(basis == CPM, 1.0, self._response(rows, basis, campaign))
-        count = np.where(basis == CPM, coming, response * (coming + pending))
+        count = response * coming + self.still_to_come(rows, basis, campaign, now_ms)
         known = self.groups.known[rows] >= ENOUGH_BILLABLE
         mean = np.where(known, count * price, 0.0)
         return Inflight(mean, mean * price, np.where(known, price, 0.0))
+
+    def still_to_come(self, rows: Rows, basis: Rows, campaign: Rows, now_ms: int) -> Floats:
+        """How many clicks or engagements impressions that were seen have yet to bring."""
+        pending = self._delays.pending(basis, self._recent(rows, now_ms))
+        response = self._response(rows, basis, campaign)
+        return np.where(basis == CPM, 0.0, response * pending)
 
     def unit_nanos(self, rows: Rows, basis: Rows, campaign: Rows) -> Floats:
         """What an impression of each ad group brings on average now; 0 before anything was

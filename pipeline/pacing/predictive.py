@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Final
 
 import numpy as np
@@ -81,7 +82,8 @@ class Tuning:
     """A pause is sent again where events are served this many usual pause-to-stops (and no less
     than that time) after it; doubled each time."""
     settle_ms: int = 900_000
-    """How long after a pause its inflight is compared with what came."""
+    """How long after a pause its inflight is compared with what came, if it is not served again
+    sooner."""
 
 
 _PAUSED: Final = {"paused_at_ms": (0, 0.0), "again_ms": (0, 0.0), "served_at_ms": (0, 0.0)}
@@ -97,9 +99,9 @@ class _Settling:
     entity: str
     billing_day: str
     made_at_ms: int
-    predicted: float
-    deviation: float
-    realised: float = 0.0
+    predicted_nanos: float
+    price_nanos: float
+    realised_nanos: float = 0.0
 
 
 class Predictive:
@@ -196,28 +198,32 @@ class Predictive:
         if not self._settling:
             return
         for at in np.flatnonzero(self._groups.settling[seen.group]).tolist():
-            self._settling[int(seen.group[at])].realised += float(seen.value_nanos[at])
+            self._settling[int(seen.group[at])].realised_nanos += float(seen.value_nanos[at])
         while self._settling:
             oldest = next(iter(self._settling.values()))
             if seen.now_ms - oldest.made_at_ms <= self.tuning.settle_ms:
                 break
-            del self._settling[oldest.row]
-            self._groups.settling[oldest.row] = 0.0
-            self._note_inflight(oldest, seen.now_ms)
+            self._note_inflight(oldest.row, seen.now_ms)
 
-    def _note_inflight(self, one: _Settling, now_ms: int) -> None:
+    def _note_inflight(self, row: int, now_ms: int) -> None:
+        """What has come by now, and what was predicted to: less what still is to."""
+        one = self._settling.pop(row)
+        self._groups.settling[row] = 0.0
+        pending = float(self.model.still_to_come(*self._of_catalog(np.array([row])), now_ms)[0])
+        predicted = max(0.0, one.predicted_nanos - pending * one.price_nanos)
+        deviation = sqrt(predicted * one.price_nanos)
         note = PacingNote(
             entity=one.entity,
             kind="inflight",
             billing_day=one.billing_day,
             made_at_ms=one.made_at_ms,
-            predicted=int(one.predicted),
-            low=max(0, int(one.predicted - 1.28 * one.deviation)),
-            high=int(one.predicted + 1.28 * one.deviation),
-            realised=int(one.realised),
+            predicted=int(predicted),
+            low=max(0, int(predicted - 1.28 * deviation)),
+            high=int(predicted + 1.28 * deviation),
+            realised=int(one.realised_nanos),
             realised_at_ms=now_ms,
         )
-        self._notes.append((one.row, note))
+        self._notes.append((row, note))
 
     # -- predictions --------------------------------------------------------------------------
 
@@ -261,10 +267,13 @@ class Predictive:
         return Inflight(mean, variance, price)
 
     def _of_groups(self, rows: Rows, now_ms: int) -> Inflight:
+        return self.model.predict(*self._of_catalog(rows), now_ms)
+
+    def _of_catalog(self, rows: Rows) -> tuple[Rows, Rows, Rows]:
+        """The rows, their basis and the row of their campaign."""
         self._groups.reserve(rows)
         basis = self._groups.basis[rows].astype(np.int64)
-        campaign = np.maximum(0, self._groups.campaign[rows].astype(np.int64))
-        return self.model.predict(rows, basis, campaign, now_ms)
+        return rows, basis, np.maximum(0, self._groups.campaign[rows].astype(np.int64))
 
     def exhaustion(self, rows: Rows, room_nanos: Int64s, now_ms: int) -> Int64s:
         self._groups.reserve(rows)
@@ -397,6 +406,8 @@ class Predictive:
         first = self._is_first_pause(groups, row, signal, now_ms)
         if signal.action != "pause":
             groups.throttled_at_ms[row] = now_ms
+            if row in self._settling:
+                self._note_inflight(row, now_ms)
         if first:
             self._paused.append(row)
             self._expected.append((standing, signal.billing_day))
@@ -429,16 +440,13 @@ class Predictive:
     def _expect(self, paused: list[tuple[Standing, str]], now_ms: int) -> None:
         """Wait for what comes after pauses, to compare it with what was predicted."""
         inflight = self._of_groups(np.array([standing.row for standing, _ in paused]), now_ms)
-        deviations = np.sqrt(inflight.variance).tolist()
         for at, (standing, billing_day) in enumerate(paused):
             row = standing.row
             if row in self._settling or inflight.price[at] <= 0:
                 continue
             self._groups.settling[row] = 1.0
-            mean = float(inflight.mean[at])
-            self._settling[row] = _Settling(
-                row, standing.entity, billing_day, now_ms, mean, deviations[at]
-            )
+            mean, price = float(inflight.mean[at]), float(inflight.price[at])
+            self._settling[row] = _Settling(row, standing.entity, billing_day, now_ms, mean, price)
 
     # -- even pacing --------------------------------------------------------------------------
 

@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import Final
 
 import numpy as np
@@ -58,11 +59,24 @@ def compare(
     # A turn of the bench is small: threads of a process would only wait for each other.
     os.environ.setdefault("POLARS_MAX_THREADS", "1")
     # Spawned, not forked: the parent may have threads.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
         for run in pool.map(_run, jobs):
             on_done(run)
             runs.append(run)
     return runs
+
+
+def _end_with_parent() -> None:
+    """A run takes minutes: nobody would read what comes of it once the command was killed."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def _run(job: tuple[str, BenchOptions]) -> Run:

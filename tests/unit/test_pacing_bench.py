@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pipeline.simulate.bench import Bench, BenchOptions
 from pipeline.simulate.compare import POLICIES
@@ -48,3 +54,39 @@ def test_demand_is_of_the_seed_and_the_minute_alone() -> None:
     assert np.array_equal(first.price_micros, again.price_micros)
     assert (np.diff(first.time_ms) >= 0).all()
     assert (first.price_micros <= market.bid_micros[first.group]).all()
+
+
+def children(pid: int) -> list[int]:
+    """Its child processes that run a program of Python."""
+    of_threads = Path(f"/proc/{pid}/task").glob("*/children")
+    found = [int(child) for path in of_threads for child in path.read_text().split()]
+    return [
+        child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the processes")
+def test_a_killed_command_leaves_no_run_behind() -> None:
+    command = [sys.executable, "-m", "pipeline", "pacing-bench", "--seeds", "1,2", "--json"]
+    parent = subprocess.Popen([*command, "--policies", "none"], stdout=subprocess.DEVNULL)
+    try:
+        deadline_s = time.monotonic() + 60
+        while len(at_work := children(parent.pid)) < 2:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
+        time.sleep(3)  # into the runs
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        deadline_s = time.monotonic() + 60
+        while any(runs(child) for child in at_work):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
+    finally:
+        parent.kill()

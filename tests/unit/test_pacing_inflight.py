@@ -105,6 +105,46 @@ def cpm_second(now_ms: int, count: int) -> Seen:
     )
 
 
+def seen_at(turn_ms: int, every_ms: int, delay_ms: int) -> Seen:
+    """A turn that sees an impression of each tenth of a second since the one before."""
+    arrived = np.arange(turn_ms - every_ms + 100, turn_ms + 1, 100)
+    return events(turn_ms, arrived - delay_ms, np.empty(0, dtype=np.int64))
+
+
+@pytest.mark.parametrize("every_ms", [200, 2_000, 30_000])
+def test_waiting_for_a_turn_is_not_being_on_the_way(every_ms: int) -> None:
+    model = InflightModel()
+    for turn_ms in range(every_ms, 600_000, every_ms):
+        model.observe(seen_at(turn_ms, every_ms, INGEST_MS), np.array([CPM]), CAMPAIGN)
+    assert model.ingest_s == pytest.approx(1.0, abs=0.06)
+
+
+def test_impressions_that_come_all_at_once_have_not_waited() -> None:
+    """A rest between turns is no waiting: what ends it is decided at once."""
+    model = InflightModel()
+    for turn_ms in range(60_000, 3_000_000, 60_000):
+        times = np.full(50, turn_ms - 4_000)
+        seen = events(turn_ms, times, np.empty(0, dtype=np.int64))
+        model.observe(seen, np.array([CPM]), CAMPAIGN)
+    assert model.ingest_s == pytest.approx(4.0, rel=0.05)
+
+
+def test_of_a_turn_that_a_pause_falls_into_only_what_was_served_after_it_counts() -> None:
+    model, every_ms = InflightModel(), 10_000
+    for pause in range(20):
+        start_ms = (pause + 1) * 1_000_000
+        for turn_ms in range(start_ms, start_ms + 600_000, every_ms):
+            model.observe(seen_at(turn_ms, every_ms, 1_000), np.array([CPM]), CAMPAIGN)
+        # Served up to 2 s after the pause; the next turn sees that and the 8 s before.
+        pause_ms = start_ms + 600_000 - 3_000 - every_ms + 8_000
+        model.note_pauses(np.array([0]), pause_ms)
+        seen = seen_at(start_ms + 600_000, every_ms, 3_000)
+        model.observe(seen, np.array([CPM]), CAMPAIGN)
+        later = events(start_ms + 900_000, np.array([start_ms + 899_000]), np.empty(0, np.int64))
+        model.observe(later, np.array([CPM]), CAMPAIGN)
+    assert model.stop_s == pytest.approx(2.0, rel=0.2)
+
+
 def paused_fleet(seconds_after: int) -> InflightModel:
     """Ten impressions a second, a pause at 600 s, and so many seconds more of them after it."""
     model = InflightModel()

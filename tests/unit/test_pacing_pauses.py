@@ -80,3 +80,20 @@ def test_of_an_ad_group_that_is_another_workers_now_nothing_more_is_noted() -> N
     assert settled(policy, [5, 10, 16]) == {NAMES[1]: 3 * COMES}
     policy.forget(TWO, np.array([0]))
     assert settled(policy, [40]) == {}
+
+
+def test_what_comes_once_it_serves_again_is_not_what_was_inflight() -> None:
+    policy = watched(STEADY, ONE_CAMPAIGN)
+    policy.take_notes()
+    paused, _ = [pause(policy, name, row, "ad_group_daily") for row, name in enumerate(NAMES)]
+    policy.end_reviews(NOON_MS)
+    step(policy, NOON_MS + 1 * MINUTE_MS, PRICE, ONE_CAMPAIGN)
+    resumed_ms = NOON_MS + 2 * MINUTE_MS
+    raised = (LimitUse("ad_group_daily", 2_000, 1_000, 0, 0),)
+    standing = Standing(NAMES[0], raised, DAY, NOON_MS + 12 * HOUR_MS, paused, 0, 0)
+    signal = policy.review(standing, resumed_ms)
+    assert signal is not None
+    assert signal.action == "resume"
+    (note,) = [note for _, note in policy.take_notes() if note.kind == "inflight"]
+    assert (note.entity, note.realised, note.realised_at_ms) == (NAMES[0], COMES, resumed_ms)
+    assert settled(policy, [5, 10, 16]) == {NAMES[1]: 4 * COMES}
