@@ -79,7 +79,7 @@ def _batches() -> list[tuple[Batch, int]]:
         columns = [demand.time_ms[rows], demand.time_ms[rows], demand.group[rows], kind]
         values = formats.values(0, [*columns, demand.price_micros[rows], numbers])
         times = (demand.time_ms[rows] + 300).tolist()
-        span = range(offset, offset + size)
+        span = np.arange(offset, offset + size)
         texts, no_keys = Packed.of(values), Packed.of([None] * size)
         chunk = Chunk(0, 0, offset, offset + size, span, times, texts, no_keys)
         found.append((assembler.assemble([chunk]), times[-1]))

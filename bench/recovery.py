@@ -70,7 +70,7 @@ def journal(events: int, size: int) -> list[bytes]:
     decided, chain, assembler = engine(), Chain(0), Assembler()
     ends = dict.fromkeys(EVENT_TOPICS, 0)
     messages = workload.messages(events, CAMPAIGNS, START_MS)
-    records = []
+    records: list[bytes] = []
     while batch := list(islice(messages, size)):
         assembled = assembler.assemble(chunks(batch, ends))
         turn = decided.turn(assembled, batch[-1].timestamp_ms, {})

@@ -43,7 +43,7 @@ def main() -> None:
             if job.events >= EVENTS_AN_OUTPUT:
                 await send()
 
-    @app.timer(TRANSACTION_S)
+    @app.timer(TRANSACTION_S)  # type: ignore[untyped-decorator]
     async def send_the_rest() -> None:
         await send()
 

@@ -48,7 +48,7 @@ class SimpleJob:
 
     def output(self) -> bytes:
         """The sums since the last output, as JSON."""
-        packed = orjson.dumps({"events": self.events, "spend_nanos": self._spend_nanos})
+        packed: bytes = orjson.dumps({"events": self.events, "spend_nanos": self._spend_nanos})
         self._spend_nanos = {}
         self.events = 0
         return packed

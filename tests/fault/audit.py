@@ -318,8 +318,8 @@ class Audit:
         for account_day, nanos in closes.items():
             if nanos != totals[account_day]:
                 self._differ(f"{account_day} closed with {nanos}, not {totals[account_day]}")
-        names = ("billing_day", "account_id", "campaign_id", "ad_group_id", "promoted_pin_id")
-        names += ("placement", "country", "device")
+        ad = ("account_id", "campaign_id", "ad_group_id", "promoted_pin_id")
+        names = ("billing_day", *ad, "placement", "country", "device")
         found: dict[tuple[str, ...], Counter[str]] = {}
         for row in cluster.query("SELECT * FROM reporting.daily"):
             key = tuple(row[name] for name in names)

@@ -18,10 +18,11 @@ from pathlib import Path
 from random import Random
 
 from tests.fault.audit import Audit
-from tests.fault.cluster import PARTITIONS, FaultCluster
+from tests.fault.cluster import FaultCluster
 from tests.fault.load import Load
 from tests.fault.report import Result, write
 from tests.fault.scenarios import SCENARIOS, Scenario, Stage
+from tests.integration.cluster import PARTITIONS
 
 SEED = 20260308
 SHORT_IN_TURN, LONG_IN_TURN = 4, 2

@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -26,6 +27,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from pipeline.billing.fold import SNAPSHOT_VERSION
 from tests.fault.cluster import SESSION_TIMEOUT_S, FaultCluster
 from tests.fault.load import Load
+from tests.integration.cluster import PARTITIONS
 from tests.integration.product import DAY_MS, EVENT_TOPICS, HOUR_MS, Message, until
 
 GROUP = "promoted-pins-billing"
@@ -57,6 +59,16 @@ class Scenario:
     long: int
     lane: str = ""
     """Scenarios of different lanes run at the same time; those without a lane alone."""
+
+
+def _says_once_more(cluster: FaultCluster, text: str) -> Callable[[], bool]:
+    """To be asked later: whether the first worker has said this again since."""
+    said = cluster.log("first").count(text)
+    return lambda: cluster.log("first").count(text) > said
+
+
+def _owns_all(cluster: FaultCluster, worker: str) -> bool:
+    return len(cluster.shards(worker)) == PARTITIONS
 
 
 # -- kill -9 and others at the fail points --------------------------------------------------------
@@ -137,10 +149,10 @@ def _appends_time_out(stage: Stage, times: int) -> None:
     """The broker takes appends and is silent past the request timeout: each is sent again."""
     cluster = stage.cluster
     for _ in range(times):
-        said = cluster.log("first").count("RequestTimedOutError")
+        timed_out = _says_once_more(cluster, "RequestTimedOutError")
         with cluster.broker_frozen():
             until(
-                lambda said=said: cluster.log("first").count("RequestTimedOutError") > said,
+                timed_out,
                 "an append to time out",
                 90,
             )
@@ -158,12 +170,18 @@ async def _limit_journal(bootstrap: str, max_bytes: int) -> None:
         await admin.close()
 
 
+def _ends_once_more(cluster: FaultCluster) -> Callable[[], bool]:
+    """To be asked later: whether the first worker has ended by an error of its own since."""
+    ended = cluster.exits["first", 70]
+    return lambda: cluster.exits["first", 70] > ended
+
+
 def _appends_too_large(stage: Stage, times: int) -> None:
     cluster = stage.cluster
     for _ in range(times):
-        ended = cluster.exits["first", 70]
+        refused = _ends_once_more(cluster)
         asyncio.run(_limit_journal(cluster.kafka.bootstrap, 1_000))
-        until(lambda ended=ended: cluster.exits["first", 70] > ended, "a refused append")
+        until(refused, "a refused append")
         asyncio.run(_limit_journal(cluster.kafka.bootstrap, 64 << 20))
         cluster.until_all_owned()
 
@@ -179,7 +197,7 @@ def _zombie(stage: Stage, times: int) -> None:
             name = ("first", "second")[number % 2]
             other = ("second", "first")[number % 2]
             cluster.send(name, signal.SIGSTOP)
-            until(lambda other=other: len(cluster.shards(other)) == 4, f"{other} to own all")
+            until(partial(_owns_all, cluster, other), f"{other} to own all")
             time.sleep(stage.random.uniform(0, 1))
             cluster.send(name, signal.SIGCONT)
             cluster.until_all_owned()
@@ -192,7 +210,7 @@ def _zombie_at_append(stage: Stage, times: int) -> None:
         for _ in range(times):
             hit = stage.random.randint(1, 10)
             _fire(cluster, "first", "decide", [f"decide:{hit}:stop"])
-            until(lambda: len(cluster.shards("second")) == 4, "the second to own all")
+            until(partial(_owns_all, cluster, "second"), "the second to own all")
             time.sleep(0.5)
             cluster.send("first", signal.SIGCONT)
             cluster.until_all_owned()
@@ -258,12 +276,12 @@ def _spoiled(spoil: Callable[[Path, Random], None], says: str) -> Inject:
         cluster = stage.cluster
         for _ in range(times):
             until(lambda: _are_whole(_snapshots(stage)), "whole snapshots")
-            said = cluster.log("first").count(says)
+            said = _says_once_more(cluster, says)
             with cluster.held_down("first"):
                 for path in _snapshots(stage):
                     spoil(path, stage.random)
             cluster.until_all_owned()
-            assert cluster.log("first").count(says) > said, f"it did not say {says!r}"
+            assert said(), f"it did not say {says!r}"
 
     return inject
 
@@ -282,13 +300,13 @@ def _spoiled_ids(spoil: Callable[[Path, Random], None]) -> Inject:
         cluster = stage.cluster
         for _ in range(times):
             began_ns = time.time_ns()
-            until(lambda began_ns=began_ns: named(stage, began_ns), "a file that a snapshot names")
-            said = cluster.log("first").count("not used: ids")
+            until(partial(named, stage, began_ns), "a file that a snapshot names")
+            said = _says_once_more(cluster, "not used: ids")
             with cluster.held_down("first"):
                 for path in named(stage, began_ns):
                     spoil(path, stage.random)
             cluster.until_all_owned()
-            assert cluster.log("first").count("not used: ids") > said, "it did not say so"
+            assert said(), "it did not say so"
 
     return inject
 
@@ -350,10 +368,10 @@ def _unwritable(stage: Stage, times: int) -> None:
     directory = stage.cluster.directory / "first" / "snapshots"
     for _ in range(times):
         until(lambda: _snapshots(stage), "a snapshot")
-        said = stage.cluster.log("first").count("not written")
+        tried = _says_once_more(stage.cluster, "not written")
         shutil.rmtree(directory)
         directory.write_text("")
-        until(lambda said=said: stage.cluster.log("first").count("not written") > said, "a try")
+        until(tried, "a try")
         stage.cluster.kill("first")
         stage.cluster.until_all_owned()
         directory.unlink()
@@ -364,12 +382,12 @@ def _disk_full(stage: Stage, times: int) -> None:
     directory = stage.cluster.directory / "first" / "snapshots"
     for _ in range(times):
         until(lambda: _snapshots(stage), "a snapshot")
-        said = stage.cluster.log("first").count("No space left")
+        tried = _says_once_more(stage.cluster, "No space left")
         for path in _snapshots(stage):
             part = path.with_suffix(".part")
             part.unlink(missing_ok=True)
             part.symlink_to("/dev/full")
-        until(lambda said=said: stage.cluster.log("first").count("No space left") > said, "a try")
+        until(tried, "a try")
         stage.cluster.kill("first")
         for part in directory.glob("*.part"):
             part.unlink()

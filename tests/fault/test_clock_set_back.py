@@ -29,8 +29,8 @@ def _click(cluster: FaultCluster, ad: Ad, first: int, count: int) -> None:
 def _limit(cluster: FaultCluster, ad: Ad, units: int) -> None:
     """Change the campaign's limit, from now on."""
     campaign = {"campaign_id": ad.campaign_id, "account_id": ad.account_id, "objective": "traffic"}
-    campaign["lifetime_spend_limit_micros"] = units * 1_000_000
-    cluster.publish_catalog(campaign, timestamp_ms=_now_ms())
+    limit = {"lifetime_spend_limit_micros": units * 1_000_000}
+    cluster.publish_catalog(campaign | limit, timestamp_ms=_now_ms())
 
 
 def test_every_verdict_keeps_to_the_rules(tmp_path: Path) -> None:

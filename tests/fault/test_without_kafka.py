@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,21 @@ def cluster(tmp_path: Path) -> Iterator[FaultCluster]:
         yield running
 
 
+def trouble(cluster: FaultCluster, name: str) -> str:
+    """What its health page says is wrong; empty if nothing."""
+    return str(cluster.health(name).get("trouble") or "")
+
+
 def test_it_starts_once_kafka_answers(cluster: FaultCluster) -> None:
     with cluster.broker_away():
         cluster.run_always("reporter", "first")
         for name in ("first", "reporter"):
-            until(lambda name=name: cluster.health(name).get("trouble"), f"{name} to wait")
-            assert "Kafka" in cluster.health(name)["trouble"]
+            until(partial(trouble, cluster, name), f"{name} to wait")
+            assert "Kafka" in trouble(cluster, name)
             assert cluster.status(name, "ready") == 503
             assert cluster.status(name, "live") == 200, "nobody is to end it for that"
     cluster.until_all_owned()
-    until(lambda: cluster.health("reporter").get("trouble") == "", "the reporter to run")
+    until(lambda: not trouble(cluster, "reporter"), "the reporter to run")
     assert [cluster.status(name, "ready") for name in ("first", "reporter")] == [200, 200]
     assert cluster.exits.total() == 0
 
@@ -77,7 +83,7 @@ def test_it_ends_when_told_though_kafka_is_away(cluster: FaultCluster) -> None:
     until(lambda: cluster.fired("first", "append_sent"), "the append")
     os.kill(cluster.broker.pid, signal.SIGKILL)
     with cluster.broker_away():
-        until(lambda: cluster.health("first").get("trouble"), "the worker to say that it waits")
+        until(lambda: trouble(cluster, "first"), "the worker to say that it waits")
         assert [cluster.retire(name) for name in ("first", "reporter")] == [0, 0]
     assert "ending with appends on their way" in cluster.log("first")
     cluster.run_always("reporter", "first")

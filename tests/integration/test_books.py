@@ -540,8 +540,11 @@ def test_a_corrupted_row_is_found_and_named(
     if row.table in JOURNALED:
         whats = {finding["what"] for finding in failed["rows_of_the_journal"]}
         assert {f["table"] for f in failed["rows_of_the_journal"]} == {row.table}
-        expected = {deleted: "row missing", doubled: "row more than once"}
-        assert whats <= {expected.get(corruption, "row changed"), "a journal record is missing"}
+        expected = {"deleted": "row missing", "doubled": "row more than once"}
+        assert whats <= {
+            expected.get(corruption.__name__, "row changed"),
+            "a journal record is missing",
+        }
         if corruption in (changed, moved):
             [finding] = failed["rows_of_the_journal"]
             assert (row.amount if corruption is changed else row.day) in finding

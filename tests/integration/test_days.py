@@ -59,7 +59,8 @@ def impression_price_micros(number: int) -> int:
 @pytest.fixture(scope="module")
 def story(own_product: Product) -> Story:
     product = own_product
-    ads, entities = [], []
+    ads: list[Ad] = []
+    entities: list[dict[str, Any]] = []
     for name, objective, differences in (
         ("clicks", "traffic", {"ad_group": {"budget_micros": 2_500_000}}),
         ("blocks", "awareness", {}),
@@ -114,7 +115,7 @@ def story(own_product: Product) -> Story:
     close_day(product, "2026-03-09")
     product.publish(clicks.click("c-open", at("2026-03-10T12:00")))
     product.settle()
-    return Story(*ads, before, closed_6th, accounts)
+    return Story(clicks, blocks, quiet, saves, new_york, before, closed_6th, accounts)
 
 
 def close_day(product: Product, day: str) -> int:

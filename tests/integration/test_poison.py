@@ -203,7 +203,7 @@ def test_what_only_looks_like_poison_is_judged(product: Product) -> None:
     ad = product.ad("not-poison", "engagement", at("2026-02-10"))
     product.publish(
         *(
-            ad.engagement("save", **({"event_id": name, "time_ms": NOON_MS} | fields))
+            ad.engagement("save", time_ms=NOON_MS, **{"event_id": name, **fields})
             for name, fields in GOOD.items()
         )
     )

@@ -125,10 +125,10 @@ async def publish(bootstrap: str) -> None:
 
 
 async def report_all(store: Store, bootstrap: str) -> None:
-    readers = [
+    journal, catalog = (
         KafkaLogReader(topic, {"bootstrap_servers": bootstrap}) for topic in (JOURNAL, CATALOG)
-    ]
-    reporter = Reporter(store, *readers, 1)
+    )
+    reporter = Reporter(store, journal, catalog, 1)
     running = asyncio.ensure_future(reporter.run())
     try:
         while not store.rows("SELECT 1 FROM billing.day_closes"):
@@ -138,7 +138,7 @@ async def report_all(store: Store, bootstrap: str) -> None:
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await running
-        for reader in readers:
+        for reader in (journal, catalog):
             await reader.stop()
 
 

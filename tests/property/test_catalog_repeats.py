@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.contract.catalog import Accepted, Catalog, Refused, Version
+from pipeline.contract.catalog import Accepted, Catalog, History, Refused, Version
 from pipeline.contract.log import LogRecord
 from pipeline.contract.vocabulary import CATALOG
 from tests.unit.test_catalog_compaction import ACCOUNT, CAMPAIGN, GROUP
@@ -117,11 +118,16 @@ def read(records: list[LogRecord]) -> Catalog:
 
 def in_force(catalog: Catalog) -> dict[str, Any]:
     """What is in force of every entity that is not deleted, from when on."""
-    histories = (catalog.accounts, catalog.campaigns, catalog.ad_groups, catalog.promoted_pins)
+    of_all: list[Mapping[str, History[Any]]] = [
+        catalog.accounts,
+        catalog.campaigns,
+        catalog.ad_groups,
+        catalog.promoted_pins,
+    ]
     last: dict[str, Version[Any]] = {
         f"{number}:{entity_id}": history.last()
-        for number, of_kind in enumerate(histories)
-        for entity_id, history in of_kind.items()
+        for number, histories in enumerate(of_all)
+        for entity_id, history in histories.items()
         if not history.deleted
     }
     return {

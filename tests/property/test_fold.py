@@ -61,10 +61,10 @@ def folded(world: World, journal: list[dict[int, bytes]], at_once: int = 1) -> E
     counted: dict[int, list[fold.Counted]] = {shard: [] for shard in offsets}
     for turn in journal:
         for shard, value in turn.items():
-            record = decode(value)
+            decided = decode(value)
             chain = engine.shards[shard].chain
-            assert chain.admit(offsets[shard], record.header, value)
-            counted[shard].append((record.header, record.events))
+            assert chain.admit(offsets[shard], decided.header, value)
+            counted[shard].append((decided.header, decided.events))
             offsets[shard] += 1
     for shard, records in counted.items():
         for start in range(0, len(records), at_once):

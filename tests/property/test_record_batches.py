@@ -166,7 +166,7 @@ def test_a_body_of_any_bytes_is_read_within_its_bounds(body: bytes, count: int) 
     struct.pack_into(">i", head, HEADER_BYTES - 4, count % 9)
     data = sealed(head + body)
 
-    def outcome(fetched: bytes) -> list[Row] | str:
+    def outcome(fetched: bytes) -> list[tuple[int, int, bytes | None, bytes | None]] | str:
         batch = next(batches_in(fetched, "events-0"))
         try:
             found = read([batch], "events-0")
@@ -227,8 +227,10 @@ def test_packed_values_are_a_sequence_of_them(parts: list[list[Any]], cut: slice
 def chunks_of(data: bytes, start: int, one_by_one: bool) -> list[Any]:
     """What a fetch from this offset on is made into, with where the next fetch would begin."""
     fetched = transport._FetchedRecords(data)
-    arguments = (TopicPartition(CLICKS, 3), fetched, [], start, None, transport.as_chunks, True, 1)
-    unpacked = transport._ChunkRecords(*arguments)
+    place = TopicPartition(CLICKS, 3)
+    unpacked = transport._ChunkRecords(
+        place, fetched, [], start, None, transport.as_chunks, True, 1
+    )
     found: list[Any] = []
     each = unpacked._unpack_each() if one_by_one else unpacked._unpack_records()
     for record in each:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,8 +87,13 @@ def limited_world() -> World:
         "start_ms": START_MS - DAY_MS,
     }
     pin = {"promoted_pin_id": "p", "ad_group_id": "g", "review": "approved"}
-    entities = [("account:a", account), ("campaign:c", campaign), ("ad_group:g", group)]
-    catalog = [(key, entity, START_MS) for key, entity in [*entities, ("promoted_pin:p", pin)]]
+    entities: dict[str, dict[str, Any] | None] = {
+        "account:a": account,
+        "campaign:c": campaign,
+        "ad_group:g": group,
+        "promoted_pin:p": pin,
+    }
+    catalog = [(key, entity, START_MS) for key, entity in entities.items()]
     partition = partition_of("c", PARTITIONS)
     records = []
     for number in range(10):

@@ -84,8 +84,8 @@ def test_an_ad_is_found_under_the_parents_that_it_turned_out_to_have() -> None:
     assert engine.terms.packed_ads(np.array([find(engine, "c")])) == pack_ad(Ad("a", "c", "g", "p"))
     # And of its account: the campaign is published under another one, and put right.
     engine.apply_catalog(record(11, "account:b", ACCOUNT | {"account_id": "b"}), 0)
-    other = record(12, "campaign:c", CAMPAIGN | {"account_id": "b"})
-    engine.apply_catalog(replace(other, headers=Repeated(11, 12).headers), 0)
+    moved = record(12, "campaign:c", CAMPAIGN | {"account_id": "b"})
+    engine.apply_catalog(replace(moved, headers=Repeated(11, 12).headers), 0)
     assert engine.terms.packed_ads(np.array([find(engine, "c")])) == pack_ad(Ad("b", "c", "g", "p"))
 
 

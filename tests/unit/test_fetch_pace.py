@@ -53,7 +53,7 @@ async def test_a_wait_that_is_cancelled_fetches_nothing() -> None:
     broker = Broker(0.0)
     paced = transport._paced(broker.fetch)
     await paced(None, 0, None)
-    waiting = asyncio.create_task(paced(None, 0, None))
+    waiting = asyncio.ensure_future(paced(None, 0, None))
     await asyncio.sleep(0.005)
     waiting.cancel()
     assert await waiting is False

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from pipeline.billing.journal import EMPTY_DIGEST, decode_header, digest_holds, seal
 from pipeline.contract.pacing_notes import PacingNote
 from tests.headers import a_header
@@ -23,4 +21,3 @@ def test_predictions_come_back_as_they_were() -> None:
     decoded, _ = decode_header(value)
     assert decoded.pacing == [note]
     assert digest_holds(decoded, value, EMPTY_DIGEST)
-    assert decoded.pacing is not msgspec.UNSET

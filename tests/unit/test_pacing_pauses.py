@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from pipeline.contract.signals import Signal
+from pipeline.contract.vocabulary import LimitName
 from pipeline.pacing.predictive import Predictive
-from pipeline.pacing.serving import LimitName, LimitUse, Standing
+from pipeline.pacing.serving import LimitUse, Standing
 from tests.unit.test_pacing_forecast import (
     DAY,
     HOUR_MS,

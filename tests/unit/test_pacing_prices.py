@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from pipeline.contract.vocabulary import CPM, MS_PER_DAY
@@ -12,6 +13,8 @@ from pipeline.pacing.observed import Facts, Seen, Today
 from pipeline.pacing.predictive import Predictive
 from pipeline.pacing.prices import HOURS, HourlyPrices
 from pipeline.pacing.serving import LimitUse, Standing
+
+Floats = npt.NDArray[np.float64]
 
 EVENING = 14
 DAY = 20_513
@@ -28,9 +31,9 @@ def learned(days: int, prices: np.ndarray) -> HourlyPrices:
     return model
 
 
-def coming(model: HourlyPrices, hour: int, now: float) -> np.ndarray:
+def coming(model: HourlyPrices, hour: int, now: float) -> Floats:
     """The prices expected of each hour of the day over this hour's."""
-    return model.coming(ROW, np.array([hour]), np.array([now]))[0]
+    return np.asarray(model.coming(ROW, np.array([hour]), np.array([now]))[0])
 
 
 def test_a_price_that_falls_every_evening_is_expected_to_fall() -> None:

@@ -64,7 +64,8 @@ def query(running: Running, sql: str) -> list[list[object]]:
     """The rows of a query through the read-only interface."""
     status, body, _ = get(running.clickhouse, f"{sql} FORMAT JSONCompact")
     assert status == 200, body.decode()
-    return json.loads(body)["data"]
+    rows: list[list[object]] = json.loads(body)["data"]
+    return rows
 
 
 def until_ready(process: subprocess.Popen[str]) -> dict[str, str]:

@@ -66,7 +66,7 @@ async def test_the_first_view_of_100_000_ads_takes_less_than_a_second(
     store: Store, path: str, level: str
 ) -> None:
     dashboard = Dashboard(lambda: store, DashboardSettings())
-    took_s = []
+    took_s, text = [], ""
     async with TestClient(TestServer(dashboard.application())) as client:
         # The quickest of a few: the others tell how busy the machine is, not how slow the page.
         for _ in range(TRIES):
