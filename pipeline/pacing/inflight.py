@@ -132,8 +132,10 @@ class InflightModel:
         faded = self._add_and_decay(seen)
         self._learn_curve(seen, basis, campaign, faded)
         self._learn_rates(seen, basis, campaign)
-        self._learn_delay(seen)
-        self._follow_stops(seen)
+        since_ms = min(seen.now_ms - self._turn_ms, 2 * _LONGEST_DELAY_MS)
+        self._turn_ms = seen.now_ms
+        self._learn_delay(seen, since_ms)
+        self._follow_stops(seen, since_ms)
 
     def note_pauses(self, rows: Rows, now_ms: int) -> None:
         """The ad groups were just told to stop: measure how soon they do."""
@@ -229,14 +231,16 @@ class InflightModel:
         offers = np.maximum(self.groups.offers[rows], 1e-9)
         return np.asarray(self.groups.offered_nanos[rows] / offers)
 
-    def _learn_delay(self, seen: Seen) -> None:
+    def _learn_delay(self, seen: Seen, since_ms: float) -> None:
         """How old impressions are when they arrive: when a turn begins, all that has arrived is
-        seen, so what it waited for the turn is not on its way then."""
+        seen, so what it waited for the turn is not on its way then. `since_ms`: from the turn
+        before."""
         impressions = float(seen.impressions.sum())
-        since_ms, self._turn_ms = seen.now_ms - self._turn_ms, seen.now_ms
         if impressions == 0:
             return
-        age_ms = float((seen.mean_age_ms * seen.impressions).sum()) / impressions
+        # One of yesterday is no reason to take all of this turn for as late.
+        ages_ms = np.minimum(seen.mean_age_ms, _LONGEST_DELAY_MS + since_ms)
+        age_ms = float((ages_ms * seen.impressions).sum()) / impressions
         newest_ms = max(0, seen.now_ms - int(seen.last_impression_ms.max()))
         # Half the time between turns, as a rule; less where they came all at once.
         waited_ms = min(since_ms / 2, max(0.0, age_ms - newest_ms))
@@ -245,18 +249,20 @@ class InflightModel:
         if self._delay[1] > 10_000.0:
             self._delay *= 0.5
 
-    def _follow_stops(self, seen: Seen) -> None:
+    def _follow_stops(self, seen: Seen, since_ms: float) -> None:
         """Count the impressions served after pauses; settle those whose window is over."""
         if not self._measuring:
             return
         groups = self.groups
+        longest_ms = 2 * (since_ms + 1_000 * self.ingest_s)
         for at in np.flatnonzero(groups.stop_from_ms[seen.group] > 0).tolist():
             row = int(seen.group[at])
             after_ms = seen.last_impression_ms[at] - groups.stop_from_ms[row]
             if 0 < after_ms <= STOP_WINDOW_MS / 2:
                 # Spread evenly around their mean: some of them were served before the pause.
                 before_last_ms = seen.last_impression_ms[at] - (seen.now_ms - seen.mean_age_ms[at])
-                share = min(1.0, after_ms / max(1.0, 2 * before_last_ms))
+                spread_ms = min(2 * before_last_ms, longest_ms)
+                share = min(1.0, after_ms / max(1.0, spread_ms))
                 groups.stop_early[row] += share * seen.impressions[at]
             elif after_ms > STOP_WINDOW_MS / 2:
                 groups.stop_late[row] += seen.impressions[at]
@@ -307,19 +313,27 @@ class InflightModel:
         self.campaigns.reserve(campaign)
         price = self.price_nanos(rows)
         recent = self._recent(rows, now_ms)
-        rate = recent[:, _RATE_CONSTANT] / TIME_CONSTANTS_S[_RATE_CONSTANT]
-        coming = rate * (self.ingest_s + self.stop_s)
+        coming = self._coming(recent)
+        pending = self._delays.pending(basis, recent)
         response = np.where(basis == CPM, 1.0, self._response(rows, basis, campaign))
-        count = response * coming + self.still_to_come(rows, basis, campaign, now_ms)
+        count = np.where(basis == CPM, coming, response * (coming + pending))
         known = self.groups.known[rows] >= ENOUGH_BILLABLE
         mean = np.where(known, count * price, 0.0)
         return Inflight(mean, mean * price, np.where(known, price, 0.0))
 
-    def still_to_come(self, rows: Rows, basis: Rows, campaign: Rows, now_ms: int) -> Floats:
-        """How many clicks or engagements impressions that were seen have yet to bring."""
-        pending = self._delays.pending(basis, self._recent(rows, now_ms))
+    def late_nanos(self, rows: Rows, basis: Rows, campaign: Rows, now_ms: int) -> Floats:
+        """Shape (n, time constants): what of that is of clicks or engagements, by the constant
+        that they follow with; 0 for CPM."""
+        recent = self._recent(rows, now_ms)
+        causes = self._delays.shares(basis) * (recent + self._coming(recent)[:, None])
         response = self._response(rows, basis, campaign)
-        return np.where(basis == CPM, 0.0, response * pending)
+        each = np.where(basis == CPM, 0.0, response * self.price_nanos(rows))
+        return np.asarray(causes * each[:, None])
+
+    def _coming(self, recent: Floats) -> Floats:
+        """Impressions that were not seen yet, or will be served before ad servers stop."""
+        rate = recent[:, _RATE_CONSTANT] / TIME_CONSTANTS_S[_RATE_CONSTANT]
+        return np.asarray(rate * (self.ingest_s + self.stop_s))
 
     def unit_nanos(self, rows: Rows, basis: Rows, campaign: Rows) -> Floats:
         """What an impression of each ad group brings on average now; 0 before anything was

@@ -28,7 +28,12 @@ from pipeline.contract.vocabulary import MS_PER_DAY
 from pipeline.pacing import even, memory
 from pipeline.pacing.columns import Columns
 from pipeline.pacing.forecast import Forecasts, Outlook
-from pipeline.pacing.inflight import ENOUGH_BILLABLE, Inflight, InflightModel
+from pipeline.pacing.inflight import (
+    ENOUGH_BILLABLE,
+    TIME_CONSTANTS_S,
+    Inflight,
+    InflightModel,
+)
 from pipeline.pacing.lag import BILLING_LAG
 from pipeline.pacing.observed import Facts, Seen, Today
 from pipeline.pacing.serving import (
@@ -100,7 +105,10 @@ class _Settling:
     billing_day: str
     made_at_ms: int
     predicted_nanos: float
+    late_nanos: Floats
+    """What of that is late, by the model's time constants."""
     price_nanos: float
+    """Of one billable event."""
     realised_nanos: float = 0.0
 
 
@@ -206,11 +214,14 @@ class Predictive:
             self._note_inflight(oldest.row, seen.now_ms)
 
     def _note_inflight(self, row: int, now_ms: int) -> None:
-        """What has come by now, and what was predicted to: less what still is to."""
+        """What has come since the pause, and what of the prediction should have."""
         one = self._settling.pop(row)
         self._groups.settling[row] = 0.0
-        pending = float(self.model.still_to_come(*self._of_catalog(np.array([row])), now_ms)[0])
-        predicted = max(0.0, one.predicted_nanos - pending * one.price_nanos)
+        after_s = (now_ms - one.made_at_ms) / 1_000
+        if after_s < self.model.ingest_s + self.model.stop_s:
+            return  # nobody can tell yet
+        still = float(one.late_nanos @ np.exp(-after_s / TIME_CONSTANTS_S))
+        predicted = max(0.0, one.predicted_nanos - still)
         deviation = sqrt(predicted * one.price_nanos)
         note = PacingNote(
             entity=one.entity,
@@ -439,14 +450,23 @@ class Predictive:
 
     def _expect(self, paused: list[tuple[Standing, str]], now_ms: int) -> None:
         """Wait for what comes after pauses, to compare it with what was predicted."""
-        inflight = self._of_groups(np.array([standing.row for standing, _ in paused]), now_ms)
+        asked = self._of_catalog(np.array([standing.row for standing, _ in paused]))
+        inflight = self.model.predict(*asked, now_ms)
+        late = self.model.late_nanos(*asked, now_ms)
         for at, (standing, billing_day) in enumerate(paused):
             row = standing.row
             if row in self._settling or inflight.price[at] <= 0:
                 continue
             self._groups.settling[row] = 1.0
-            mean, price = float(inflight.mean[at]), float(inflight.price[at])
-            self._settling[row] = _Settling(row, standing.entity, billing_day, now_ms, mean, price)
+            self._settling[row] = _Settling(
+                row,
+                standing.entity,
+                billing_day,
+                now_ms,
+                float(inflight.mean[at]),
+                late[at],
+                float(inflight.price[at]),
+            )
 
     # -- even pacing --------------------------------------------------------------------------
 

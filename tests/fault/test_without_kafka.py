@@ -64,7 +64,7 @@ def test_it_starts_once_kafka_answers(cluster: FaultCluster) -> None:
             assert cluster.status(name, "ready") == 503
             assert cluster.status(name, "live") == 200, "nobody is to end it for that"
     cluster.until_all_owned()
-    until(lambda: not trouble(cluster, "reporter"), "the reporter to run")
+    until(lambda: cluster.health("reporter").get("trouble") == "", "the reporter to run")
     assert [cluster.status(name, "ready") for name in ("first", "reporter")] == [200, 200]
     assert cluster.exits.total() == 0
 

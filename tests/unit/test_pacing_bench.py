@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,33 +63,42 @@ def children(pid: int) -> list[int]:
     """Its child processes that run a program of Python."""
     of_threads = Path(f"/proc/{pid}/task").glob("*/children")
     found = [int(child) for path in of_threads for child in path.read_text().split()]
-    return [
-        child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
-    ]
+    return [child for child in found if b"spawn_main" in read_if_there(child, "cmdline")]
 
 
 def runs(pid: int) -> bool:
+    stat = read_if_there(pid, "stat")
+    return bool(stat) and stat.rsplit(b") ", 1)[1][:1] != b"Z"
+
+
+def read_if_there(pid: int, name: str) -> bytes:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"
-    except FileNotFoundError:
-        return False
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the processes")
 def test_a_killed_command_leaves_no_run_behind() -> None:
     command = [sys.executable, "-m", "pipeline", "pacing-bench", "--seeds", "1,2", "--json"]
     parent = subprocess.Popen([*command, "--policies", "none"], stdout=subprocess.DEVNULL)
+    at_work: list[int] = []
     try:
-        deadline_s = time.monotonic() + 60
-        while len(at_work := children(parent.pid)) < 2:
-            assert time.monotonic() < deadline_s
-            time.sleep(0.1)
+        until(lambda: len(children(parent.pid)) == min(2, os.cpu_count() or 1))
+        at_work = children(parent.pid)
         time.sleep(3)  # into the runs
-        parent.send_signal(signal.SIGKILL)
+        parent.kill()
         parent.wait()
-        deadline_s = time.monotonic() + 60
-        while any(runs(child) for child in at_work):
-            assert time.monotonic() < deadline_s
-            time.sleep(0.1)
+        until(lambda: not any(runs(child) for child in at_work))
     finally:
         parent.kill()
+        for child in at_work:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)

@@ -28,8 +28,9 @@ def step(
     price: int,
     campaign: np.ndarray,
     impressions: float = 5.0 * PER_MINUTE,
+    basis: int = CPM,
 ) -> None:
-    """Five minutes' impressions of two ad groups, all billed."""
+    """Five minutes' impressions of two ad groups, each with a billed event."""
     day = now_ms // MS_PER_DAY
     today = Today(*(np.array([at]) for at in (day, day * MS_PER_DAY, (day + 1) * MS_PER_DAY)))
     count, nothing = np.full(2, impressions), np.zeros(2)
@@ -47,16 +48,17 @@ def step(
         installs=nothing,
     )
     policy.observe(
-        seen, Facts(np.full(2, CPM), campaign, np.zeros(2, int), np.zeros(2, bool)), today
+        seen, Facts(np.full(2, basis), campaign, np.zeros(2, int), np.zeros(2, bool)), today
     )
 
 
-def watched(prices: np.ndarray, campaign: np.ndarray = TWO) -> Predictive:
+def watched(prices: np.ndarray, campaign: np.ndarray = TWO, basis: int = CPM) -> Predictive:
     """A policy that has seen two days of these hourly prices, and half of a third."""
     policy = Predictive()
     step_ms = 5 * MINUTE_MS
     for now_ms in range((DAY - 2) * MS_PER_DAY + step_ms, NOON_MS + 1, step_ms):
-        step(policy, now_ms - 1, int(prices[(now_ms - 1) // HOUR_MS % HOURS]), campaign)
+        price = int(prices[(now_ms - 1) // HOUR_MS % HOURS])
+        step(policy, now_ms - 1, price, campaign, basis=basis)
     return policy
 
 

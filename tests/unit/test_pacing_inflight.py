@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipeline.contract.vocabulary import CPC, CPM
+from pipeline.contract.vocabulary import CPC, CPM, MS_PER_DAY
 from pipeline.pacing.inflight import InflightModel
 from pipeline.pacing.observed import Events, Seen, by_group
 
@@ -90,10 +90,18 @@ def test_nothing_is_predicted_of_an_ad_group_with_a_few_events() -> None:
 
 def cpm_second(now_ms: int, count: int) -> Seen:
     times = now_ms - INGEST_MS - np.arange(count) * 10
+    return of_impressions(now_ms, times, np.zeros(count, dtype=np.int64))
+
+
+def of_impressions(
+    now_ms: int, times: npt.NDArray[np.int64], groups: npt.NDArray[np.int64]
+) -> Seen:
+    """Billed impressions of some ad groups."""
+    count = len(times)
     return by_group(
         Events(
             now_ms=now_ms,
-            group=np.zeros(count, dtype=np.int64),
+            group=groups,
             is_impression=np.ones(count, dtype=np.bool_),
             is_billable=np.ones(count, dtype=np.bool_),
             value_nanos=np.full(count, 2_000_000),
@@ -119,6 +127,34 @@ def test_waiting_for_a_turn_is_not_being_on_the_way(every_ms: int) -> None:
     assert model.ingest_s == pytest.approx(1.0, abs=0.06)
 
 
+def test_what_is_on_the_way_is_as_old_as_when_it_arrives() -> None:
+    """Delays differ, so the newest of a turn tells less of the waiting than the time between."""
+    rng, model = np.random.default_rng(1), InflightModel()
+    served = np.arange(0, 600_000, 5)
+    arrived = served + rng.uniform(500, 1_500, len(served)).astype(np.int64)
+    for turn_ms in range(200, 600_000, 200):
+        times = served[(arrived > turn_ms - 200) & (arrived <= turn_ms)]
+        if len(times):
+            seen = events(turn_ms, times, np.empty(0, dtype=np.int64))
+            model.observe(seen, np.array([CPM]), CAMPAIGN)
+    assert model.ingest_s == pytest.approx(1.0, abs=0.03)
+
+
+def test_one_impression_of_yesterday_is_one_late_impression() -> None:
+    """An ad group of its own, in every tenth turn of a hundred impressions."""
+    model = InflightModel()
+    for turn in range(1, 1_000):
+        turn_ms = MS_PER_DAY * 2 + turn * 500
+        times = np.arange(turn_ms - 500, turn_ms, 5) - INGEST_MS
+        groups = np.zeros(len(times), dtype=np.int64)
+        if turn % 10 == 0:
+            times, groups = np.append(times, turn_ms - MS_PER_DAY), np.append(groups, 1)
+        seen = of_impressions(turn_ms, times, groups)
+        model.observe(seen, np.full(len(seen.group), CPM), np.zeros(len(seen.group), dtype=int))
+    # A minute of one in a thousand.
+    assert model.ingest_s == pytest.approx(1.0 + 0.06, abs=0.05)
+
+
 def test_impressions_that_come_all_at_once_have_not_waited() -> None:
     """A rest between turns is no waiting: what ends it is decided at once."""
     model = InflightModel()
@@ -129,20 +165,28 @@ def test_impressions_that_come_all_at_once_have_not_waited() -> None:
     assert model.ingest_s == pytest.approx(4.0, rel=0.05)
 
 
-def test_of_a_turn_that_a_pause_falls_into_only_what_was_served_after_it_counts() -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_of_a_turn_that_a_pause_falls_into_only_what_was_served_after_it_counts(
+    late: bool,
+) -> None:
+    """Ten impressions a second until 2 s after each pause; one of an hour before may come too."""
     model, every_ms = InflightModel(), 10_000
     for pause in range(20):
-        start_ms = (pause + 1) * 1_000_000
+        start_ms = (pause + 1) * 10_000_000
         for turn_ms in range(start_ms, start_ms + 600_000, every_ms):
-            model.observe(seen_at(turn_ms, every_ms, 1_000), np.array([CPM]), CAMPAIGN)
-        # Served up to 2 s after the pause; the next turn sees that and the 8 s before.
-        pause_ms = start_ms + 600_000 - 3_000 - every_ms + 8_000
-        model.note_pauses(np.array([0]), pause_ms)
-        seen = seen_at(start_ms + 600_000, every_ms, 3_000)
+            model.observe(seen_at(turn_ms, every_ms, INGEST_MS), np.array([CPM]), CAMPAIGN)
+        # The last turn sees 8 s before the pause and 2 s after it.
+        last_ms = start_ms + 600_000
+        model.note_pauses(np.array([0]), last_ms - 3_000)
+        times = np.arange(last_ms - every_ms + 100, last_ms + 1, 100) - INGEST_MS
+        if late:
+            times = np.append(times, last_ms - 3_600_000)
+        seen = events(last_ms, times, np.empty(0, dtype=np.int64))
         model.observe(seen, np.array([CPM]), CAMPAIGN)
-        later = events(start_ms + 900_000, np.array([start_ms + 899_000]), np.empty(0, np.int64))
+        later_ms = last_ms + 300_000
+        later = events(later_ms, np.array([later_ms - INGEST_MS]), np.empty(0, dtype=np.int64))
         model.observe(later, np.array([CPM]), CAMPAIGN)
-    assert model.stop_s == pytest.approx(2.0, rel=0.2)
+    assert model.stop_s == pytest.approx(1.0 if late else 2.0, rel=0.2)
 
 
 def paused_fleet(seconds_after: int) -> InflightModel:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pipeline.contract.pacing_notes import PacingNote
 from pipeline.contract.signals import Signal
-from pipeline.contract.vocabulary import LimitName
+from pipeline.contract.vocabulary import CPC, LimitName
+from pipeline.pacing.inflight import TIME_CONSTANTS_S
 from pipeline.pacing.predictive import Predictive
 from pipeline.pacing.serving import LimitUse, Standing
 from tests.unit.test_pacing_forecast import (
@@ -83,18 +85,44 @@ def test_of_an_ad_group_that_is_another_workers_now_nothing_more_is_noted() -> N
     assert settled(policy, [40]) == {}
 
 
-def test_what_comes_once_it_serves_again_is_not_what_was_inflight() -> None:
-    policy = watched(STEADY, ONE_CAMPAIGN)
+def resumed(policy: Predictive, after_ms: int) -> list[PacingNote]:
+    """The first ad group is paused at noon and served again so long after it, its budget raised;
+    what is noted then."""
     policy.take_notes()
     paused, _ = [pause(policy, name, row, "ad_group_daily") for row, name in enumerate(NAMES)]
     policy.end_reviews(NOON_MS)
-    step(policy, NOON_MS + 1 * MINUTE_MS, PRICE, ONE_CAMPAIGN)
-    resumed_ms = NOON_MS + 2 * MINUTE_MS
+    if after_ms > MINUTE_MS:
+        step(policy, NOON_MS + MINUTE_MS, PRICE, ONE_CAMPAIGN)
     raised = (LimitUse("ad_group_daily", 2_000, 1_000, 0, 0),)
     standing = Standing(NAMES[0], raised, DAY, NOON_MS + 12 * HOUR_MS, paused, 0, 0)
-    signal = policy.review(standing, resumed_ms)
+    signal = policy.review(standing, NOON_MS + after_ms)
     assert signal is not None
     assert signal.action == "resume"
-    (note,) = [note for _, note in policy.take_notes() if note.kind == "inflight"]
-    assert (note.entity, note.realised, note.realised_at_ms) == (NAMES[0], COMES, resumed_ms)
+    return [note for _, note in policy.take_notes() if note.kind == "inflight"]
+
+
+def test_what_comes_once_it_serves_again_is_not_what_was_inflight() -> None:
+    policy = watched(STEADY, ONE_CAMPAIGN)
+    (note,) = resumed(policy, 2 * MINUTE_MS)
+    assert (note.entity, note.realised) == (NAMES[0], COMES)
+    assert note.realised_at_ms == NOON_MS + 2 * MINUTE_MS
     assert settled(policy, [5, 10, 16]) == {NAMES[1]: 4 * COMES}
+
+
+def test_nothing_is_said_before_what_was_on_the_way_can_have_come() -> None:
+    assert resumed(watched(STEADY, ONE_CAMPAIGN), 1_000) == []
+
+
+def test_of_clicks_only_those_are_expected_that_should_have_come_by_then() -> None:
+    policy = watched(STEADY, ONE_CAMPAIGN, basis=CPC)
+    asked = np.array([0]), np.array([CPC]), np.array([0]), NOON_MS
+    predicted = policy.model.predict(*asked)
+    late = policy.model.late_nanos(*asked)[0]
+    assert late.sum() == pytest.approx(predicted.mean[0])
+    (note,) = resumed(policy, 2 * MINUTE_MS)
+    by_then = float((late * (1 - np.exp(-120.0 / TIME_CONSTANTS_S))).sum())
+    assert note.predicted == pytest.approx(by_then, rel=1e-6)
+    assert 0.5 * predicted.mean[0] < by_then < 0.99 * predicted.mean[0]
+    deviation = np.sqrt(by_then * predicted.price[0])
+    bounds = by_then - 1.28 * deviation, by_then + 1.28 * deviation
+    assert (note.low, note.high) == pytest.approx(bounds, rel=1e-6)
