@@ -23,6 +23,7 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import NodeNotReadyError
 
 from pipeline.billing.fold import SNAPSHOT_VERSION
 from tests.fault.cluster import SESSION_TIMEOUT_S, FaultCluster
@@ -160,7 +161,18 @@ def _appends_time_out(stage: Stage, times: int) -> None:
         cluster.until_all_owned()
 
 
-async def _limit_journal(bootstrap: str, max_bytes: int) -> None:
+def _limit_journal(cluster: FaultCluster, max_bytes: int) -> None:
+    def is_limited() -> bool:
+        try:
+            asyncio.run(_alter_journal(cluster.kafka.bootstrap, max_bytes))
+        except NodeNotReadyError:
+            return False  # it was frozen, and is no member of its cluster again yet
+        return True
+
+    until(is_limited, "the broker to take the journal's limit")
+
+
+async def _alter_journal(bootstrap: str, max_bytes: int) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()
     try:
@@ -180,9 +192,9 @@ def _appends_too_large(stage: Stage, times: int) -> None:
     cluster = stage.cluster
     for _ in range(times):
         refused = _ends_once_more(cluster)
-        asyncio.run(_limit_journal(cluster.kafka.bootstrap, 1_000))
+        _limit_journal(cluster, 1_000)
         until(refused, "a refused append")
-        asyncio.run(_limit_journal(cluster.kafka.bootstrap, 64 << 20))
+        _limit_journal(cluster, 64 << 20)
         cluster.until_all_owned()
 
 
