@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import sqrt
 from typing import Final
 
 import numpy as np
@@ -28,12 +27,7 @@ from pipeline.contract.vocabulary import MS_PER_DAY
 from pipeline.pacing import even, memory
 from pipeline.pacing.columns import Columns
 from pipeline.pacing.forecast import Forecasts, Outlook
-from pipeline.pacing.inflight import (
-    ENOUGH_BILLABLE,
-    TIME_CONSTANTS_S,
-    Inflight,
-    InflightModel,
-)
+from pipeline.pacing.inflight import ENOUGH_BILLABLE, Inflight, InflightModel
 from pipeline.pacing.lag import BILLING_LAG
 from pipeline.pacing.observed import Facts, Seen, Today
 from pipeline.pacing.serving import (
@@ -46,6 +40,7 @@ from pipeline.pacing.serving import (
     reached_limit,
     serving,
 )
+from pipeline.pacing.settling import Settlements
 from pipeline.pacing.target_cpi import Estimate, InstallRates
 
 Rows = npt.NDArray[np.int64]
@@ -96,22 +91,6 @@ _PAUSED: Final = {"paused_at_ms": (0, 0.0), "again_ms": (0, 0.0), "served_at_ms"
 not paused), and when it was last served."""
 
 
-@dataclass(slots=True)
-class _Settling:
-    """A prediction at a pause, waiting for what really comes."""
-
-    row: int
-    entity: str
-    billing_day: str
-    made_at_ms: int
-    predicted_nanos: float
-    late_nanos: Floats
-    """What of that is late, by the model's time constants."""
-    price_nanos: float
-    """Of one billable event."""
-    realised_nanos: float = 0.0
-
-
 class Predictive:
     """Inflight, even pacing and forecasts over columns by ad group. See the module."""
 
@@ -122,6 +101,7 @@ class Predictive:
         self.model = InflightModel()
         self.forecasts = Forecasts()
         self.installs = InstallRates()
+        self._settlements = Settlements(self.model, self.tuning.settle_ms)
         self._groups = Columns(
             basis=(0, 0.0),
             campaign=(0, -1.0),
@@ -129,7 +109,6 @@ class Predictive:
             probability=(0, 1.0),
             next_look_ms=(0, NEVER),
             throttled_at_ms=(0, 0.0),
-            settling=(0, 0.0),
             **_PAUSED,
         )
         self._campaigns = Columns(**_PAUSED)
@@ -148,8 +127,6 @@ class Predictive:
         """Those that it pauses, those of paused campaigns among them ..."""
         self._expected: list[tuple[Standing, str]] = []
         """... and without them, with their billing days."""
-        self._settling: dict[int, _Settling] = {}
-        """By row, which its column `settling` tells too; the oldest first."""
         self._notes: list[tuple[int, PacingNote]] = []
 
     # -- learning -----------------------------------------------------------------------------
@@ -175,7 +152,7 @@ class Predictive:
         due = self.forecasts.feed_due(seen.now_ms)
         if len(due):
             self.forecasts.feed(due, self._probabilities(due), seen.now_ms)
-        self._settle(seen)
+        self._settlements.observe(seen)
 
     def _probabilities(self, rows: Rows) -> Floats:
         own = self._groups.probability[rows] if len(rows) else np.empty(0)
@@ -200,41 +177,6 @@ class Predictive:
     def _look_later(self, row: int, at_ms: float) -> None:
         self._groups.next_look_ms[row] = at_ms
         self._next_look_ms = min(self._next_look_ms, at_ms)
-
-    def _settle(self, seen: Seen) -> None:
-        """Add what came to the predictions that wait for it, and note those that are over."""
-        if not self._settling:
-            return
-        for at in np.flatnonzero(self._groups.settling[seen.group]).tolist():
-            self._settling[int(seen.group[at])].realised_nanos += float(seen.value_nanos[at])
-        while self._settling:
-            oldest = next(iter(self._settling.values()))
-            if seen.now_ms - oldest.made_at_ms <= self.tuning.settle_ms:
-                break
-            self._note_inflight(oldest.row, seen.now_ms)
-
-    def _note_inflight(self, row: int, now_ms: int) -> None:
-        """What has come since the pause, and what of the prediction should have."""
-        one = self._settling.pop(row)
-        self._groups.settling[row] = 0.0
-        after_s = (now_ms - one.made_at_ms) / 1_000
-        if after_s < self.model.ingest_s + self.model.stop_s:
-            return  # nobody can tell yet
-        still = float(one.late_nanos @ np.exp(-after_s / TIME_CONSTANTS_S))
-        predicted = max(0.0, one.predicted_nanos - still)
-        deviation = sqrt(predicted * one.price_nanos)
-        note = PacingNote(
-            entity=one.entity,
-            kind="inflight",
-            billing_day=one.billing_day,
-            made_at_ms=one.made_at_ms,
-            predicted=int(predicted),
-            low=max(0, int(predicted - 1.28 * deviation)),
-            high=int(predicted + 1.28 * deviation),
-            realised=int(one.realised_nanos),
-            realised_at_ms=now_ms,
-        )
-        self._notes.append((row, note))
 
     # -- predictions --------------------------------------------------------------------------
 
@@ -278,13 +220,13 @@ class Predictive:
         return Inflight(mean, variance, price)
 
     def _of_groups(self, rows: Rows, now_ms: int) -> Inflight:
-        return self.model.predict(*self._of_catalog(rows), now_ms)
+        return self.model.predict(rows, *self._of_catalog(rows), now_ms)
 
-    def _of_catalog(self, rows: Rows) -> tuple[Rows, Rows, Rows]:
-        """The rows, their basis and the row of their campaign."""
+    def _of_catalog(self, rows: Rows) -> tuple[Rows, Rows]:
+        """The basis and the row of the campaign of each."""
         self._groups.reserve(rows)
         basis = self._groups.basis[rows].astype(np.int64)
-        return rows, basis, np.maximum(0, self._groups.campaign[rows].astype(np.int64))
+        return basis, np.maximum(0, self._groups.campaign[rows].astype(np.int64))
 
     def exhaustion(self, rows: Rows, room_nanos: Int64s, now_ms: int) -> Int64s:
         self._groups.reserve(rows)
@@ -417,8 +359,7 @@ class Predictive:
         first = self._is_first_pause(groups, row, signal, now_ms)
         if signal.action != "pause":
             groups.throttled_at_ms[row] = now_ms
-            if row in self._settling:
-                self._note_inflight(row, now_ms)
+            self._settlements.serves_again(row, now_ms)
         if first:
             self._paused.append(row)
             self._expected.append((standing, signal.billing_day))
@@ -432,7 +373,8 @@ class Predictive:
         if self._paused:
             self.model.note_pauses(np.array(self._paused), now_ms)
         if self._expected:
-            self._expect(self._expected, now_ms)
+            paused = np.array([standing.row for standing, _ in self._expected])
+            self._settlements.expect(self._expected, *self._of_catalog(paused), now_ms)
         self._changed, self._paused, self._expected = [], [], []
 
     def _is_first_pause(self, of_level: Columns, row: int, signal: Signal, now_ms: int) -> bool:
@@ -447,26 +389,6 @@ class Predictive:
         if first:
             of_level.paused_at_ms[row] = now_ms
         return first
-
-    def _expect(self, paused: list[tuple[Standing, str]], now_ms: int) -> None:
-        """Wait for what comes after pauses, to compare it with what was predicted."""
-        asked = self._of_catalog(np.array([standing.row for standing, _ in paused]))
-        inflight = self.model.predict(*asked, now_ms)
-        late = self.model.late_nanos(*asked, now_ms)
-        for at, (standing, billing_day) in enumerate(paused):
-            row = standing.row
-            if row in self._settling or inflight.price[at] <= 0:
-                continue
-            self._groups.settling[row] = 1.0
-            self._settling[row] = _Settling(
-                row,
-                standing.entity,
-                billing_day,
-                now_ms,
-                float(inflight.mean[at]),
-                late[at],
-                float(inflight.price[at]),
-            )
 
     # -- even pacing --------------------------------------------------------------------------
 
@@ -598,7 +520,7 @@ class Predictive:
 
     def take_notes(self) -> list[tuple[int, PacingNote]]:
         notes, self._notes = self._notes, []
-        return notes + self.forecasts.take_notes()
+        return notes + self._settlements.take_notes() + self.forecasts.take_notes()
 
     def forget(self, groups: Rows, campaigns: Rows) -> None:
         gone = set(groups.tolist())
@@ -613,7 +535,7 @@ class Predictive:
         for campaign in campaigns.tolist():
             self._campaign_groups.pop(campaign, None)
             self._campaign_probability.pop(campaign, None)
-        self._settling = {row: one for row, one in self._settling.items() if row not in gone}
+        self._settlements.forget(groups)
 
 
 def _is_served_on(of_level: Columns, rows: Rows) -> npt.NDArray[np.bool_]:
