@@ -2,7 +2,8 @@
 
 Three parts, each learned from what turns show:
 
-- impressions on their way to the worker: rate x ingest delay;
+- impressions on their way to the worker: rate x ingest delay (the rate while serving: what was
+  stopped for a while is soon served as much as before);
 - impressions that will be served after a pause: rate x pause-to-stop, measured at each pause as
   the impressions that came after it over the rate before it;
 - where clicks or engagements are paid for: those to come from impressions served already.
@@ -36,6 +37,9 @@ TIME_CONSTANTS_S: Final = np.array([2.0, 8.0, 30.0, 120.0, 600.0, 3_600.0])
 _HOUR_MS: Final = 3_600_000
 _RATE_CONSTANT: Final = 3
 """Position of the constant over which an impression rate is smoothed (two minutes)."""
+_LEAST_SERVED: Final = 0.1
+"""Of that time an ad group counts as served for so much at least: after five minutes without, its
+rate fades; and where a fleet goes on serving after a pause, it is ten times too large at most."""
 _LONGEST_DELAY_MS: Final = 60_000.0
 """Ingest delays count up to here: a longer one is an outage, and the billing lag's business."""
 _FULL_BILLABLE: Final = 4_000.0
@@ -73,7 +77,11 @@ class Inflight:
     """Predictions for some ad groups; nanos, one entry each. All 0 where too little is known."""
 
     mean: Floats
+    """Of what is inflight now: of stopped ones nothing is on its way."""
+    if_served: Floats
+    """Of what would be, were they all being served."""
     variance: Floats
+    """Of that."""
     price: Floats
     """Of one billable event."""
 
@@ -106,6 +114,9 @@ class InflightModel:
         `offered_then`: that price's mean at each billable event, summed; `offered_hour`: when the
         newest were seen, in hours since the epoch. `known`: billable events ever seen. `stop_*`: a
         pause whose stopping is being measured."""
+        self.serving = Columns(now=(0, 1.0), mean=(0, 1.0), as_of_ms=(0, 0.0))
+        """`now`: 1, or 0 while ad servers are told to stop; `mean`: of that over the time that a
+        rate is smoothed over. Not to be kept: after a restart the signals tell."""
         self.campaigns = Columns(impressions=(0, 0.0), actions=(0, 0.0))
         self._basis = np.full((4, 2), [1_000.0, 20.0])
         """Impressions and actions by basis: before anything is known, 2 % act."""
@@ -137,13 +148,20 @@ class InflightModel:
         self._learn_delay(seen, since_ms)
         self._follow_stops(seen, since_ms)
 
+    def note_serving(self, rows: Rows, serves: npt.NDArray[np.bool_], now_ms: int) -> None:
+        """From now on ad servers serve these ad groups, or do not."""
+        self.serving.reserve(rows)
+        self.serving.mean[rows] = self._served(rows, now_ms)
+        self.serving.as_of_ms[rows] = now_ms
+        self.serving.now[rows] = serves
+
     def note_pauses(self, rows: Rows, now_ms: int) -> None:
-        """The ad groups were just told to stop: measure how soon they do."""
+        """The ad groups were served until now and told to stop: measure how soon they do."""
         groups = self.groups
         groups.reserve(rows)
         rates = self.impressions_per_s(rows, now_ms)
         for row, rate in zip(rows.tolist(), rates.tolist(), strict=True):
-            if rate > 0 and row not in self._measuring:
+            if rate > 0 and self.serving.now[row] and row not in self._measuring:
                 groups.stop_from_ms[row], groups.stop_rate[row] = now_ms, rate
                 groups.stop_early[row] = groups.stop_late[row] = 0.0
                 self._measuring[row] = None
@@ -151,6 +169,7 @@ class InflightModel:
     def forget(self, rows: Rows) -> None:
         """The ad groups are another worker's now."""
         self.groups.clear(rows)
+        self.serving.clear(rows)
         for row in rows.tolist():
             self._measuring.pop(row, None)
 
@@ -291,9 +310,8 @@ class InflightModel:
         return float(self._stops[0] / self._stops[1])
 
     def impressions_per_s(self, rows: Rows, now_ms: int) -> Floats:
-        """The smoothed rate of each ad group."""
-        recent = self._recent(rows, now_ms)
-        return np.asarray(recent[:, _RATE_CONSTANT] / TIME_CONSTANTS_S[_RATE_CONSTANT])
+        """The smoothed rate of each ad group while it is served."""
+        return self._rate(rows, self._recent(rows, now_ms), now_ms)
 
     def price_nanos(self, rows: Rows) -> Floats:
         """What a billable event of each ad group costs now; 0 where none was seen.
@@ -313,27 +331,39 @@ class InflightModel:
         self.campaigns.reserve(campaign)
         price = self.price_nanos(rows)
         recent = self._recent(rows, now_ms)
-        coming = self._coming(recent)
+        coming = self._rate(rows, recent, now_ms) * (self.ingest_s + self.stop_s)
         pending = self._delays.pending(basis, recent)
         response = np.where(basis == CPM, 1.0, self._response(rows, basis, campaign))
-        count = np.where(basis == CPM, coming, response * (coming + pending))
         known = self.groups.known[rows] >= ENOUGH_BILLABLE
-        mean = np.where(known, count * price, 0.0)
-        return Inflight(mean, mean * price, np.where(known, price, 0.0))
+        price = np.where(known, price, 0.0)
+        late = np.where(basis == CPM, 0.0, pending)
+        each = response * price
+        if_served = each * (coming + late)
+        mean = each * (coming * self.serving.now[rows] + late)
+        return Inflight(mean, if_served, if_served * price, price)
 
     def late_nanos(self, rows: Rows, basis: Rows, campaign: Rows, now_ms: int) -> Floats:
         """Shape (n, time constants): what of that is of clicks or engagements, by the constant
         that they follow with; 0 for CPM."""
         recent = self._recent(rows, now_ms)
-        causes = self._delays.shares(basis) * (recent + self._coming(recent)[:, None])
+        coming = self._rate(rows, recent, now_ms) * (self.ingest_s + self.stop_s)
+        causes = self._delays.shares(basis) * (recent + coming[:, None])
         response = self._response(rows, basis, campaign)
         each = np.where(basis == CPM, 0.0, response * self.price_nanos(rows))
         return np.asarray(causes * each[:, None])
 
-    def _coming(self, recent: Floats) -> Floats:
-        """Impressions that were not seen yet, or will be served before ad servers stop."""
-        rate = recent[:, _RATE_CONSTANT] / TIME_CONSTANTS_S[_RATE_CONSTANT]
-        return np.asarray(rate * (self.ingest_s + self.stop_s))
+    def _rate(self, rows: Rows, recent: Floats, now_ms: int) -> Floats:
+        """Impressions a second while served, of which an ad group that was stopped has had less."""
+        served = np.maximum(self._served(rows, now_ms), _LEAST_SERVED)
+        return np.asarray(recent[:, _RATE_CONSTANT] / (TIME_CONSTANTS_S[_RATE_CONSTANT] * served))
+
+    def _served(self, rows: Rows, now_ms: int) -> Floats:
+        """The share of the smoothing's time that each was served."""
+        serving = self.serving
+        serving.reserve(rows)
+        passed_s = np.maximum(0.0, now_ms - serving.as_of_ms[rows]) / 1_000.0
+        kept = np.exp(-passed_s / TIME_CONSTANTS_S[_RATE_CONSTANT])
+        return np.asarray(serving.mean[rows] * kept + serving.now[rows] * (1.0 - kept))
 
     def unit_nanos(self, rows: Rows, basis: Rows, campaign: Rows) -> Floats:
         """What an impression of each ad group brings on average now; 0 before anything was

@@ -123,6 +123,8 @@ class Predictive:
         self._last_prediction: tuple[tuple[str, bytes, int], Inflight] | None = None
         self._changed: list[tuple[int, float]] = []
         """Ad groups that this turn's signals are of, and the probabilities before them."""
+        self._turned: list[int] = []
+        """Those, and all of the campaigns that they are of."""
         self._paused: list[int] = []
         """Those that it pauses, those of paused campaigns among them ..."""
         self._expected: list[tuple[Standing, str]] = []
@@ -189,12 +191,12 @@ class Predictive:
     def _reserve(self, inflight: Inflight, limit_nanos: Int64s) -> Floats:
         tuning = self.tuning
         # One more event may always be on its way: the margin is never that of nothing at all.
-        deviation = np.sqrt(inflight.variance + inflight.mean * inflight.price)
+        deviation = np.sqrt(inflight.variance + inflight.if_served * inflight.price)
         margin = np.minimum(tuning.margin_deviations * deviation, tuning.margin_share * limit_nanos)
         piece = np.minimum(
             tuning.last_piece * inflight.price, tuning.last_piece_share * limit_nanos
         )
-        return np.asarray(np.maximum(inflight.mean + margin, piece))
+        return np.asarray(np.maximum(inflight.if_served + margin, piece))
 
     def _predict(self, level: str, rows: Rows, now_ms: int) -> Inflight:
         # A review asks several times in a row of the same entities.
@@ -213,11 +215,11 @@ class Predictive:
         at = np.repeat(np.arange(len(rows)), sizes)
         price = np.zeros(len(rows))
         np.maximum.at(price, at, each.price)
-        mean, variance = (
+        mean, if_served, variance = (
             np.bincount(at, values, len(rows)).astype(np.float64)
-            for values in (each.mean, each.variance)
+            for values in (each.mean, each.if_served, each.variance)
         )
-        return Inflight(mean, variance, price)
+        return Inflight(mean, if_served, variance, price)
 
     def _of_groups(self, rows: Rows, now_ms: int) -> Inflight:
         return self.model.predict(rows, *self._of_catalog(rows), now_ms)
@@ -346,15 +348,16 @@ class Predictive:
         return pause(standing, use, now_ms, standing.last.reason)
 
     def _note_signal(self, standing: Standing, signal: Signal, now_ms: int) -> None:
-        row = standing.row
+        row, groups = standing.row, self._groups
         if not standing.is_ad_group:
             self._campaign_probability[row] = signal.serve_probability
+            self._turned += self._campaign_groups.get(row, [])
             self._campaigns.reserve(np.array([row]))
             if self._is_first_pause(self._campaigns, row, signal, now_ms):
                 self._paused += self._campaign_groups.get(row, [])
             return
-        groups = self._groups
         self._changed.append((row, float(groups.probability[row])))
+        self._turned.append(row)
         groups.probability[row] = signal.serve_probability
         first = self._is_first_pause(groups, row, signal, now_ms)
         if signal.action != "pause":
@@ -375,7 +378,10 @@ class Predictive:
         if self._expected:
             paused = np.array([standing.row for standing, _ in self._expected])
             self._settlements.expect(self._expected, *self._of_catalog(paused), now_ms)
-        self._changed, self._paused, self._expected = [], [], []
+        if self._turned:
+            turned = np.array(self._turned)
+            self.model.note_serving(turned, self._probabilities(turned) > 0, now_ms)
+        self._changed, self._turned, self._paused, self._expected = [], [], [], []
 
     def _is_first_pause(self, of_level: Columns, row: int, signal: Signal, now_ms: int) -> bool:
         """Whether serving ends with this signal; how long to wait until it is sent again."""
@@ -468,8 +474,10 @@ class Predictive:
         if level != "ad_group":
             self._campaign_probability[row] = signal.serve_probability
             return
-        self._groups.reserve(np.array([row]))
+        at = np.array([row])
+        self._groups.reserve(at)
         self._groups.probability[row] = signal.serve_probability
+        self.model.note_serving(at, at * 0 + signal.serve_probability > 0, signal.decided_at_ms)
         self._look_later(row, 0.0)
 
     def remember(
