@@ -210,3 +210,47 @@ def test_pause_to_stop_is_measured_by_the_impressions_that_come_after_a_pause() 
 
 def test_a_pause_that_nobody_obeys_says_nothing_of_reaction_times() -> None:
     assert paused_fleet(120).stop_s == pytest.approx(3.0)
+
+
+def stopped_and_served_again(again_s: int) -> InflightModel:
+    """Ten impressions a second for ten minutes, two minutes of none, and so many seconds more."""
+    model, no_clicks = InflightModel(), np.empty(0, dtype=np.int64)
+    for turn_ms in range(1_000, 720_000 + again_s * 1_000 + 1, 1_000):
+        if turn_ms in (600_000, 720_000):
+            model.note_serving(GROUP, np.array([turn_ms == 720_000]), turn_ms)
+        times = np.arange(turn_ms - 900, turn_ms + 1, 100)
+        stopped = (times > 600_000) & (times <= 720_000)
+        seen = events(turn_ms, times[~stopped], no_clicks)
+        if len(seen.group):
+            model.observe(seen, np.array([CPM]), CAMPAIGN)
+    return model
+
+
+def test_what_is_served_again_is_served_as_much_as_before() -> None:
+    before, again = (stopped_and_served_again(seconds) for seconds in (0, 20))
+    assert before.impressions_per_s(GROUP, 720_000)[0] == pytest.approx(10.0, rel=0.05)
+    assert again.impressions_per_s(GROUP, 740_000)[0] == pytest.approx(10.0, rel=0.05)
+
+
+def test_of_a_stopped_ad_group_nothing_is_on_its_way() -> None:
+    model = paused_fleet(6)
+    now_ms = 19_901_000
+    asked = GROUP, np.array([CPM]), CAMPAIGN, now_ms
+    served = model.predict(*asked)
+    assert served.mean[0] == served.if_served[0] > 0
+    model.note_serving(GROUP, np.array([False]), now_ms)
+    stopped = model.predict(*asked)
+    assert (stopped.mean[0], stopped.if_served[0]) == (0.0, pytest.approx(served.if_served[0]))
+
+
+def test_pause_to_stop_is_not_measured_of_what_was_stopped_before() -> None:
+    """As a campaign's pause reaches ad groups that had theirs."""
+    model = stopped_and_served_again(30)
+    before_s = model.stop_s
+    for serves in (True, False):
+        model.note_serving(GROUP, np.array([serves]), 750_000)
+        model.note_pauses(GROUP, 750_000)
+        seen = events(850_000, np.array([849_000]), np.empty(0, dtype=np.int64))
+        model.observe(seen, np.array([CPM]), CAMPAIGN)
+        assert (model.stop_s < before_s) == serves
+        before_s = model.stop_s
