@@ -46,8 +46,9 @@ Int64s = npt.NDArray[np.int64]
 FINE_MS: Final = 2_000
 COARSE_MS: Final = 30_000
 WARMUP_MS: Final = 120_000
-NEAR_MS: Final = 15_000
-"""A stop is near where it could be due within this time at twice the expected rate."""
+_NEAR_DEVIATIONS: Final = 3.0
+"""A stop is near where a long step could bring what is left and more: what it brings on average and
+so many standard deviations, and another billable event."""
 SETTLE_MS: Final = 10_000
 """How long after a pause time moves in small steps."""
 GRACE_MS: Final = 2 * 3_600_000
@@ -179,8 +180,9 @@ class Bench:
     def _soon_nanos(self, now_ms: int) -> npt.NDArray[np.float64]:
         rate = self.market.impressions_per_ms(now_ms) * self._value_per_impression
         serving = self.fleet.serving()
-        soon = np.maximum(rate * serving * 2 * NEAR_MS, self._value_per_billable)
-        return np.where(serving > 0, soon, 0.0)
+        mean, price = rate * serving * COARSE_MS, self._value_per_billable
+        soon = mean + _NEAR_DEVIATIONS * np.sqrt(mean * price) + price
+        return np.where(serving > 0, soon, -np.inf)
 
     def _serve(self, demand: Demand, from_ms: int, to_ms: int) -> None:
         rows = self.fleet.served(demand, demand.between(from_ms, to_ms))

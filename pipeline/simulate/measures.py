@@ -189,10 +189,9 @@ class Recorder:
             made.append((note.made_at_ms, note.predicted))
 
     def room_nanos(self, now_ms: int) -> Floats:
-        """What each ad group may spend before it is stopped; nothing left counts as far."""
+        """What each ad group may spend before it is stopped."""
         both = self.engine.room_nanos(self._engine_rows, now_ms, before_stop=True)
-        room = both.min(axis=0).astype(np.float64)
-        return np.where(room > 0, room, _UNBOUNDED)
+        return np.asarray(both.min(axis=0).astype(np.float64))
 
     def _day(self, group: Int64s, time_ms: Int64s) -> Int64s:
         """Local day of each time, counted from the first simulated UTC day."""
