@@ -2,7 +2,7 @@
 
 No Kafka and no clock: events reach the engine an ingest delay after they happened, its signals
 reach the ad servers a reaction time after they were decided, and simulated time moves in ticks of
-two seconds while an ad group is near its stop or a pause is on its way, of thirty seconds
+two seconds while an ad group is near its stop or a signal is on its way, of thirty seconds
 elsewhere (and of two minutes in the warm-up). The product decides within milliseconds.
 The same options give the same figures.
 """
@@ -50,7 +50,7 @@ _NEAR_DEVIATIONS: Final = 3.0
 """A stop is near where a long step could bring what is left and more: what it brings on average and
 so many standard deviations, and another billable event."""
 SETTLE_MS: Final = 10_000
-"""How long after a pause time moves in small steps."""
+"""How long after a pause or a resume time moves in small steps."""
 GRACE_MS: Final = 2 * 3_600_000
 LATEST_MIDNIGHT_MS: Final = 5 * 3_600_000
 """After midnight UTC the last account's day ends so much later."""
@@ -223,7 +223,8 @@ class Bench:
         for signal in signals:
             self.fleet.hear(signal, now_ms)
             self.recorder.note_signal(signal)
-        if any(signal.action == "pause" for signal in signals):
+        # A resume too: nothing is served yet that could be near its stop, and soon is.
+        if any(signal.action in ("pause", "resume") for signal in signals):
             self._fine_until_ms = now_ms + SETTLE_MS
 
     def _follow(self, outcome: Outcome, now_ms: int) -> None:
