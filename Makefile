@@ -45,7 +45,7 @@ test-faults: setup  ## faults and upgrades under load, and the fault harness's s
 
 test-long: setup  ## the tests that take many minutes, and ten times the examples of properties
 	@$(BIN)/pytest -q -m long tests
-	@HYPOTHESIS_PROFILE=search $(SPREAD) tests/property
+	@HYPOTHESIS_PROFILE=search $(SPREAD) --timeout 3000 tests/property
 
 check: setup  ## format, lint, types, layering
 	@$(BIN)/ruff format --check .

@@ -331,7 +331,7 @@ class InflightModel:
         self.campaigns.reserve(campaign)
         price = self.price_nanos(rows)
         recent = self._recent(rows, now_ms)
-        coming = self._rate(rows, recent, now_ms) * (self.ingest_s + self.stop_s)
+        coming = self._coming(rows, recent, now_ms)
         pending = self._delays.pending(basis, recent)
         response = np.where(basis == CPM, 1.0, self._response(rows, basis, campaign))
         known = self.groups.known[rows] >= ENOUGH_BILLABLE
@@ -346,11 +346,15 @@ class InflightModel:
         """Shape (n, time constants): what of that is of clicks or engagements, by the constant
         that they follow with; 0 for CPM."""
         recent = self._recent(rows, now_ms)
-        coming = self._rate(rows, recent, now_ms) * (self.ingest_s + self.stop_s)
+        coming = self._coming(rows, recent, now_ms)
         causes = self._delays.shares(basis) * (recent + coming[:, None])
         response = self._response(rows, basis, campaign)
         each = np.where(basis == CPM, 0.0, response * self.price_nanos(rows))
         return np.asarray(causes * each[:, None])
+
+    def _coming(self, rows: Rows, recent: Floats, now_ms: int) -> Floats:
+        """Impressions that were not seen yet, or will be served before ad servers stop."""
+        return self._rate(rows, recent, now_ms) * (self.ingest_s + self.stop_s)
 
     def _rate(self, rows: Rows, recent: Floats, now_ms: int) -> Floats:
         """Impressions a second while served, of which an ad group that was stopped has had less."""

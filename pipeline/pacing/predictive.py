@@ -351,10 +351,11 @@ class Predictive:
         row, groups = standing.row, self._groups
         if not standing.is_ad_group:
             self._campaign_probability[row] = signal.serve_probability
-            self._turned += self._campaign_groups.get(row, [])
+            members = self._campaign_groups.get(row, [])
+            self._turned += members
             self._campaigns.reserve(np.array([row]))
             if self._is_first_pause(self._campaigns, row, signal, now_ms):
-                self._paused += self._campaign_groups.get(row, [])
+                self._paused += members
             return
         self._changed.append((row, float(groups.probability[row])))
         self._turned.append(row)
@@ -477,7 +478,8 @@ class Predictive:
         at = np.array([row])
         self._groups.reserve(at)
         self._groups.probability[row] = signal.serve_probability
-        self.model.note_serving(at, at * 0 + signal.serve_probability > 0, signal.decided_at_ms)
+        serves = np.array([signal.serve_probability > 0])
+        self.model.note_serving(at, serves, signal.decided_at_ms)
         self._look_later(row, 0.0)
 
     def remember(

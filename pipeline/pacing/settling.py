@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from pipeline.pacing.serving import Standing
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-_WITHIN_80_PERCENT = 1.28
+_WITHIN_80_PERCENT: Final = 1.28
 """Standard deviations."""
 
 

@@ -152,11 +152,7 @@ def _appends_time_out(stage: Stage, times: int) -> None:
     for _ in range(times):
         timed_out = _says_once_more(cluster, "RequestTimedOutError")
         with cluster.broker_frozen():
-            until(
-                timed_out,
-                "an append to time out",
-                90,
-            )
+            until(timed_out, "an append to time out", 90)
         until(lambda: cluster.health("first").get("trouble") == "", "the worker to go on")
         cluster.until_all_owned()
 

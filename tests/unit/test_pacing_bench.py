@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,8 @@ from pipeline.simulate.bench import Bench, BenchOptions
 from pipeline.simulate.compare import POLICIES
 from pipeline.simulate.curves import synthetic_curves
 from pipeline.simulate.market import build_market, demand_of
+from tests.integration.product import until
+from tests.integration.test_restart import is_running
 
 OPTIONS = BenchOptions(groups=6, days=1, warmup_days=0, impressions_per_day=100_000)
 HOUR_MS = 3_600_000
@@ -63,26 +64,14 @@ def children(pid: int) -> list[int]:
     """Its child processes that run a program of Python."""
     of_threads = Path(f"/proc/{pid}/task").glob("*/children")
     found = [int(child) for path in of_threads for child in path.read_text().split()]
-    return [child for child in found if b"spawn_main" in read_if_there(child, "cmdline")]
+    return [child for child in found if b"spawn_main" in command_of(child)]
 
 
-def runs(pid: int) -> bool:
-    stat = read_if_there(pid, "stat")
-    return bool(stat) and stat.rsplit(b") ", 1)[1][:1] != b"Z"
-
-
-def read_if_there(pid: int, name: str) -> bytes:
+def command_of(pid: int) -> bytes:
     try:
-        return Path(f"/proc/{pid}/{name}").read_bytes()
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return b""
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the processes")
@@ -91,12 +80,13 @@ def test_a_killed_command_leaves_no_run_behind() -> None:
     parent = subprocess.Popen([*command, "--policies", "none"], stdout=subprocess.DEVNULL)
     at_work: list[int] = []
     try:
-        until(lambda: len(children(parent.pid)) == min(2, os.cpu_count() or 1))
+        processes = min(2, os.cpu_count() or 1)
+        until(lambda: len(children(parent.pid)) == processes, "the runs to begin")
         at_work = children(parent.pid)
         time.sleep(3)  # into the runs
         parent.kill()
         parent.wait()
-        until(lambda: not any(runs(child) for child in at_work))
+        until(lambda: not any(is_running(child) for child in at_work), "the runs to end", 60)
     finally:
         parent.kill()
         for child in at_work:
