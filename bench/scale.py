@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import statistics
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bench import load, machine
@@ -21,14 +22,14 @@ from bench.machine import say
 from bench.site import BenchError, Site, log_tail, opened, process, worker_command
 from bench.watch import Output, follow, journal_output
 from bench.workload import CAMPAIGNS, GROUPS_A_CAMPAIGN, catalog, messages
+from pipeline.billing.batch import Chunk
 from pipeline.contract.vocabulary import JOURNAL, MS_PER_DAY
 
 PARTITIONS = (4, 16, 64)
 AD_GROUPS = (200, 2_000, 20_000, 200_000)
 WORKERS = (1, 2, 4)
 LOADS_A_S = (0, 2_000, 20_000)
-ENGINE_EVENTS = 480_000
-ROUNDS = 3
+WARM_UP_TURNS, TURNS = 6, 30
 START_MS = 1_772_323_200_000
 BALANCED_WITHIN_S = 60.0
 JUDGED_WITHIN_S = 180.0
@@ -38,9 +39,7 @@ _SETTLE_S = 3.0
 def scale(events: int, seconds: int) -> dict[str, Any]:
     """All of it; `events` for each run of workers, `seconds` at each low load."""
     about = machine.described(" ".join(["python -m bench", *sys.argv[1:]]))
-    ample = CAMPAIGNS * GROUPS_A_CAMPAIGN
-    engine = [_engine(partitions, ample) for partitions in PARTITIONS]
-    engine += [_engine(4, groups) for groups in AD_GROUPS]
+    engine = _engines()
     workers = [_workers(partitions, 1, events) for partitions in PARTITIONS]
     workers += [_workers(4, number, events) for number in WORKERS if number > 1]
     return {"about": about, "engine": engine, "workers": workers, "low_load": _low_load(seconds)}
@@ -49,24 +48,54 @@ def scale(events: int, seconds: int) -> dict[str, Any]:
 # -- the engine alone -----------------------------------------------------------------------------
 
 
-def _engine(partitions: int, ad_groups: int) -> dict[str, Any]:
-    """CPU microseconds an event of the engine: the best of some rounds after a warm-up.
+@dataclass(slots=True)
+class _Size:
+    """An engine of one size, and what each of its turns took."""
 
-    No budget runs out: the more ad groups, the more signals would be decided, and a signal costs
-    what some twenty events cost.
+    partitions: int
+    ad_groups: int
+    alone: EngineAlone
+    turns: Iterator[list[Chunk]]
+    took_s: list[float] = field(default_factory=list)
+
+    def take_turn(self) -> None:
+        self.took_s.append(self.alone.take([next(self.turns)]))
+
+
+def _engines() -> list[dict[str, Any]]:
+    """CPU microseconds an event of the engine in each size: the median of its turns.
+
+    All sizes take a turn each, then each the next one: the machine's speed moves by more than the
+    sizes differ, so each must have its share of every hour.
     """
+    ample = CAMPAIGNS * GROUPS_A_CAMPAIGN
+    sizes = [_of_size(partitions, ample) for partitions in PARTITIONS]
+    sizes += [_of_size(4, groups) for groups in AD_GROUPS]
+    for turn in range(WARM_UP_TURNS + TURNS):
+        for size in sizes[turn % len(sizes) :] + sizes[: turn % len(sizes)]:
+            size.take_turn()
+    return [_cost(size) for size in sizes]
+
+
+def _of_size(partitions: int, ad_groups: int) -> _Size:
+    """No budget runs out: the more ad groups, the more signals would be decided, and a signal costs
+    what some twenty events cost."""
     campaigns = ad_groups // GROUPS_A_CAMPAIGN
     created_ms = START_MS - 2 * MS_PER_DAY
     records = catalog(campaigns, created_ms, pins_a_group=1, scarce=False)
-    engine = make_engine(partitions, records, created_ms)
-    alone = EngineAlone(engine)
-    given = messages(ENGINE_EVENTS, campaigns, START_MS, pins_a_group=1)
-    turns = list(turns_of(given, partitions))
-    share = len(turns) // (ROUNDS + 1)
-    alone.take(turns[:share])
-    took_s = [alone.take(turns[n * share : (n + 1) * share]) for n in range(1, ROUNDS + 1)]
-    cost_us = min(took_s) / (share * EVENTS_A_TURN) * 1e6
-    found = {"partitions": partitions, "ad_groups": ad_groups, "cpu_us_per_event": cost_us}
+    alone = EngineAlone(make_engine(partitions, records, created_ms))
+    events = (WARM_UP_TURNS + TURNS) * EVENTS_A_TURN
+    given = messages(events, campaigns, START_MS, pins_a_group=1)
+    return _Size(partitions, ad_groups, alone, turns_of(given, partitions))
+
+
+def _cost(size: _Size) -> dict[str, Any]:
+    cost_us = statistics.median(size.took_s[WARM_UP_TURNS:]) / EVENTS_A_TURN * 1e6
+    found = {
+        "partitions": size.partitions,
+        "ad_groups": size.ad_groups,
+        "cpu_us_per_event": cost_us,
+    }
     say(json.dumps(found))
     return found
 
