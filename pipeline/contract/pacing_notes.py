@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 NoteKind = Literal["inflight", "exhaustion", "bid"]
+
+BOUND_DEVIATIONS: Final = 1.2816
+"""From the mean to either bound of 80 % of a normal distribution."""
 
 
 class PacingNote(msgspec.Struct, frozen=True, array_like=True):

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.contract.days import iso
-from pipeline.contract.pacing_notes import PacingNote
+from pipeline.contract.pacing_notes import BOUND_DEVIATIONS, PacingNote
 from pipeline.pacing.columns import Columns
 from pipeline.pacing.even import END_EARLY_SHARE, PotentialModel
 from pipeline.pacing.observed import Facts, Seen, Today
@@ -38,7 +38,6 @@ WORTH_A_NOTE_NEAR_MS: Final = 120_000
 """The same where the end is so near."""
 _MOST_NOTES: Final = 240
 """Of an ad group's day, that are kept to be compared with what comes."""
-_QUANTILE_90: Final = 1.2816
 _WIDEST: Final = 5.0
 _MOST_SKEWED: Final = 0.5
 """No larger error moves the likeliest time."""
@@ -279,7 +278,7 @@ class Forecasts:
             return np.minimum(own, _hour_of(together, asked.campaign_nanos * factor))
 
         error = self._error(asked, reached(np.ones(len(now))), now)
-        spread = np.minimum(_WIDEST, _QUANTILE_90 * error)
+        spread = np.minimum(_WIDEST, BOUND_DEVIATIONS * error)
         # The mode is before the median where the error is of the logarithm. A line's end is not.
         sooner = np.where(planned, 0.0, np.minimum(error, _MOST_SKEWED) ** 2)
         times = (reached(np.exp(-sooner)), reached(np.exp(-spread)), reached(np.exp(spread)))

@@ -275,9 +275,8 @@ class Predictive:
         signal = self._decide(standing, now_ms)
         if standing.is_ad_group:
             self._groups.reserve(np.array([standing.row]))
-            stopped = (signal or standing.last) is not None and (
-                signal or standing.last
-            ).action == "pause"  # type: ignore[union-attr]
+            newest = signal or standing.last
+            stopped = newest is not None and newest.action == "pause"
             if stopped and self._may_resume(standing):
                 self._look_later(standing.row, now_ms + self.tuning.look_ms)
             elif standing.is_even:

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.contract.pacing_notes import PacingNote
+from pipeline.contract.pacing_notes import BOUND_DEVIATIONS, PacingNote
 from pipeline.pacing.columns import Columns
 from pipeline.pacing.inflight import TIME_CONSTANTS_S, InflightModel
 from pipeline.pacing.observed import Seen
@@ -23,9 +22,6 @@ from pipeline.pacing.serving import Standing
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-
-_WITHIN_80_PERCENT: Final = 1.28
-"""Standard deviations."""
 
 
 @dataclass(slots=True)
@@ -118,7 +114,7 @@ class Settlements:
             return  # what was on its way cannot all have come
         still = float(one.late_nanos @ np.exp(-after_s / TIME_CONSTANTS_S))
         expected = max(0.0, one.nanos - still)
-        spread = _WITHIN_80_PERCENT * sqrt(expected * one.price_nanos)
+        spread = BOUND_DEVIATIONS * sqrt(expected * one.price_nanos)
         note = PacingNote(
             entity=one.entity,
             kind="inflight",

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.contract.days import iso
-from pipeline.contract.pacing_notes import PacingNote
+from pipeline.contract.pacing_notes import BOUND_DEVIATIONS, PacingNote
 from pipeline.contract.signals import Signal
 from pipeline.pacing.columns import Columns
 from pipeline.pacing.delays import DelayMixture
@@ -42,7 +42,6 @@ _PRIOR_INSTALLS: Final = 8.0
 """What a prior weighs against an ad group's, or a campaign's, own installs."""
 _KEPT_A_DAY: Final = 0.85
 """Of what is remembered, at each day's decision: about a week."""
-_QUANTILE_90: Final = 1.2816
 _HOUR_MS: Final = 3_600_000
 _CONSTANTS_S: Final = np.array([600.0, 3_600.0, 14_400.0, 86_400.0])
 _PRIOR_CURVE: Final = np.array([0.4, 0.4, 0.15, 0.05])
@@ -169,7 +168,7 @@ class InstallRates:
         above = min(1.0, (installs + _PRIOR_INSTALLS) / (clicks + _PRIOR_INSTALLS / everyone))
         own = float(groups.installs[row]) + _PRIOR_INSTALLS
         rate = min(1.0, own / (own_clicks + _PRIOR_INSTALLS / above))
-        spread = _QUANTILE_90 / np.sqrt(own)
+        spread = BOUND_DEVIATIONS / np.sqrt(own)
         bounds = (rate, max(0.0, rate * (1 - spread)), min(1.0, rate * (1 + spread)))
         likeliest, low, high = (round(MILLION * bound) for bound in bounds)
         return likeliest, low, high

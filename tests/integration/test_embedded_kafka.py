@@ -10,8 +10,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,18 +20,12 @@ from pipeline.embedded import ports
 from pipeline.embedded.errors import EmbeddedError
 from pipeline.embedded.guard import process_mark, write_pid_file
 from pipeline.embedded.kafka import EmbeddedKafka
+from tests.integration.product import until
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's")
 
 LONG_AGO_MS = 1_000_000_000_000
 FAR_AHEAD_MS = 4_000_000_000_000
-
-
-def until(condition: Callable[[], bool], within_s: float = 10) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "did not come true in time"
-        time.sleep(0.05)
 
 
 async def create_topic(bootstrap: str, topic: str, **config: str) -> None:
@@ -114,7 +106,7 @@ async def test_a_restart_keeps_data_port_and_cluster_even_after_kill(tmp_path: P
         assert kafka.bootstrap == first
         await write(first, "kept", [b"between"], LONG_AGO_MS)
         os.kill(kafka.pid, signal.SIGKILL)
-        until(lambda: kafka.poll() is not None)
+        until(lambda: kafka.poll() is not None, "the broker is gone")
         assert kafka.poll() == -signal.SIGKILL
     with EmbeddedKafka(directory) as kafka:
         await write(kafka.bootstrap, "kept", [b"after"], LONG_AGO_MS)
@@ -216,7 +208,7 @@ time.sleep(600)
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    until(lambda: process_mark(pid) is None)
+    until(lambda: process_mark(pid) is None, "the broker is gone")
     with EmbeddedKafka(tmp_path) as kafka:  # and the directory is as good as before
         assert kafka.poll() is None
 
@@ -225,7 +217,7 @@ def start_unguarded(command: str, home: Path, port: int) -> subprocess.Popen[byt
     """The same broker with no parent that it dies with, as where the kernel does not help."""
     process = subprocess.Popen(shlex.split(command), cwd=home)
     write_pid_file(home / "kafka.pid", process.pid)
-    until(lambda: ports.answers(port), within_s=60)
+    until(lambda: ports.answers(port), "the broker answers")
     return process
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ import pytest
 from pipeline.embedded.errors import EmbeddedError
 from pipeline.embedded.guard import process_mark, write_pid_file
 from pipeline.embedded.processes import ChildProcess, DirectoryLock, end_left_over
+from tests.integration.product import until
 
 SLEEP = ["sleep", "600"]
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's")
@@ -26,15 +27,8 @@ def child(directory: Path, command: list[str], name: str = "child") -> ChildProc
     return ChildProcess(name, command, directory, directory / f"{name}.log")
 
 
-def until(condition: Callable[[], bool], within_s: float = 10) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "did not come true in time"
-        time.sleep(0.02)
-
-
 def read_pid(pid_file: Path) -> int:
-    until(pid_file.exists)
+    until(pid_file.exists, "its pid file is there")
     return int(json.loads(pid_file.read_text())["pid"])
 
 
@@ -67,7 +61,7 @@ def test_a_command_that_does_not_exist_says_so_in_the_log(tmp_path: Path) -> Non
 def test_a_child_that_ignores_sigterm_is_killed_after_the_bound(tmp_path: Path) -> None:
     process = child(tmp_path, ["sh", "-c", "trap '' TERM; echo deaf; exec sleep 600"])
     process.start()
-    until(lambda: process.log_path.exists() and "deaf" in process.log_tail())
+    until(lambda: process.log_path.exists() and "deaf" in process.log_tail(), "it runs")
     began_s = time.monotonic()
     assert process.stop(within_s=0.5) == -signal.SIGKILL
     assert 0.4 < time.monotonic() - began_s < 5
@@ -97,7 +91,7 @@ time.sleep(600)
     assert all(process_mark(pid) for pid in children)
     parent.send_signal(end)
     parent.wait()
-    until(lambda: not any(process_mark(pid) for pid in children))
+    until(lambda: not any(process_mark(pid) for pid in children), "the children are gone")
 
 
 def test_a_child_survives_the_thread_that_asked_for_it(tmp_path: Path) -> None:
@@ -119,7 +113,7 @@ def test_a_left_over_is_ended_by_the_next_start(
     write_pid_file(process.pid_file, stranger.pid)  # recorded: as if it had been ours
     process.start()
     assert stranger.wait(10) == -signal.SIGTERM
-    until(lambda: read_pid(process.pid_file) == process.pid)
+    until(lambda: read_pid(process.pid_file) == process.pid, "its pid file names it")
     process.stop()
 
 
@@ -148,7 +142,7 @@ def test_a_stranger_with_a_recycled_pid_is_left_alone(
 
 def test_a_zombie_is_not_running() -> None:
     process = subprocess.Popen(["true"])
-    until(lambda: process_mark(process.pid) is None)
+    until(lambda: process_mark(process.pid) is None, "it has ended")
     process.wait()
 
 

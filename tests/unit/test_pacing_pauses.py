@@ -124,5 +124,5 @@ def test_of_clicks_only_those_are_expected_that_should_have_come_by_then() -> No
     assert note.predicted == pytest.approx(by_then, rel=1e-6)
     assert 0.5 * predicted.mean[0] < by_then < 0.99 * predicted.mean[0]
     deviation = np.sqrt(by_then * predicted.price[0])
-    bounds = by_then - 1.28 * deviation, by_then + 1.28 * deviation
-    assert (note.low, note.high) == pytest.approx(bounds, rel=1e-6)
+    bounds = by_then - 1.2816 * deviation, by_then + 1.2816 * deviation
+    assert (note.low, note.high) == pytest.approx(bounds, abs=1)
