@@ -7,6 +7,7 @@ partition (so offset order holds within each), then impressions, clicks, engagem
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
@@ -182,27 +183,39 @@ class Assembler:
             del self._running_max[partition]
 
 
-def split(batch: Batch, boundaries_ms: Sequence[int]) -> list[Batch]:
-    """Cut a batch before each boundary that lies within it, so that time moves in small steps."""
-    cuts: list[int] = np.searchsorted(batch.order_ms, sorted(boundaries_ms)).tolist()
-    edges = sorted({0, len(batch), *cuts})
-    if len(edges) <= 2:
-        return [batch]
-    parts = []
+def in_steps(batch: Batch, now_ms: int, boundaries_ms: Sequence[int]) -> list[tuple[Batch, int]]:
+    """A batch that is not empty, cut before each of these times, and what is now for each part.
+
+    `now_ms` is the time before the batch, the boundaries are after it and ascend. At each of them
+    stands an empty part: what falls due then is settled before any later event is judged. Of those
+    before the first event the last one settles what the others would.
+    """
+    if not boundaries_ms:
+        return [(batch, max(now_ms, int(batch.order_ms[-1])))]
+    before_all = bisect_right(boundaries_ms, int(batch.order_ms[0]))
+    times_ms = boundaries_ms[max(0, before_all - 1) :]
+    cuts: list[int] = np.searchsorted(batch.order_ms, times_ms).tolist()
     done: dict[tuple[int, str], int] = {}
-    for start, end in pairwise(edges):
-        last = end == len(batch)
-        parts.append(_part(batch, start, end, last, done))
-    return parts
+    empty = _part(batch, 0, 0, last=False, done=done)
+    steps = []
+    for number, (start, end) in enumerate(pairwise([0, *cuts, len(batch)])):
+        if number:
+            now_ms = times_ms[number - 1]
+            steps.append((empty, now_ms))
+        part = _part(batch, start, end, last=number == len(cuts), done=done)
+        if part.ranges:
+            now_ms = max([now_ms, *part.order_ms[-1:].tolist()])
+            steps.append((part, now_ms))
+    return steps
 
 
 def _part(
-    batch: Batch, start: int, end: int, last: bool, done: dict[tuple[int, str], int]
+    batch: Batch, start: int, end: int, *, last: bool, done: dict[tuple[int, str], int]
 ) -> Batch:
     """Rows start..end of a batch; `done` holds how far each source was taken by earlier parts."""
     rows = slice(start, end)
     ranges: dict[int, dict[str, tuple[int, int]]] = {}
-    for shard, topics in batch.ranges.items():
+    for shard, topics in batch.ranges.items() if last or end > start else ():
         for topic, (first, after) in topics.items():
             begin = done.get((shard, topic), first)
             here = (batch.shard[rows] == shard) & (batch.source[rows] == EVENT_TOPICS.index(topic))

@@ -242,6 +242,11 @@ class Terms:
         """When the next change that is known already takes effect."""
         return self._pending[0][0] if self._pending else None
 
+    def effective_within(self, after_ms: int, up_to_ms: int) -> set[int]:
+        """When changes that are known already take effect, within (after, up to]."""
+        times_ms = (entry[0] for entry in self._pending)
+        return {time_ms for time_ms in times_ms if after_ms < time_ms <= up_to_ms}
+
     def _update_account(self, account_id: str, now_ms: int) -> None:
         history = self.catalog.accounts[account_id]
         row = self.account_row(account_id)

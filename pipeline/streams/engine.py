@@ -170,21 +170,18 @@ class Engine:
     # -- a turn -------------------------------------------------------------------------------
 
     def boundaries_ms(self, after_ms: int, up_to_ms: int) -> list[int]:
-        """Times within (after, up to] that no decision may step over.
+        """Times within (after, up to] that no decision may step over, each once, ascending.
 
         The turns of the billing days and their closes (end + grace), of every time zone in use,
         and the times at which known catalog changes take effect.
         """
-        found: list[int] = []
+        found = self.terms.effective_within(after_ms, up_to_ms)
         for calendar in self.terms.zones:
-            found += _day_ends(calendar, after_ms, up_to_ms)
+            found.update(_day_ends(calendar, after_ms, up_to_ms))
             grace_ms = self.settings.grace_ms
             ends = _day_ends(calendar, after_ms - grace_ms, up_to_ms - grace_ms)
-            found += [end_ms + grace_ms for end_ms in ends]
-        effective_ms = self.terms.next_effective_ms()
-        if effective_ms is not None and after_ms < effective_ms <= up_to_ms:
-            found.append(effective_ms)
-        return found
+            found.update(end_ms + grace_ms for end_ms in ends)
+        return sorted(found)
 
     def turn(self, batch: Batch, now_ms: int, read_through_ms: Mapping[int, int]) -> Turn:
         """Judge a batch and settle all that is due at `now_ms`.

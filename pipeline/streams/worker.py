@@ -15,7 +15,6 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +25,7 @@ from faust.types import TP
 
 from pipeline import failpoints
 from pipeline.billing import decide, decode, fold, key_table
-from pipeline.billing.batch import Assembler, Batch, Chunk, split
+from pipeline.billing.batch import Assembler, Batch, Chunk, in_steps
 from pipeline.billing.journal import NEWEST
 from pipeline.contract.rejects import Reject
 from pipeline.contract.vocabulary import CATALOG, EVENT_TOPICS
@@ -543,26 +542,14 @@ class Worker:
         return [chunk for chunk in kept if chunk.shard in self.owned]
 
     def _in_steps(self, batch: Batch) -> list[tuple[Batch, int]]:
-        """The batch with its now; with the stream's clock cut so that time moves in small steps.
-
-        At each boundary (a day's turn or close, a change taking effect) stands an empty batch:
-        what falls due at that time is settled before any later event is judged.
-        """
+        """The batch with its now; with the stream's clock, cut where something falls due: at a
+        day's turn or close, at a change taking effect."""
         if not self._clock.follows_stream or len(batch) == 0:
             return [(batch, self._clock.now_ms())]
-        before_ms = self._clock.now_ms()
-        self._clock.observe(int(batch.order_ms[-1]))
-        after_ms = max(before_ms, int(batch.order_ms[0]))
-        boundaries_ms = sorted(set(self.engine.boundaries_ms(after_ms, self._clock.now_ms())))
-        empty = self._assembler.assemble([])
-        steps: list[tuple[Batch, int]] = []
-        for part, boundary_ms in zip_longest(split(batch, boundaries_ms), boundaries_ms):
-            if part is not None and part.ranges:
-                last_ms = int(part.order_ms[-1]) if len(part) else before_ms
-                steps.append((part, max(before_ms, last_ms)))
-            if boundary_ms is not None:
-                steps.append((empty, boundary_ms))
-        return steps
+        first_ms, last_ms = int(batch.order_ms[0]), int(batch.order_ms[-1])
+        before_ms = self._clock.now_ms() or first_ms
+        self._clock.observe(last_ms)
+        return in_steps(batch, before_ms, self.engine.boundaries_ms(before_ms, last_ms))
 
     async def _turn(self, batch: Batch, now_ms: int, read_through_ms: Mapping[int, int]) -> None:
         """Decide, and append what the decision did; the appends fly on when this returns."""

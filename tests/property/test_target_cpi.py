@@ -20,10 +20,10 @@ from tests.property.test_fold import folded, journaled, state
 from tests.property.test_replay import replayed
 from tests.property.worlds import (
     World,
-    _verdict,
     catalog_records,
     chunks_of,
     make_engine,
+    verdict,
     worlds,
 )
 
@@ -69,7 +69,7 @@ def run(world: World, batch: int) -> tuple[Engine, list[dict[int, bytes]], list[
         records = world.records[start : start + batch]
         now_ms = max([now_ms, *(record.timestamp_ms for record in records)])
         turn = engine.turn(assembler.assemble(chunks_of(records)), now_ms, {})
-        found += [_verdict(turn.outcome, row) for row in range(len(records))]
+        found += [verdict(turn.outcome, row) for row in range(len(records))]
         expected = [auditor.judge(record, world.now_ms).compared() for record in records]
         assert by_place(found[-len(records) :]) == by_place(expected)
         for draft in turn.drafts.values():

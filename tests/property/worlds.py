@@ -249,7 +249,7 @@ def chunks_of(records: list[SourceRecord]) -> list[Chunk]:
     ]
 
 
-def _verdict(outcome: Outcome, row: int) -> dict[str, Any]:
+def verdict(outcome: Outcome, row: int) -> dict[str, Any]:
     disposition = DISPOSITIONS[outcome.disposition[row]]
     return {
         "topic": EVENT_TOPICS[outcome.batch.source[row]],
@@ -279,7 +279,7 @@ def decided(world: World, sizes: list[int]) -> tuple[Engine, list[dict[str, Any]
         batch = assembler.assemble(chunks_of(world.records[start : start + size]))
         # Days are kept open: adjustments are not what is compared here.
         outcome = engine.turn(batch, world.now_ms, {}).outcome
-        verdicts += [_verdict(outcome, row) for row in range(len(batch))]
+        verdicts += [verdict(outcome, row) for row in range(len(batch))]
         start, turn = start + size, turn + 1
     return engine, verdicts
 
