@@ -42,6 +42,8 @@ Bids = list[tuple[int, int]]
 """(decided at ms, micros) of the last bids of an ad group, in the order of decision."""
 
 _MIN_DAYS_KEPT = 32
+_MOST_ROWS_KEPT = 1 << 16
+"""Of all days beyond those: a backfill of old days meets what was charged of them before."""
 _BIDS_KEPT = 64
 """Of an ad group, one a day: more than any event that is still accepted may ask for."""
 
@@ -89,6 +91,9 @@ class Balance:
     def nonzero(self) -> Rows:
         return np.flatnonzero(self._nanos)
 
+    def __len__(self) -> int:
+        return len(self._nanos)
+
 
 class Balances:
     """All four kinds of balance: lifetime by row, daily by billing day and row; and CPM blocks."""
@@ -122,8 +127,10 @@ class Balances:
         self._drop_old_days()
 
     def _drop_old_days(self) -> None:
+        """The oldest ones, where there are many days and they take much memory: what is charged of
+        a day that was dropped no longer counts against its limits."""
         for days in self._daily.values():
-            while len(days) > self._days_kept:
+            while len(days) > self._days_kept and sum(map(len, days.values())) > _MOST_ROWS_KEPT:
                 del days[min(days)]
 
     def all(self) -> list[tuple[int, int, Balance]]:

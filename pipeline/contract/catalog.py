@@ -16,7 +16,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import date
 from decimal import Decimal
 from typing import Any, Generic, TypeVar
 
@@ -154,7 +153,6 @@ class Catalog:
         """Largest timestamp of the records read: a change of zone takes no effect before it."""
         self._zones: dict[str, tuple[str, tuple[tuple[int, str], ...]]] = {}
         """Account -> its first time zone, and its changes: (day of the change, zone after it)."""
-        self._last_fx_read: FxRates | None = None
         self._histories: dict[str, dict[str, Any]] = {
             "account": self.accounts,
             "campaign": self.campaigns,
@@ -284,7 +282,6 @@ class Catalog:
         if isinstance(entity, FxRates):
             old = self.fx.get(entity_id)
             self.fx[entity_id] = Version(effective_ms, offset, entity)
-            self._last_fx_read = entity
             return None if old is None else old.entity
         if isinstance(entity, DayClose):
             day = from_iso(entity.day)
@@ -353,20 +350,24 @@ class Catalog:
     def usd_per_unit(self, currency: str, effective_ms: int) -> Decimal | None:
         """The exchange rate that a bid of this time is held against.
 
-        That of the latest day up to the time's UTC day; failing that, the last one read of any
-        day; None where no rate was ever read.
+        That of the latest day up to the time's UTC day that has one for the currency; failing
+        that, the one read last of any day; None where there is none.
         """
         day = effective_ms // MS_PER_DAY
-        read = (version.entity for version in self.fx.values())
-        known = [fx for fx in read if currency in fx.usd_per_unit]
-        past = [fx for fx in known if from_iso(fx.fx_day) <= day]
+        rates = {
+            (from_iso(fx_day), version.offset): rate
+            for fx_day, version in self.fx.items()
+            for name, rate in version.entity.usd_per_unit.items()
+            if name == currency
+        }
+        past = [place for place in rates if place[0] <= day]
         if past:
-            chosen = max(past, key=lambda fx: date.fromisoformat(fx.fx_day))
-        elif self._last_fx_read is not None and currency in self._last_fx_read.usd_per_unit:
-            chosen = self._last_fx_read
+            chosen = rates[max(past)]
+        elif rates:
+            chosen = rates[max(rates, key=lambda place: place[1])]
         else:
             return None
-        return Decimal(chosen.usd_per_unit[currency])  # type: ignore[index]
+        return Decimal(chosen)
 
     def past_of(self, entity: Entity) -> History[Any] | None:
         """The entity's history, deleted or not."""
@@ -452,9 +453,9 @@ def _check_parent_fixed(catalog: Catalog, entity: Entity, now: int) -> Refused |
     )
 
 
-def _check_strategy(catalog: Catalog, entity: Entity, _: int) -> Refused | None:
+def _check_strategy(catalog: Catalog, entity: Entity, effective_ms: int) -> Refused | None:
     if isinstance(entity, AdGroup) and entity.bid_strategy == "target_cpi":
-        objective = catalog.campaigns[entity.campaign_id].latest.objective
+        objective = catalog.campaigns[entity.campaign_id].at(effective_ms).objective
         if objective != "app_install":
             detail = f"target_cpi is for app_install campaigns, not {objective}"
             return Refused("strategy_not_allowed", "bid_strategy", detail)
@@ -475,7 +476,7 @@ def _check_dates(_: Catalog, entity: Entity, __: int) -> Refused | None:
 def _check_bids(catalog: Catalog, entity: Entity, effective_ms: int) -> Refused | None:
     if not isinstance(entity, AdGroup):
         return None
-    campaign = catalog.campaigns[entity.campaign_id].latest
+    campaign = catalog.campaigns[entity.campaign_id].at(effective_ms)
     currency = catalog.accounts[campaign.account_id].latest.currency
     rate = catalog.usd_per_unit(currency, effective_ms)
     minimum = minimum_bid_micros(currency, campaign.objective, rate)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from pipeline.contract.money import MAX_AMOUNT_MICROS
+from pipeline.contract.money import COUNTRY_CURRENCY, MAX_AMOUNT_MICROS
 
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
 Micros = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -88,8 +88,8 @@ class FxRates(Entity, frozen=True, kw_only=True):
     """A day's exchange rates, for the pegged minimum bids."""
 
     fx_day: IsoDate
-    usd_per_unit: dict[Currency, str]
-    """Currency -> decimal string, over 0."""
+    usd_per_unit: dict[str, str]
+    """Currency -> decimal string, over 0. Currencies that no account can have are passed over."""
 
 
 class DayClose(Entity, frozen=True, kw_only=True):
@@ -180,7 +180,7 @@ def parse_entity(kind: Kind, entity_id: str, value: bytes) -> Entity | Refused:
     """The entity in a record's value: well-formed, and within its own fields' bounds."""
     try:
         value.decode("utf-8")
-        entity: Entity = _DECODERS[kind.name].decode(value)
+        entity = _decoded(_DECODERS[kind.name], value)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return Refused("malformed", _field_of(str(error)), str(error))
     if getattr(entity, kind.id_field) != entity_id:
@@ -190,6 +190,18 @@ def parse_entity(kind: Kind, entity_id: str, value: bytes) -> Entity | Refused:
     if isinstance(entity, Credit):
         return _check_credit_days(entity) or entity
     return _check_amounts(entity) or entity
+
+
+def _decoded(decoder: msgspec.json.Decoder[Entity], value: bytes) -> Entity:
+    """A field that is null counts as absent. Raises `msgspec.MsgspecError`."""
+    try:
+        return decoder.decode(value)
+    except msgspec.ValidationError:
+        fields = msgspec.json.decode(value, type=dict[str, msgspec.Raw])
+        given = {name: raw for name, raw in fields.items() if bytes(raw) != b"null"}
+        if len(given) == len(fields):
+            raise
+        return decoder.decode(msgspec.json.encode(given))
 
 
 def _field_of(message: str) -> str:
@@ -213,7 +225,7 @@ def _check_day(entity: FxRates | DayClose) -> Refused | None:
         return Refused("malformed", name, str(error))
     if isinstance(entity, FxRates):
         for currency, rate in entity.usd_per_unit.items():
-            if not _is_rate(rate):
+            if currency in COUNTRY_CURRENCY.values() and not _is_rate(rate):
                 return Refused("malformed", "usd_per_unit", f"{currency}: {rate!r} is no rate")
     return None
 
@@ -227,7 +239,7 @@ def _check_credit_days(credit: Credit) -> Refused | None:
     return None
 
 
-_RATE = re.compile(r"[0-9]{1,16}(\.[0-9]{1,16})?")
+_RATE = re.compile(r"[0-9]{1,16}(\.[0-9]{1,32})?")
 _LEAST_RATE, _GREATEST_RATE = Decimal("1e-6"), Decimal("1e6")
 """No currency is nearly worth so little or so much: a rate beyond is a slip."""
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from pipeline.contract.catalog_entities import KINDS
+from pipeline.contract.catalog_entities import KINDS, Entity
 from pipeline.contract.events import EngagementEvent, Event
 from pipeline.contract.field_docs import field_docs
 from pipeline.contract.rejects import Reject
@@ -51,9 +51,21 @@ def schema_of(message_type: type[msgspec.Struct]) -> dict[str, Any]:
         [message_type], ref_template="#/definitions/{name}"
     )
     schema = components.pop(message_type.__name__)
+    if issubclass(message_type, Entity):
+        optional = schema["properties"].keys() - schema.get("required", ())
+        schema["properties"] |= {name: _or_null(schema["properties"][name]) for name in optional}
     schema["description"] = inspect.cleandoc(message_type.__doc__ or "")
     for field, text in field_docs(message_type).items():
         schema["properties"][field]["description"] = text
     if components:
         schema["definitions"] = components
     return {"$schema": DIALECT, **schema}
+
+
+def _or_null(field: dict[str, Any]) -> dict[str, Any]:
+    """Null for an optional field of an entity counts as absent (`parse_entity`)."""
+    if "anyOf" in field:
+        return field
+    default = {"default": field["default"]}
+    allowed = {name: said for name, said in field.items() if name != "default"}
+    return {"anyOf": [allowed, {"type": "null"}], **default}

@@ -115,6 +115,35 @@ def test_a_rate_that_was_deleted_is_as_if_it_had_never_been_for_its_day() -> Non
     published.assert_minimum(1_600_000)
 
 
+def test_a_later_rate_that_has_nothing_for_the_currency_changes_nothing() -> None:
+    published = Published("GBP", "awareness")
+    published.rates("2026-03-12", GBP="1.25")
+    published.rates("2026-03-13", EUR="1.1")
+    published.assert_minimum(1_600_000)
+
+
+def test_when_all_rates_are_deleted_there_is_none() -> None:
+    published = Published("GBP", "awareness")
+    published.rates("2026-03-12", GBP="4")
+    published.publish("fx:2026-03-12", None)
+    published.assert_minimum(2_000_000)
+
+
+def test_rates_of_other_currencies_are_passed_over() -> None:
+    published = Published("GBP", "awareness")
+    published.rates(TODAY, GBP="1.25", JPY="one")
+    published.assert_minimum(1_600_000)
+
+
+def test_a_bid_is_held_against_the_objective_of_its_own_time() -> None:
+    published = Published("USD", "awareness")
+    campaign = {"campaign_id": "c", "account_id": "a", "objective": "video_awareness"}
+    later = campaign | {"effective_ms": day_ms("2026-03-20")}
+    assert isinstance(published.publish("campaign:c", later), Accepted)
+    published.assert_minimum(2_000_000)
+    published.assert_minimum(6_000_000, day="2026-03-20")
+
+
 def test_a_new_rate_does_not_touch_bids_that_were_accepted() -> None:
     published = Published("GBP", "awareness")
     published.rates("2026-03-09", GBP="1.25")

@@ -57,6 +57,27 @@ def test_a_deletion_of_what_was_never_there_does_nothing(feed: Feed, kind: str) 
     assert isinstance(feed.publish(f"{kind}:2026-01-01", None), Accepted)
 
 
+def test_null_for_an_optional_field_counts_as_absent(feed: Feed) -> None:
+    account = {"account_id": "b", "country": "US", "currency": "USD", "time_zone": None}
+    assert isinstance(feed.publish("account:b", account), Accepted)
+    given = {"status": None, "pacing": None, "bid_strategy": None, "start_ms": None}
+    assert isinstance(feed.publish("ad_group:g", GROUP | given), Accepted)
+    group = feed.engine.catalog.ad_groups["g"].latest
+    assert (group.status, group.pacing, group.bid_strategy) == ("active", "asap", "max_bid")
+
+
+@pytest.mark.parametrize("field", ["budget_micros", "budget_type", "campaign_id"])
+def test_null_for_a_required_field_is_refused(feed: Feed, field: str) -> None:
+    refused = feed.publish("ad_group:g", GROUP | {field: None, "pacing": None})
+    assert isinstance(refused, Refused)
+    assert (refused.reason, refused.field) == ("malformed", field)
+
+
+def test_a_zone_that_each_machine_has_its_own_of_is_refused(feed: Feed) -> None:
+    account = {"account_id": "b", "country": "US", "currency": "USD", "time_zone": "localtime"}
+    assert isinstance(feed.publish("account:b", account), Refused)
+
+
 def test_a_credit_cannot_be_deleted(feed: Feed) -> None:
     assert isinstance(feed.publish("credit:nobody", None), Refused)
 
