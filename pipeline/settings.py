@@ -16,7 +16,7 @@ import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from aiokafka.abc import AbstractTokenProvider
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -191,9 +191,11 @@ class Settings(BaseSettings):
         if parts.scheme == "chdb":
             if parts.netloc or len(parts.path) < 2:
                 raise ValueError("an embedded engine is chdb:///ABSOLUTE/PATH")
+        # Without the value: it may hold a password.
         elif parts.scheme not in ("http", "https") or not parts.hostname:
-            # Without the value: it may hold a password.
             raise ValueError("allowed: http://..., https://... or chdb:///ABSOLUTE/PATH")
+        elif not _has_port_in_range(parts):
+            raise ValueError("the port is not a number from 0 to 65535")
         return value
 
     @field_validator("user_hash_key")
@@ -325,6 +327,14 @@ def misspelt_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str
     unknown = (name for name in environ if name.startswith(PREFIX) and name not in known)
     near = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.85) for name in unknown}
     return {name: matches[0] for name, matches in near.items() if matches}
+
+
+def _has_port_in_range(parts: SplitResult) -> bool:
+    try:
+        _ = parts.port
+    except ValueError:
+        return False
+    return True
 
 
 def _embedded_dsn(data_dir: Path) -> str:

@@ -52,6 +52,8 @@ def test_a_command_line_option_goes_before_the_environment(monkeypatch: pytest.M
         ("PARTITIONS", "0", r"PIPELINE_PARTITIONS is '0': .*greater than or equal to 1"),
         ("DAY_GRACE_MINUTES", "2h", r"PIPELINE_DAY_GRACE_MINUTES is '2h': .*integer"),
         ("CLICKHOUSE_DSN", "chdb://data", r"chdb:///ABSOLUTE/PATH"),
+        ("CLICKHOUSE_DSN", "http://u:p@h:99999/", r"PIPELINE_CLICKHOUSE_DSN: the port is not"),
+        ("CLICKHOUSE_DSN", "http://h:port/", r"PIPELINE_CLICKHOUSE_DSN: the port is not"),
         ("DATA_DIR", "/what?", r"PIPELINE_DATA_DIR .*\? or #"),
         ("USER_HASH_KEY", "short", r"PIPELINE_USER_HASH_KEY: a key has 16 to 64 bytes"),
         ("USER_HASH_KEY", "é" * 33, r"16 to 64 bytes, this one has 66"),
@@ -75,7 +77,11 @@ def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("USER_HASH_KEY", "hunter2"), ("CLICKHOUSE_DSN", "ftp://user:hunter2@host/")],
+    [
+        ("USER_HASH_KEY", "hunter2"),
+        ("CLICKHOUSE_DSN", "ftp://user:hunter2@host/"),
+        ("CLICKHOUSE_DSN", "http://user:hunter2/@host/"),
+    ],
 )
 def test_a_bad_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"PIPELINE_{name}", value)
