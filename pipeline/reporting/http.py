@@ -40,17 +40,10 @@ class ReadOnlyHttp:
     async def _query(self, request: web.Request) -> web.Response:
         if request.path not in ("/", "/query"):
             return _failed("there is no such page", 0, 404)
-        sql = request.query.get("query", "")
-        body = (
-            (await request.read()).decode("utf-8", errors="replace")
-            if request.can_read_body
-            else ""
-        )
-        sql = (sql + "\n" + body).strip() if body else sql.strip()
-        if not sql:
-            return web.Response(text="Ok.\n")
-        bound = {name: value for name, value in request.query.items() if name.startswith("param_")}
         try:
+            sql, bound = await _asked(request)
+            if not sql:
+                return web.Response(text="Ok.\n")
             sql = plain_statement(sql)
             form = _FORMAT.search(sql)
             chosen = form.group(1) if form else _default_format(request)
@@ -64,6 +57,36 @@ class ReadOnlyHttp:
         except StoreError as error:
             return _failed(str(error), error.code, 404 if error.code in (60, 81) else 400)
         return web.Response(body=result, headers=_headers(chosen))
+
+
+async def _asked(request: web.Request) -> tuple[str, dict[str, str]]:
+    """The statement and its bound parameters; raises `RefusedQuery`.
+
+    As ClickHouse takes them: a statement in the address goes on in the body. Clients send what is
+    too long for an address as a form with the same names.
+    """
+    parts = [request.query.get("query", "")]
+    bound = dict(request.query)
+    if request.content_type == "multipart/form-data":
+        fields = await _form(request)
+        parts.append(fields.get("query", ""))
+        bound |= fields
+    elif request.can_read_body:
+        parts.append((await request.read()).decode("utf-8", errors="replace"))
+    return "\n".join(parts).strip(), {
+        name: value for name, value in bound.items() if name.startswith("param_")
+    }
+
+
+async def _form(request: web.Request) -> dict[str, str]:
+    try:
+        fields = await request.post()
+    except (ValueError, LookupError) as error:  # its form, its charset
+        raise RefusedQuery(f"that is not a form: {error}", 36) from error
+    texts = {name: value for name, value in fields.items() if isinstance(value, str)}
+    if len(texts) < len(fields):
+        raise RefusedQuery("tables of one's own are not taken here")
+    return texts
 
 
 def _default_format(request: web.Request) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import itertools
 import os
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import FormData, web
 from aiohttp.test_utils import TestClient, TestServer
 
 from pipeline.reporting import schema
@@ -253,6 +255,44 @@ async def test_reads_pass_with_whatever_comments_a_tool_adds(
 async def test_what_tools_ask_of_the_schema_passes(client: Client, sql: str) -> None:
     response = await client.get("/", params={"query": sql})
     assert response.status == 200, await response.text()
+
+
+async def test_parameters_too_long_for_an_address_are_taken_from_a_form(
+    client: Client, store: Store
+) -> None:
+    ids = [f"account-{number:06d}" for number in range(500)]
+    sql = "SELECT length({ids:Array(String)}), {ids:Array(String)}[500]"
+    beside = await asyncio.to_thread(Store, str(client.make_url("/")))
+    try:
+        for one in (store, beside):
+            rows = await asyncio.to_thread(one.rows, sql, {"ids": ids})
+            assert rows == [(500, "account-000499")]
+    finally:
+        await asyncio.to_thread(beside.close)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "text"),
+    [
+        ({"query": "SELECT {a:String}", "param_a": "it's"}, 200, "it\\'s"),
+        ({"query": "DROP TABLE billing.events"}, 403, "only reads"),
+        ({"query": "SELECT * FROM {a:Identifier}", "param_a": "x"}, 403, "cannot be a name"),
+        ({"query": "SELECT 1", "mine": io.BytesIO(b"1")}, 403, "tables of one's own"),
+    ],
+)
+async def test_a_form_is_checked_as_any_query(
+    client: Client, fields: dict[str, Any], status: int, text: str
+) -> None:
+    form = FormData(fields, default_to_multipart=True)
+    response = await client.post("/", data=form)
+    answer = await response.text()
+    assert (response.status, text in answer) == (status, True), answer
+
+
+async def test_a_broken_form_is_refused(client: Client) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    response = await client.post("/", data=b"no form at all", headers=headers)
+    assert response.status in (400, 403), await response.text()
 
 
 def test_there_are_hostile_queries_enough() -> None:
