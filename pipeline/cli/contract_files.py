@@ -31,7 +31,8 @@ of. Written by `make schemas` from `pipeline/settings.py`.
 
 A command beside a running `pipeline up` takes what the environment leaves open from
 `endpoints.json` in the data directory (`--data`, or `{PREFIX}DATA_DIR`): where Kafka and ClickHouse
-are, partitions, clock, grace.
+are, and by what is judged: partitions, clock, grace, acceptance horizon, pacing policy and so on.
+It holds no secrets: to replay, give `{PREFIX}USER_HASH_KEY` as `up` has it.
 
 | variable | default | values | meaning |
 |---|---|---|---|

@@ -176,7 +176,7 @@ async def _with_up(settings: Settings, run: Callable[[Settings], Awaitable[None]
     try:
         await asyncio.wait([up, ready], return_when=asyncio.FIRST_COMPLETED)
         if not up.done():
-            await run(wiring.settings_for(settings.data_dir))
+            await run(one.beside)
     finally:
         stop.set()
         await up

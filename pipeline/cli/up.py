@@ -73,7 +73,7 @@ class Up:
         """Start everything, say `ready`, supervise until told to stop."""
         await asyncio.to_thread(self._kafka.start)
         try:
-            settings = self._settings = self._with_endpoints()
+            settings = self._settings = with_own_kafka(self._settings, self._kafka.bootstrap)
             specs = wiring.specs_of(settings, keep_all=True)
             await ensure_topics(settings.kafka_client_options(), specs, 1)
             self._parts = [self._reporter(), self._worker()]
@@ -98,11 +98,11 @@ class Up:
     def _clickhouse_url(self) -> str:
         return f"http://{ports.HOST}:{self._clickhouse_port}"
 
-    def _with_endpoints(self) -> Settings:
-        given: dict[str, Any] = {"worker_web_port": ports.free_port()}
-        given |= self._settings.model_dump(exclude_unset=True)
-        given |= {"kafka_bootstrap": self._kafka.bootstrap}
-        return load_settings(**given)
+    @property
+    def beside(self) -> Settings:
+        """The settings of a command beside it, once it is ready, whatever the environment says."""
+        given = self._settings.model_dump(exclude_unset=True)
+        return load_settings(**given | {"clickhouse_dsn": self._clickhouse_url})
 
     def _environment(self) -> dict[str, str]:
         settings = self._settings
@@ -110,7 +110,7 @@ class Up:
         inherited.pop("PIPELINE_CLICKHOUSE_DSN_FILE", None)  # told below, and not twice
         return inherited | {
             "PIPELINE_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
-            "PIPELINE_KAFKA_SECURITY_PROTOCOL": "PLAINTEXT",
+            "PIPELINE_KAFKA_SECURITY_PROTOCOL": settings.kafka_security_protocol,
             "PIPELINE_CLICKHOUSE_DSN": f"chdb://{settings.data_dir.absolute()}/clickhouse",
             "PIPELINE_DATA_DIR": str(settings.data_dir),
             "PIPELINE_CLOCK": settings.clock,
@@ -248,6 +248,14 @@ class Up:
     async def _serve_health(self, _: web.Request) -> web.Response:
         health = self._health()
         return web.json_response(health, status=200 if health["healthy"] else 503)
+
+
+def with_own_kafka(settings: Settings, bootstrap: str) -> Settings:
+    """The settings with the embedded Kafka, whichever the environment names."""
+    given: dict[str, Any] = {"worker_web_port": ports.free_port()}
+    given |= settings.model_dump(exclude_unset=True)
+    given |= {"kafka_bootstrap": bootstrap} | wiring.OWN_KAFKA
+    return load_settings(**given)
 
 
 def _was_started(child: ChildProcess) -> bool:

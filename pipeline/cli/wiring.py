@@ -17,7 +17,21 @@ from pipeline.streams.log_reader import KafkaLogReader
 from pipeline.streams.topics import TopicSpec, topic_specs
 
 ENDPOINTS_FILE = "endpoints.json"
-"""In the data directory of a running `pipeline up`: where its parts listen."""
+"""In the data directory of a running `pipeline up`: where its parts listen, and its settings."""
+
+_TOLD = (
+    "kafka_bootstrap",
+    "partitions",
+    "clock",
+    "day_grace_minutes",
+    "acceptance_horizon_days",
+    "pacing_policy",
+    "billing_lag_seconds",
+    "dedupe_max_ids",
+)
+"""Settings that a command needs to find and to judge what `pipeline up` does; no secrets."""
+OWN_KAFKA = {"kafka_security_protocol": "PLAINTEXT"}
+"""How the Kafka of `pipeline up` is spoken to, whatever the environment says of another one."""
 
 
 def settings_for(data_dir: Path | None = None) -> Settings:
@@ -27,11 +41,13 @@ def settings_for(data_dir: Path | None = None) -> Settings:
     directory, so that commands beside it need no settings at all.
     """
     settings = load_settings(data_dir=data_dir)
-    given = {
+    given: dict[str, Any] = {
         name: value
         for name, value in _endpoints(settings.data_dir).items()
         if not {PREFIX + name.upper(), f"{PREFIX}{name.upper()}_FILE"} & os.environ.keys()
     }
+    if "kafka_bootstrap" in given:
+        given |= OWN_KAFKA
     return load_settings(data_dir=data_dir, **given) if given else settings
 
 
@@ -40,19 +56,13 @@ def _endpoints(data_dir: Path) -> dict[str, Any]:
         found = json.loads((data_dir / ENDPOINTS_FILE).read_text())
     except (OSError, ValueError):
         return {}
-    fields = ("kafka_bootstrap", "clickhouse_dsn", "partitions", "clock", "day_grace_minutes")
-    return {name: found[name] for name in fields if name in found}
+    return {name: found[name] for name in (*_TOLD, "clickhouse_dsn") if name in found}
 
 
 def write_endpoints(settings: Settings, clickhouse_dsn: str) -> None:
     """Leave word for the commands beside a running `pipeline up`."""
-    content = {
-        "kafka_bootstrap": settings.kafka_bootstrap,
-        "clickhouse_dsn": clickhouse_dsn,
-        "partitions": settings.partitions,
-        "clock": settings.clock,
-        "day_grace_minutes": settings.day_grace_minutes,
-    }
+    content = {name: getattr(settings, name) for name in _TOLD}
+    content["clickhouse_dsn"] = clickhouse_dsn
     (settings.data_dir / ENDPOINTS_FILE).write_text(json.dumps(content))
 
 
