@@ -22,6 +22,7 @@ from pipeline.cli.common import CommandError, DataOption, err, out
 from pipeline.cli.logs import configure_logging
 from pipeline.cli.reports import full_report, show_report
 from pipeline.cli.up import Up
+from pipeline.cli.wiring import ENDPOINTS_FILE
 from pipeline.contract.days import from_iso, iso
 from pipeline.contract.money import units
 from pipeline.contract.vocabulary import MS_PER_DAY, NANOS_PER_MICRO
@@ -249,9 +250,9 @@ def register(app: typer.Typer) -> None:
 
     @app.command("demo")
     def demo_command(
-        data: Annotated[Path, typer.Option(help="Data directory, emptied first.")] = Path(
-            "demo-data"
-        ),
+        data: Annotated[
+            Path, typer.Option(help="Data directory; what an earlier demo left is removed first.")
+        ] = Path("demo-data"),
         seed: Annotated[int, typer.Option(help="Same seed, same choices.")] = 1,
         impressions: Annotated[int, typer.Option(help="Impressions of the day.")] = 120_000,
         seconds: Annotated[float, typer.Option(help="Real time that the day takes.")] = 20.0,
@@ -262,21 +263,38 @@ def register(app: typer.Typer) -> None:
         """
         settings = load_settings(data_dir=data, clock="stream")
         configure_logging(settings.log_format)
-        _empty(data)
+        empty_data(data)
         options = SimulationOptions(DEMO_DAY, seed, impressions=impressions, seconds=seconds)
         with DirectoryLock(data):
             asyncio.run(_with_up(settings, lambda found: _demo(found, options)))
 
 
-def _empty(data: Path) -> None:
-    """Remove what an earlier demo left; never anything that does not look like one."""
+_OWN_DIRECTORIES = {"kafka", "clickhouse", "snapshots", "faust"}
+_OWN_FILES = {"lock", ENDPOINTS_FILE} | {
+    f"{part}.{ending}"
+    for part in ("worker", "reporter")
+    for ending in ("log", "log.1", "pid", "pid.new")
+}
+"""What `pipeline up` leaves in its data directory."""
+
+
+def empty_data(data: Path) -> None:
+    """Remove what an earlier demo left. Raises `CommandError` where anything else is there."""
     if not data.exists():
         return
-    known = {"kafka", "clickhouse", "snapshots", "faust", "lock"}
-    left = {path.name for path in data.iterdir() if path.is_dir()}
-    if left - known:
-        raise CommandError(f"{data} holds more than a demo's data; choose another --data")
+    if not data.is_dir():
+        raise CommandError(f"{data} is not a directory; choose another --data")
+    strange = sorted(path.name for path in data.iterdir() if not _is_own(path))
+    if strange:
+        some = ", ".join(strange[:5]) + (", ..." if len(strange) > 5 else "")
+        raise CommandError(f"{data} holds more than a demo's data ({some}); choose another --data")
     with DirectoryLock(data):
         for path in data.iterdir():
             if path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_own(path: Path) -> bool:
+    if path.is_symlink():
+        return False
+    return path.name in (_OWN_DIRECTORIES if path.is_dir() else _OWN_FILES)
