@@ -15,10 +15,11 @@ from rich.progress import track
 from rich.table import Table
 
 from pipeline.cli import catalog_edit, wiring
-from pipeline.cli.catalog_topic import publish, read_catalog, refusal_of
+from pipeline.cli.catalog_topic import publish, read_catalog, read_dated_catalog, refusal_of
 from pipeline.cli.common import CommandError, DataOption, JsonOption, err, out
+from pipeline.cli.tables import now_by_clock_ms
 from pipeline.contract.catalog import Catalog
-from pipeline.contract.catalog_entities import record_of_line
+from pipeline.contract.catalog_entities import Entity, record_of_line
 from pipeline.contract.log import LogRecord
 from pipeline.contract.vocabulary import CATALOG
 from pipeline.settings import Settings
@@ -80,9 +81,9 @@ async def _load(settings: Settings, paths: list[Path], at_ms: int | None, skip: 
     return len(valid)
 
 
-def _show(catalog: Catalog, entity: str | None) -> list[dict[str, Any]]:
-    """The latest valid version of every entity, or of one, with its history's length."""
-    found = []
+def in_force(catalog: Catalog, entity: str | None, now_ms: int) -> list[dict[str, Any]]:
+    """The version in force of every entity, or of one, with those that are to follow it."""
+    found: list[dict[str, Any]] = []
     kinds: list[tuple[str, dict[str, Any]]] = [
         ("account", catalog.accounts),
         ("campaign", catalog.campaigns),
@@ -94,11 +95,29 @@ def _show(catalog: Catalog, entity: str | None) -> list[dict[str, Any]]:
             name = f"{kind}:{entity_id}"
             if history.deleted or entity not in (None, name):
                 continue
-            fields = {
-                k: v for k, v in msgspec.structs.asdict(history.latest).items() if v is not None
-            }
-            found.append({"entity": name, "versions": len(history.versions), "value": fields})
+            current = history.at(now_ms)
+            later = [v for v in history.versions if v.effective_ms > now_ms]
+            found.append(
+                {
+                    "entity": name,
+                    "versions": len(history.versions),
+                    "value": _fields(current),
+                    "scheduled": [
+                        {"effective_ms": version.effective_ms, "value": _fields(version.entity)}
+                        for version in later
+                        if version.entity is not current
+                    ],
+                }
+            )
+    for day, rates in catalog.fx.items():
+        if entity in (None, f"fx:{day}"):
+            value = _fields(rates.entity)
+            found.append({"entity": f"fx:{day}", "versions": 1, "value": value, "scheduled": []})
     return found
+
+
+def _fields(entity: Entity) -> dict[str, Any]:
+    return {k: v for k, v in msgspec.structs.asdict(entity).items() if v is not None}
 
 
 def register(app: typer.Typer) -> None:
@@ -132,14 +151,21 @@ def register(app: typer.Typer) -> None:
         data: DataOption = None,
         as_json: JsonOption = False,
     ) -> None:
-        """Show what is in force. Example: `pipeline catalog show campaign:7 --json`"""
-        found = _show(asyncio.run(read_catalog(wiring.settings_for(data))), entity)
+        """Show what is in force, and what is to follow it.
+
+        Example: `pipeline catalog show campaign:7 --json`
+        """
+        settings = wiring.settings_for(data)
+        catalog, catalog_ms = asyncio.run(read_dated_catalog(settings))
+        found = in_force(catalog, entity, now_by_clock_ms(settings, catalog_ms))
         if as_json:
             print(json.dumps(found))
         else:
             table = Table("entity", "versions", "value")
             for row in found:
                 table.add_row(row["entity"], str(row["versions"]), json.dumps(row["value"]))
+                for later in row["scheduled"]:
+                    table.add_row("", f"from {later['effective_ms']}", json.dumps(later["value"]))
             out.print(table)
         if entity is not None and not found:
             raise CommandError(f"{entity} is not in the catalog")

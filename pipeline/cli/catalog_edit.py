@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Annotated, Any
@@ -13,11 +13,20 @@ import typer
 from rich.table import Table
 
 from pipeline.cli import wiring
-from pipeline.cli.catalog_topic import publish, read_catalog, record_of, refusal_of
+from pipeline.cli.catalog_topic import publish, read_dated_catalog, record_of, refusal_of
 from pipeline.cli.common import CommandError, DataOption, JsonOption, err, out
 from pipeline.cli.tables import now_by_clock_ms
 from pipeline.contract.catalog import Catalog
-from pipeline.contract.edits import AmountEdit, Edit, Edited, EditError, GroupSelection, How, edited
+from pipeline.contract.edits import (
+    AmountEdit,
+    Edit,
+    Edited,
+    EditError,
+    GroupSelection,
+    How,
+    edited,
+    next_version_ms,
+)
 from pipeline.contract.log import LogRecord
 
 
@@ -67,7 +76,17 @@ def check_edits(
     return records, refused
 
 
-def _edits_dict(edits: Sequence[Edited], *, published: bool) -> dict[str, Any]:
+def followers(catalog: Catalog, edits: Sequence[Edited], at_ms: int) -> dict[str, int]:
+    """Ad group -> from when on a version that is in the catalog already takes the edit's place."""
+    found = {
+        one.new.ad_group_id: next_version_ms(catalog, one.new.ad_group_id, at_ms) for one in edits
+    }
+    return {ad_group_id: from_ms for ad_group_id, from_ms in found.items() if from_ms is not None}
+
+
+def _edits_dict(
+    edits: Sequence[Edited], later_ms: Mapping[str, int], *, published: bool
+) -> dict[str, Any]:
     return {
         "published": published,
         "changes": [
@@ -75,15 +94,24 @@ def _edits_dict(edits: Sequence[Edited], *, published: bool) -> dict[str, Any]:
             for one in edits
             for name, old, new in one.changes()
         ],
+        "in_force_until_ms": dict(later_ms),
     }
 
 
-def _show(edits: Sequence[Edited]) -> None:
+def _show(edits: Sequence[Edited], later_ms: Mapping[str, int]) -> None:
     table = Table("ad group", "field", "old", "new")
     for one in edits:
         for name, old, new in one.changes():
             table.add_row(one.old.ad_group_id, name, _text(old), _text(new))
     out.print(table)
+    for ad_group_id, from_ms in later_ms.items():
+        err.print(
+            f"ad_group:{ad_group_id}: the catalog has a later change, with effective_ms {from_ms}, "
+            "which takes this one's place then and stays as it is",
+            style="yellow",
+            markup=False,
+            highlight=False,
+        )
 
 
 def _text(value: object) -> str:
@@ -126,24 +154,25 @@ def register(catalog_app: typer.Typer) -> None:
         if edit == Edit():
             raise CommandError("say what to change: --bid, --budget or --status")
         settings = wiring.settings_for(data)
-        catalog = asyncio.run(read_catalog(settings))
+        catalog, catalog_ms = asyncio.run(read_dated_catalog(settings))
         selection = GroupSelection(account, campaign, frozenset(ad_group or ()))
-        now_ms = now_by_clock_ms(settings)
+        now_ms = now_by_clock_ms(settings, catalog_ms)
         at_ms = now_ms if effective_ms is None else effective_ms
-        groups = list(selection.of(catalog))
+        groups = list(selection.of(catalog, at_ms))
         unknown = selection.ad_group_ids - {group.ad_group_id for group in groups}
         if unknown:
             raise CommandError(f"no ad group to edit: {', '.join(sorted(unknown))}")
         edits = edited(groups, edit, by, at_ms)
+        later_ms = followers(catalog, edits, at_ms)
         records, refused = check_edits(catalog, edits, min(at_ms, now_ms))
         for text in refused:
             err.print(text, style="red", markup=False, highlight=False)
         if yes and not refused:
             asyncio.run(publish(settings, records))
         if as_json:
-            print(json.dumps(_edits_dict(edits, published=yes and not refused)))
+            print(json.dumps(_edits_dict(edits, later_ms, published=yes and not refused)))
         else:
-            _show(edits)
+            _show(edits, later_ms)
             unchanged = len(groups) - len(edits)
             said = "published" if yes and not refused else "would change; pass --yes to publish"
             out.print(f"{len(edits)} ad groups {said}; {unchanged} stay as they are")

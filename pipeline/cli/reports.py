@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from pipeline.cli import wiring
-from pipeline.cli.catalog_topic import read_catalog
+from pipeline.cli.catalog_topic import read_dated_catalog
 from pipeline.cli.common import CommandError, DataOption, JsonOption, err, out
 from pipeline.cli.tables import now_by_clock_ms
 from pipeline.contract.money import units
@@ -242,8 +242,8 @@ def register(app: typer.Typer) -> None:
         """
         settings = wiring.settings_for(data)
         store = Store(settings.clickhouse_dsn)
-        catalog = asyncio.run(read_catalog(settings))
-        sources = Sources(store, catalog, now_by_clock_ms(settings))
+        catalog, catalog_ms = asyncio.run(read_dated_catalog(settings))
+        sources = Sources(store, catalog, now_by_clock_ms(settings, catalog_ms))
         found: Any
         if what.startswith("ad_group:"):
             found = explain_ad_group(sources, what.removeprefix("ad_group:"))

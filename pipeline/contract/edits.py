@@ -95,10 +95,13 @@ class GroupSelection:
     campaign_id: str = ""
     ad_group_ids: frozenset[str] = field(default_factory=frozenset)
 
-    def of(self, catalog: Catalog) -> Iterator[AdGroup]:
-        """The selected ad groups that are in the catalog and not archived, by id."""
+    def of(self, catalog: Catalog, at_ms: int) -> Iterator[AdGroup]:
+        """The selected ad groups, as they are in force at a time, by id.
+
+        Only such as are in the catalog and not archived.
+        """
         for ad_group_id, history in sorted(catalog.ad_groups.items()):
-            group = history.latest
+            group = history.at(at_ms)
             campaign = catalog.campaigns[group.campaign_id]
             if (
                 not (history.deleted or campaign.deleted)
@@ -125,6 +128,12 @@ class Edited:
             for name in ("status", "bid_micros", "keyword_bids_micros", "budget_micros")
             if before[name] != after[name]
         ]
+
+
+def next_version_ms(catalog: Catalog, ad_group_id: str, after_ms: int) -> int | None:
+    """From when on another version, which an edit of this time leaves as it is, is in force."""
+    versions = catalog.ad_groups[ad_group_id].versions
+    return min((v.effective_ms for v in versions if v.effective_ms > after_ms), default=None)
 
 
 def edited(groups: Iterable[AdGroup], edit: Edit, by: str, effective_ms: int) -> list[Edited]:

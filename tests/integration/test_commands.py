@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,30 @@ def test_the_catalog_is_shown_as_it_is_in_force(product: Product) -> None:
     assert f"campaign:{ad.campaign_id}" in product.run("catalog", "show").stdout
     missing = product.run("catalog", "show", "campaign:nobody")
     assert (missing.returncode, "not in the catalog" in missing.stderr) == (1, True)
+
+
+# In a process of its own: a process has one embedded engine for its whole life.
+_NOW_BY_EMPTY_TABLES = """
+import sys
+from pipeline.cli.tables import now_by_clock_ms
+from pipeline.reporting import schema
+from pipeline.reporting.clickhouse import Store
+from pipeline.settings import load_settings
+settings = load_settings(data_dir=sys.argv[1], clock="stream")
+schema.apply(Store(settings.clickhouse_dsn))
+print(now_by_clock_ms(settings, 77))
+"""
+
+
+def test_before_the_first_event_the_catalog_tells_a_streams_time(tmp_path: Path) -> None:
+    """An edit at the time 0 would be from before what it edits, and have no effect."""
+    done = subprocess.run(
+        [sys.executable, "-c", _NOW_BY_EMPTY_TABLES, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "77\n"
 
 
 # -- topics and schema ----------------------------------------------------------------------------
