@@ -444,7 +444,7 @@ def explain_ad_group(sources: Sources, ad_group_id: str) -> Row | None:
             if stopped
             else "throttled"
             if throttled
-            else _own_state(sources, ad_group_id, group),
+            else own_state(sources.catalog, ad_group_id, sources.now_ms),
             "stopped_by": stopped,
             "limits": _limits_now(sources, ad_group_id, campaign_id),
             "inflight_nanos": {s["entity"]: s["inflight_nanos"] for s in standing},
@@ -459,19 +459,24 @@ def explain_ad_group(sources: Sources, ad_group_id: str) -> Row | None:
     )
 
 
-def _own_state(sources: Sources, ad_group_id: str, group: AdGroup | None) -> str:
+def own_state(catalog: Catalog, ad_group_id: str, now_ms: int) -> str:
     """The state of an ad group that no limit has stopped."""
-    if group is None or sources.catalog.ad_groups[ad_group_id].deleted:
+    history = catalog.ad_groups.get(ad_group_id)
+    if history is None or history.deleted:
         return "not in the catalog"
-    campaign = sources.catalog.campaigns[group.campaign_id].at(sources.now_ms)
+    group = history.at(now_ms)
+    campaigns = catalog.campaigns.get(group.campaign_id)
+    if campaigns is None or campaigns.deleted:
+        return "campaign not in the catalog"
+    campaign = campaigns.at(now_ms)
     if group.status != "active":
         return group.status
     if campaign.status != "active":
         return f"campaign {campaign.status}"
-    start_ms = start_of(group, sources.catalog.ad_groups[ad_group_id].created_ms)
-    if sources.now_ms < start_ms:
+    start_ms = start_of(group, history.created_ms)
+    if now_ms < start_ms:
         return f"starts {utc_text(start_ms)}"
-    if group.end_ms is not None and sources.now_ms >= group.end_ms:
+    if group.end_ms is not None and now_ms >= group.end_ms:
         return f"ended {utc_text(group.end_ms)}"
     return "serving"
 
