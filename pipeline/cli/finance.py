@@ -12,7 +12,7 @@ from datetime import date
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import pyarrow.parquet as pq
 import typer
@@ -66,26 +66,38 @@ def statement_dict(lines: Sequence[Line]) -> dict[str, Any]:
 
 
 def write_statement(lines: Sequence[Line], form: StatementFormat, to: Path | None) -> None:
-    """Write a statement to a file, or to standard output; Parquet to a file only.
+    """Write a statement to a file, or to standard output; Parquet to a file only, tables to none.
 
-    CSV and Parquet have the rows of billing.statements, the account's own line first.
+    CSV and Parquet have the rows of billing.statements, the account's own line first. Raises
+    `CommandError`.
     """
-    if form is StatementFormat.PARQUET:
-        if to is None:
-            raise CommandError("Parquet is not for a terminal: name a file with --out")
-        pq.write_table(to_table(lines), to)
-        return
-    if form is StatementFormat.TABLE and to is None:
+    if form is StatementFormat.TABLE:
+        if to is not None:
+            raise CommandError("a table is for a terminal: with --out say --format csv or another")
         out.print(_statement_table(lines))
+    elif to is None:
+        if form is StatementFormat.PARQUET:
+            raise CommandError("Parquet is not for a terminal: name a file with --out")
+        _write_text(lines, form, sys.stdout)
+    else:
+        try:
+            if form is StatementFormat.PARQUET:
+                pq.write_table(to_table(lines), to)
+            else:
+                with to.open("w", encoding="utf-8", newline="") as file:
+                    _write_text(lines, form, file)
+        except OSError as error:
+            raise CommandError(f"--out {to} cannot be written: {error}") from error
+
+
+def _write_text(lines: Sequence[Line], form: StatementFormat, stream: TextIO) -> None:
+    if form is StatementFormat.JSON:
+        stream.write(json.dumps(statement_dict(lines)) + "\n")
         return
-    with to.open("w", encoding="utf-8", newline="") if to else sys.stdout as stream:
-        if form is StatementFormat.JSON:
-            stream.write(json.dumps(statement_dict(lines)) + "\n")
-            return
-        table = to_table(lines)
-        writer = csv.writer(stream)
-        writer.writerow(table.column_names)
-        writer.writerows(row.values() for row in table.to_pylist())
+    table = to_table(lines)
+    writer = csv.writer(stream)
+    writer.writerow(table.column_names)
+    writer.writerows(row.values() for row in table.to_pylist())
 
 
 def _statement_table(lines: Sequence[Line]) -> Table:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from datetime import date
 from decimal import Decimal
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.cli.common import CommandError
+from pipeline.cli.finance import StatementFormat, write_statement
 from pipeline.reporting.statements import NANOS_PER_CENT, in_cents, lines_of, to_table
 
 MARCH = date(2026, 3, 1)
@@ -63,3 +67,31 @@ def test_the_carried_remainder_stands_on_the_accounts_own_line() -> None:
 def test_a_month_without_charges_has_one_line_and_carries_on() -> None:
     [line] = lines_of(MARCH, "acc", "USD", {}, 7)
     assert (line.campaign_id, line.amount, line.carried_nanos) == ("", Decimal("0.00"), 7)
+
+
+# -- written ----------------------------------------------------------------------------------
+
+LINES = lines_of(MARCH, "acc", "USD", {"c1": 19_999_999}, 0)
+
+
+@pytest.mark.parametrize("form", [StatementFormat.CSV, StatementFormat.JSON])
+def test_a_file_holds_what_the_terminal_shows(
+    form: StatementFormat, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_statement(LINES, form, tmp_path / "statement")
+    write_statement(LINES, form, None)
+    assert capsys.readouterr().out == (tmp_path / "statement").read_bytes().decode()
+
+
+def test_a_table_is_not_written_to_a_file(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="--format csv"):
+        write_statement(LINES, StatementFormat.TABLE, tmp_path / "statement")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", [StatementFormat.CSV, StatementFormat.PARQUET])
+def test_a_file_that_cannot_be_written_is_said_to_be_so(
+    form: StatementFormat, tmp_path: Path
+) -> None:
+    with pytest.raises(CommandError, match=r"--out .*nowhere.* cannot be written: .*No such file"):
+        write_statement(LINES, form, tmp_path / "nowhere" / "statement")
