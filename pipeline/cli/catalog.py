@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,7 +71,7 @@ async def _load(settings: Settings, paths: list[Path], at_ms: int | None, skip: 
     catalog = await read_catalog(settings)
     valid, wrong = check_lines(catalog, paths, at_ms)
     for text in wrong:
-        err.print(text, style="red", markup=False, highlight=False)
+        err.print(text, style="red", highlight=False)
     if wrong and not skip:
         raise CommandError(
             f"{len(wrong)} of {len(valid) + len(wrong)} lines are not valid; nothing was "
@@ -114,6 +114,16 @@ def in_force(catalog: Catalog, entity: str | None, now_ms: int) -> list[dict[str
             value = _fields(rates.entity)
             found.append({"entity": f"fx:{day}", "versions": 1, "value": value, "scheduled": []})
     return found
+
+
+def show_entities(found: Sequence[dict[str, Any]]) -> None:
+    """The rows of `in_force`."""
+    table = Table("entity", "versions", "value")
+    for row in found:
+        table.add_row(row["entity"], str(row["versions"]), json.dumps(row["value"]))
+        for later in row["scheduled"]:
+            table.add_row("", f"from {later['effective_ms']}", json.dumps(later["value"]))
+    out.print(table)
 
 
 def _fields(entity: Entity) -> dict[str, Any]:
@@ -161,12 +171,7 @@ def register(app: typer.Typer) -> None:
         if as_json:
             print(json.dumps(found))
         else:
-            table = Table("entity", "versions", "value")
-            for row in found:
-                table.add_row(row["entity"], str(row["versions"]), json.dumps(row["value"]))
-                for later in row["scheduled"]:
-                    table.add_row("", f"from {later['effective_ms']}", json.dumps(later["value"]))
-            out.print(table)
+            show_entities(found)
         if entity is not None and not found:
             raise CommandError(f"{entity} is not in the catalog")
 

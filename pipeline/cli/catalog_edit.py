@@ -98,7 +98,8 @@ def _edits_dict(
     }
 
 
-def _show(edits: Sequence[Edited], later_ms: Mapping[str, int]) -> None:
+def show_edits(edits: Sequence[Edited], later_ms: Mapping[str, int]) -> None:
+    """Old and new, and what follows (`followers`)."""
     table = Table("ad group", "field", "old", "new")
     for one in edits:
         for name, old, new in one.changes():
@@ -109,7 +110,6 @@ def _show(edits: Sequence[Edited], later_ms: Mapping[str, int]) -> None:
             f"ad_group:{ad_group_id}: the catalog has a later change, with effective_ms {from_ms}, "
             "which takes this one's place then and stays as it is",
             style="yellow",
-            markup=False,
             highlight=False,
         )
 
@@ -166,13 +166,13 @@ def register(catalog_app: typer.Typer) -> None:
         later_ms = followers(catalog, edits, at_ms)
         records, refused = check_edits(catalog, edits, min(at_ms, now_ms))
         for text in refused:
-            err.print(text, style="red", markup=False, highlight=False)
+            err.print(text, style="red", highlight=False)
         if yes and not refused:
             asyncio.run(publish(settings, records))
         if as_json:
             print(json.dumps(_edits_dict(edits, later_ms, published=yes and not refused)))
         else:
-            _show(edits, later_ms)
+            show_edits(edits, later_ms)
             unchanged = len(groups) - len(edits)
             said = "published" if yes and not refused else "would change; pass --yes to publish"
             out.print(f"{len(edits)} ad groups {said}; {unchanged} stay as they are")

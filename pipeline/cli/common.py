@@ -13,8 +13,9 @@ from rich.console import Console
 
 from pipeline.errors import UserError
 
-out = Console()
-err = Console(stderr=True)
+# Ids are printed as they are, whatever of them looks like markup; style is by `style=` or `Text`.
+out = Console(markup=False, emoji=False)
+err = Console(stderr=True, markup=False, emoji=False)
 
 
 class CommandError(UserError):

@@ -187,7 +187,8 @@ def _plan_dict(plan: CreditPlan, *, posted: bool) -> dict[str, Any]:
     }
 
 
-def _show_plan(plan: CreditPlan, *, posted: bool) -> None:
+def show_plan(plan: CreditPlan, *, posted: bool) -> None:
+    """What a `pipeline credit` has done, or would do."""
     table = Table("account", "campaign", "events", "amount", "currency")
     sums: dict[tuple[str, str, str], list[int]] = {}
     for credit in plan.to_post:
@@ -198,7 +199,7 @@ def _show_plan(plan: CreditPlan, *, posted: bool) -> None:
         table.add_row(account, campaign, f"{len(amounts):,}", given_back, currency)
     out.print(table)
     for event_id, why in plan.not_charged.items():
-        err.print(f"{event_id}: {why}", style="yellow", markup=False, highlight=False)
+        err.print(f"{event_id}: {why}", style="yellow", highlight=False)
     out.print(
         f"{len(plan.to_post):,} to credit, {len(plan.done):,} credited before, "
         f"{len(plan.not_charged):,} with nothing to give back"
@@ -268,7 +269,7 @@ def register(app: typer.Typer) -> None:
         if as_json:
             print(json.dumps(_plan_dict(plan, posted=post)))
         else:
-            _show_plan(plan, posted=post)
+            show_plan(plan, posted=post)
 
 
 def _day(text: str | None) -> date | None:

@@ -9,9 +9,9 @@ from typing import Any, Final, cast
 
 import typer
 from aiokafka.errors import KafkaConnectionError
-from rich.console import Console
 from typer.core import TyperGroup
 
+from pipeline.cli.common import err
 from pipeline.contract.log import LogUnavailable
 from pipeline.errors import EXIT_FAILED, UserError
 
@@ -105,4 +105,4 @@ def main() -> None:
 
 
 def _say(text: str) -> None:
-    Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+    err.print(text, style="red", highlight=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.cli import wiring
 from pipeline.cli.catalog_topic import read_dated_catalog
@@ -81,11 +82,11 @@ def show_report(report: Report) -> None:
     table = Table("check", "holds", "what it says")
     for check in report.checks:
         says = check.says + (f" ({check.note})" if check.note else "")
-        table.add_row(check.name, "yes" if check.ok else "[red]NO[/red]", says)
+        table.add_row(check.name, "yes" if check.ok else Text("NO", style="red"), says)
     out.print(table)
     for check in report.checks:
         for row in check.differing:
-            err.print(f"{check.name}: {row}", style="red", markup=False)
+            err.print(f"{check.name}: {row}", style="red")
     verdict = "every identity holds" if report.ok else "identities do NOT hold"
     out.print(f"{report.events:,} events: {verdict}")
 
@@ -94,12 +95,13 @@ def _money(nanos: int, currency: str = "") -> str:
     return f"{units(nanos):,f} {currency}".rstrip()
 
 
-def _show_occurrence(row: dict[str, Any]) -> None:
+def show_occurrence(row: dict[str, Any]) -> None:
+    """One occurrence of an event, as `explain_event` has it."""
     currency = row["currency"]
     free = f", {_money(row['free_nanos'], currency)} free" if row["free_nanos"] else ""
     name = f"{row['kind']} {row['event_id']}".strip() or "event"
     amount = _money(row["amount_nanos"], currency)
-    out.print(f"[bold]{row['disposition']}[/bold]: {name}, {amount}{free}")
+    out.print(Text.assemble((row["disposition"], "bold"), f": {name}, {amount}{free}"))
     table = Table(show_header=False, box=None)
     ad = " > ".join(text for text in row["ad"].values() if text)
     came_from = ", ".join(text for text in (row["source"], row["event_time"]) if text)
@@ -151,16 +153,15 @@ def _posting_texts(row: dict[str, Any], currency: str) -> list[tuple[str, str]]:
     return texts
 
 
-def _show_ad_group(found: dict[str, Any]) -> None:
-    out.print(
-        f"[bold]{found['entity']}[/bold] of campaign {found['campaign_id']}: {found['state']}"
-    )
+def show_ad_group(found: dict[str, Any]) -> None:
+    """An ad group, as `explain_ad_group` has it."""
+    of = f" of campaign {found['campaign_id']}: {found['state']}"
+    out.print(Text.assemble((found["entity"], "bold"), of))
     for stop in found["stopped_by"]:
         out.print(
             f"  {stop['entity']} stopped by {stop['limit'] or stop['reason']}: "
             f"{_money(stop['spend_nanos'])} of {_money(stop['limit_nanos'])} spent, "
             f"since {stop['since']}; resumes {stop['resumes']}",
-            markup=False,
             soft_wrap=True,
         )
     for limit in found["limits"]:
@@ -176,14 +177,12 @@ def _show_ad_group(found: dict[str, Any]) -> None:
             f"  predicted to run out at {forecast['runs_out_ms']} ms, with 80 % likelihood between "
             f"{forecast['runs_out_low_ms']} and {forecast['runs_out_high_ms']} "
             f"(said at {forecast['predicted_at_ms']} for {forecast['billing_day']})",
-            markup=False,
         )
     for quality in found["predictions"]:
         out.print(
             f"  {quality['kind']} predictions: {quality['predictions']}, of them "
             f"{quality['within_interval']} within their interval; errors (10, 50, 90 %): "
             f"{quality['error_q10']:,}, {quality['error_q50']:,}, {quality['error_q90']:,}",
-            markup=False,
         )
     table = Table("day", "disposition", "limit", "events", "amount", "free")
     for row in found["figures"]:
@@ -260,7 +259,7 @@ def register(app: typer.Typer) -> None:
         if as_json:
             print(json.dumps(found, default=str))
         elif isinstance(found, dict):
-            _show_ad_group(found)
+            show_ad_group(found)
         else:
             for row in found:
-                _show_occurrence(row)
+                show_occurrence(row)

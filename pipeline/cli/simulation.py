@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -60,7 +60,7 @@ class Watch:
                 )
                 self.reported = int(count)
             except StoreError as error:
-                err.print(str(error), style="red", markup=False)
+                err.print(str(error), style="red")
             await asyncio.sleep(1.0)
 
 
@@ -94,30 +94,29 @@ async def run_simulation(settings: Settings, options: SimulationOptions) -> tupl
     watch = Watch(store, options.day)
     watching = asyncio.ensure_future(watch.run())
     day_ms = from_iso(options.day) * MS_PER_DAY
-    console = Console(stderr=True)
     try:
-        if console.is_terminal:
-            with Live(console=console, refresh_per_second=4, transient=True) as live:
+        if err.is_terminal:
+            with Live(console=err, refresh_per_second=4, transient=True) as live:
                 return await _simulated(
                     settings,
                     options,
                     lambda p, budgets: live.update(render(p, watch, budgets, day_ms)),
                 )
-        return await _simulated(settings, options, _plain_lines(console, watch))
+        return await _simulated(settings, options, _plain_lines(watch))
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         await asyncio.to_thread(store.close)
 
 
-def _plain_lines(console: Console, watch: Watch) -> Callable[[Progress, dict[str, int]], None]:
+def _plain_lines(watch: Watch) -> Callable[[Progress, dict[str, int]], None]:
     last = [0.0]
 
     def show(progress: Progress, _: dict[str, int]) -> None:
         if time.monotonic() - last[0] > 3.0:
             last[0] = time.monotonic()
             clock = time.strftime("%H:%M", time.gmtime(progress.now_ms / 1_000))
-            console.print(
+            err.print(
                 f"{clock} sent {progress.sent:,}, in the tables {watch.reported:,}, "
                 f"stopped {len(progress.paused)}",
                 highlight=False,
@@ -201,7 +200,6 @@ async def _demo(settings: Settings, options: SimulationOptions) -> None:
         f"  pipeline explain ad_group:{max(world.budgets_micros)} --data {settings.data_dir}\n"
         f"  pipeline reconcile --data {settings.data_dir}",
         highlight=False,
-        markup=False,
     )
     if not report.ok:
         raise CommandError("the reconciliation found differences; see above")
