@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +16,7 @@ from rich.table import Table
 from pipeline.cli import wiring
 from pipeline.cli.common import CommandError, DataOption, JsonOption, err, out
 from pipeline.cli.judging import PACING_POLICIES, engine_settings
+from pipeline.contract.catalog_entities import Refused, parse_key
 from pipeline.settings import Settings
 from pipeline.streams.recording import Window, read_catalog, replay_shard
 from pipeline.streams.replay import Change, Replay, ReplayError, Tally
@@ -42,6 +43,16 @@ def read_policy(path: Path | None) -> ReplayPolicy:
     if policy.pacing and policy.pacing not in PACING_POLICIES:
         known = ", ".join(PACING_POLICIES)
         raise CommandError(f"--policy {path}: pacing {policy.pacing!r} is none of {known}")
+    for key, fields in policy.catalog.items():
+        parsed = parse_key(key.encode())
+        if isinstance(parsed, Refused):
+            raise CommandError(f"--policy {path}: catalog {key!r}: {parsed.detail}")
+        kind, _ = parsed
+        unknown = fields.keys() - set(kind.entity_type.__struct_fields__)
+        if unknown:
+            raise CommandError(
+                f"--policy {path}: {key} has no field {', '.join(sorted(map(repr, unknown)))}"
+            )
     return policy
 
 
@@ -63,21 +74,31 @@ def _time_ms(text: str, option: str, *, end_of_day: bool = False) -> int:
     return round(time.timestamp() * 1_000)
 
 
-async def run_replay(
-    settings: Settings, window: Window, policy: ReplayPolicy
-) -> tuple[dict[str, Tally], int]:
-    """Replay every shard. Returns what each entity came to, and the journal records judged."""
+@dataclass(slots=True)
+class Replayed:
+    """What a replay of all shards came to."""
+
+    judged: int = 0
+    """Journal records."""
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    """By entity."""
+    met: set[str] = field(default_factory=set)
+    """Keys of the policy's catalog that the log has records of."""
+
+
+async def run_replay(settings: Settings, window: Window, policy: ReplayPolicy) -> Replayed:
+    """Replay every shard. Raises `ReplayError`."""
     options = settings.kafka_client_options()
     catalog = await read_catalog(options)
     change = Change(policy.catalog, bool(policy.pacing), policy.reaction_ms)
-    tallies: dict[str, Tally] = {}
-    judged = 0
+    replayed = Replayed()
     for shard in range(settings.partitions):
         pacing = PACING_POLICIES[policy.pacing or settings.pacing_policy]()
         replay = Replay(shard, engine_settings(settings), pacing, change)
-        judged += await replay_shard(replay, window, catalog, options)
-        tallies |= replay.tallies  # an entity belongs to one shard
-    return tallies, judged
+        replayed.judged += await replay_shard(replay, window, catalog, options)
+        replayed.tallies |= replay.tallies  # an entity belongs to one shard
+        replayed.met |= replay.met
+    return replayed
 
 
 def show_tallies(tallies: dict[str, Tally]) -> None:
@@ -124,9 +145,12 @@ def register(app: typer.Typer) -> None:
         window, policy = parse_window(first, last), read_policy(policy_file)
         try:
             with err.status("replaying"):
-                tallies, judged = asyncio.run(run_replay(settings, window, policy))
+                replayed = asyncio.run(run_replay(settings, window, policy))
         except ReplayError as error:
             raise CommandError(str(error)) from error
+        for key in sorted(policy.catalog.keys() - replayed.met):
+            err.print(f"--policy: no record of {key} came up: it changed nothing", style="yellow")
+        tallies, judged = replayed.tallies, replayed.judged
         differs = sum(tally.differs for tally in tallies.values())
         if as_json:
             found = {entity: asdict(tally) for entity, tally in tallies.items()}

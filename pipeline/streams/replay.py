@@ -25,6 +25,7 @@ import xxhash
 from pipeline.billing.batch import Assembler, Chunk
 from pipeline.billing.journal import Header
 from pipeline.billing.texts import Packed
+from pipeline.contract.catalog import Accepted, Catalog, Refused
 from pipeline.contract.log import LogRecord
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import DISPOSITIONS, EVENT_TOPICS
@@ -35,7 +36,7 @@ _DRAWS: Final = 2**32
 
 
 class ReplayError(Exception):
-    """The recording cannot be replayed; the text says what is missing."""
+    """The recording cannot be replayed, or not so; the text says what is missing or wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,10 @@ class Replay:
         self.engine = Engine(replace(settings, decides_bids=False), pacing)
         self.engine.new_shard(shard)
         self.tallies: dict[str, Tally] = {}
+        self.met: set[str] = set()
+        """Keys of the change's catalog that a record has come under."""
         self._change = change
+        self._recorded = Catalog() if change.catalog else None
         self._assembler = Assembler()
         self._heard: dict[str, list[Signal]] = {}
         self._withheld: set[str] = set()
@@ -98,13 +102,35 @@ class Replay:
     # -- input --------------------------------------------------------------------------------
 
     def apply_catalog(self, records: Iterable[LogRecord], now_ms: int) -> None:
-        """Catalog records in their order, with the fields that the change names replaced."""
+        """Catalog records in their order, with the fields that the change names replaced.
+
+        Raises `ReplayError` where the change would have a valid record refused: what it asks for
+        would not be tried.
+        """
         for record in records:
-            fields = self._change.catalog.get((record.key or b"").decode(errors="replace"))
-            if fields and record.value is not None:
-                value = msgspec.json.encode(msgspec.json.decode(record.value) | dict(fields))
-                record = replace(record, value=value)
-            self.engine.apply_catalog(record, now_ms)
+            result = self.engine.apply_catalog(self._changed(record), now_ms)
+            if self._recorded is None:
+                continue
+            as_recorded = self._recorded.apply(record)
+            if isinstance(result, Refused) and isinstance(as_recorded, Accepted):
+                raise ReplayError(
+                    f"{_key_of(record)}: the catalog refuses it as the policy would have it: "
+                    f"{result.reason}: {result.field} {result.detail}"
+                )
+
+    def _changed(self, record: LogRecord) -> LogRecord:
+        """What is no JSON object was refused, and stays as it is."""
+        fields = self._change.catalog.get(_key_of(record))
+        if fields is None or record.value is None:
+            return record
+        self.met.add(_key_of(record))
+        try:
+            value = msgspec.json.decode(record.value)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return record
+        if not isinstance(value, dict):
+            return record
+        return replace(record, value=msgspec.json.encode(value | dict(fields)))
 
     def fold(self, header: Header, events: pl.DataFrame) -> None:
         """A journal record from before the window that counts."""
@@ -202,6 +228,10 @@ class Replay:
             tally.replayed_free_nanos += row["again_free_nanos"]
             tally.withheld += row["withheld"]
             tally.differs += row["differs"]
+
+
+def _key_of(record: LogRecord) -> str:
+    return (record.key or b"").decode(errors="replace")
 
 
 def _columns(

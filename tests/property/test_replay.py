@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ from pipeline.contract.log import LogRecord
 from pipeline.contract.partitioning import partition_of
 from pipeline.pacing.serving import PlainLimits
 from pipeline.pacing.serving import Policy as PacingPolicy
-from pipeline.streams.replay import Change, Replay, Tally
+from pipeline.streams.replay import Change, Replay, ReplayError, Tally
 from tests.auditor import SourceRecord
 from tests.property.test_fold import run
 from tests.property.worlds import (
@@ -133,3 +134,52 @@ def test_another_limit_is_judged_by() -> None:
     tally = tally_of(Change(catalog={"ad_group:g": {"budget_micros": 10_000}}))
     assert (tally.recorded_nanos, tally.replayed_nanos) == (6_000_000, 10_000_000)
     assert (tally.replayed_free_nanos, tally.withheld) == (10_000_000, 0)
+
+
+def after_the_catalog_of(world: World, change: Change, *more: tuple[str, bytes]) -> Replay:
+    """A replay that has read a world's catalog, and these records after it."""
+    replay = Replay(0, make_engine().settings, PlainLimits(), change)
+    records = catalog_records(world)
+    replay.apply_catalog(records, world.now_ms)
+    end = records[-1].offset + 1
+    replay.apply_catalog(
+        [
+            LogRecord("ads.catalog", 0, end + number, START_MS, key.encode(), value)
+            for number, (key, value) in enumerate(more)
+        ],
+        world.now_ms,
+    )
+    return replay
+
+
+@pytest.mark.parametrize("value", [b"{not json", b"[1]", b"7", b"\xff", b"[" * 100_000])
+def test_a_recorded_value_that_is_no_object_is_refused_again(value: bytes) -> None:
+    change = Change(catalog={"ad_group:g": {"budget_micros": 10_000}})
+    replay = after_the_catalog_of(limited_world(), change, ("ad_group:g", value))
+    [version] = replay.engine.catalog.ad_groups["g"].versions
+    assert version.entity.budget_micros == 10_000
+
+
+@pytest.mark.parametrize(
+    ("key", "fields", "text"),
+    [
+        ("ad_group:g", {"bid_micros": 5}, r"ad_group:g: .*bid_too_low: bid_micros 5 is under"),
+        ("ad_group:g", {"budget_micros": "a lot"}, r"ad_group:g: .*malformed: budget_micros"),
+        # Of another entity than the one that the policy changes.
+        ("campaign:c", {"objective": "video_awareness"}, r"ad_group:g: .*bid_too_low"),
+    ],
+)
+def test_what_the_catalog_would_refuse_is_not_replayed(
+    key: str, fields: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ReplayError, match=text):
+        after_the_catalog_of(limited_world(), Change(catalog={key: fields}))
+
+
+def test_what_was_refused_when_it_was_recorded_does_not_end_a_replay() -> None:
+    low = {"ad_group_id": "g", "campaign_id": "c", "budget_type": "daily", "budget_micros": 1}
+    recorded = json.dumps(low | {"bid_micros": 1}).encode()
+    change = Change(catalog={"ad_group:g": {"budget_micros": 10_000}, "ad_group:typo": {}})
+    replay = after_the_catalog_of(limited_world(), change, ("ad_group:g", recorded))
+    assert len(replay.engine.catalog.ad_groups["g"].versions) == 1
+    assert replay.met == {"ad_group:g"}
