@@ -111,6 +111,7 @@ def show_edits(edits: Sequence[Edited], later_ms: Mapping[str, int]) -> None:
             "which takes this one's place then and stays as it is",
             style="yellow",
             highlight=False,
+            soft_wrap=True,
         )
 
 
