@@ -238,6 +238,24 @@ def test_what_is_not_there_cannot_be_explained(product: Product, what: str) -> N
     assert "Traceback" not in done.stderr
 
 
+# -- replay ---------------------------------------------------------------------------------------
+
+
+def test_a_replay_tells_which_keys_of_its_policy_never_came_up(
+    product: Product, explained: Ad, tmp_path: Path
+) -> None:
+    entity = f"ad_group:{explained.ad_group_id}"
+    policy = {"catalog": {entity: {"budget_micros": 500_000}, "ad_group:typo": {"bid_micros": 1}}}
+    (tmp_path / "policy.json").write_text(json.dumps(policy))
+    day = ("--from", "2026-03-02", "--to", "2026-03-02")
+    done = product.run("replay", *day, "--policy", str(tmp_path / "policy.json"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert "no record of ad_group:typo came up" in done.stderr
+    assert entity not in done.stderr
+    tally = json.loads(done.stdout)["entities"][entity]
+    assert (tally["recorded_nanos"], tally["replayed_nanos"]) == (1_500_000_000, 500_000_000)
+
+
 # -- redrive --------------------------------------------------------------------------------------
 
 
