@@ -22,6 +22,7 @@ from pipeline.contract.catalog import Catalog
 from pipeline.contract.catalog_entities import Entity, record_of_line
 from pipeline.contract.log import LogRecord
 from pipeline.contract.vocabulary import CATALOG
+from pipeline.reporting.clickhouse import StoreError
 from pipeline.settings import Settings
 
 
@@ -167,7 +168,11 @@ def register(app: typer.Typer) -> None:
         """
         settings = wiring.settings_for(data)
         catalog, catalog_ms = asyncio.run(read_dated_catalog(settings))
-        found = in_force(catalog, entity, now_by_clock_ms(settings, catalog_ms))
+        try:
+            now_ms = now_by_clock_ms(settings, catalog_ms)
+        except StoreError:  # the tables are not there: what the catalog tells of a stream's clock
+            now_ms = catalog_ms
+        found = in_force(catalog, entity, now_ms)
         if as_json:
             print(json.dumps(found))
         else:
