@@ -63,6 +63,8 @@ class Owned:
     """Records whose outbox may not have been sent by the owner before."""
     refusals_from: int = 0
     """Catalog refusals from this offset on may not have been sent by the owner before."""
+    stuck: str = ""
+    """Why its outbox cannot be sent, and what to do; empty where it can."""
 
 
 @dataclass(slots=True)

@@ -46,7 +46,7 @@ def topic_specs(partitions: int, horizon_days: int, *, keep_all: bool) -> list[T
     """
     kept_ms = (horizon_days + _RETENTION_MARGIN_DAYS) * MS_PER_DAY
     retention = {"cleanup.policy": "delete", "retention.ms": str(-1 if keep_all else kept_ms)}
-    journal = retention | {"max.message.bytes": str(JOURNAL_MAX_BYTES)}
+    large = retention | {"max.message.bytes": str(JOURNAL_MAX_BYTES)}
     # History that late events are judged by must outlive its replacement by the horizon.
     # (The lag goes by record timestamps, which in a backfill are old on arrival.)
     lag_ms = _FOR_EVER_MS if keep_all else kept_ms
@@ -56,8 +56,8 @@ def topic_specs(partitions: int, horizon_days: int, *, keep_all: bool) -> list[T
         *(TopicSpec(topic, partitions, retention) for topic in EVENT_TOPICS),
         TopicSpec(CATALOG, 1, catalog),
         TopicSpec(SIGNALS, partitions, signals),
-        TopicSpec(JOURNAL, partitions, journal),
-        TopicSpec(REJECTS, partitions, retention),
+        TopicSpec(JOURNAL, partitions, large),
+        TopicSpec(REJECTS, partitions, large),  # base64 makes an original a third larger
     ]
 
 

@@ -412,6 +412,7 @@ class Worker:
         self.owned.update(taken.owned)
         for shard, reason in taken.broken.items():
             self._note_stopped(shard, reason)
+        self._stop_stuck()
         events = sum(owned.state.chain.seq for owned in taken.owned.values())
         elapsed_s = time.monotonic() - started_s
         self._metrics.recovery_s.observe(elapsed_s)
@@ -423,6 +424,13 @@ class Worker:
     def _note_stopped(self, shard: int, reason: str) -> None:
         self.stopped[shard] = reason
         log.critical("shard %d is stopped, the others go on: %s", shard, reason)
+
+    def _stop_stuck(self) -> None:
+        """Stop the shards whose outbox cannot be sent, before anything is taken for sent."""
+        for shard, owned in list(self.owned.items()):
+            if owned.stuck:
+                self._give_up(shard)
+                self._note_stopped(shard, owned.stuck)
 
     def _give_up(self, shard: int) -> None:
         del self.owned[shard]
@@ -455,7 +463,10 @@ class Worker:
         )
         signals = [signal for unsent in owned.unsent for signal in unsent.signals]
         standing = list(owned.state.standing.values())
-        await self._writer.outbox.send([*signals, *standing], originals)
+        try:
+            await self._writer.outbox.send([*signals, *standing], originals)
+        except outbox.UndeliverableError as error:
+            owned.stuck = str(error)
         owned.unsent.clear()
 
     # -- the loop -----------------------------------------------------------------------------
@@ -588,6 +599,7 @@ class Worker:
 
     async def _maintain(self) -> None:
         """Write the checkpoints and snapshots that are due, while nothing flies."""
+        self._stop_stuck()
         settings = self._settings
         checkpoints = _due(self._since_checkpoint, settings.checkpoint_every_records)
         checkpoints |= self._checkpoints_due()
@@ -596,6 +608,7 @@ class Worker:
         if not checkpoints and not snapshots:
             return
         await self._flights.land()
+        self._stop_stuck()
         # The others' after the next turns: each waits for a few only.
         due = sorted(checkpoints & self.owned.keys())[:_CHECKPOINTS_A_TURN]
         await asyncio.gather(*(self._write_checkpoint(shard) for shard in due))
@@ -637,6 +650,7 @@ class Worker:
         landed = await self._flights.let_land(_STOP_WAIT_S)
         if not landed:
             log.warning("ending with appends on their way, or failed: no snapshots are left behind")
+        self._stop_stuck()
         if landed and not self._unwritten:
             for shard in self.owned:
                 self._save_snapshot(shard)

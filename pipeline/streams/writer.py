@@ -23,7 +23,7 @@ from pipeline.contract.rejects import Reject
 from pipeline.contract.vocabulary import JOURNAL
 from pipeline.streams.engine import Engine, Turn
 from pipeline.streams.log_reader import KafkaLogReader
-from pipeline.streams.outbox import Original, Outbox, originals_of
+from pipeline.streams.outbox import Original, Outbox, UndeliverableError, originals_of
 from pipeline.streams.recovery import Owned
 from pipeline.streams.topics import JOURNAL_MAX_BYTES
 
@@ -147,31 +147,21 @@ class JournalWriter:
         self.journal_version = journal_version
         """Of the format that records are written in."""
         self._client_options = client_options
-        self._producer = AIOKafkaProducer(
-            **client_options,
-            enable_idempotence=True,
-            acks="all",
-            linger_ms=0,
-            max_request_size=JOURNAL_MAX_BYTES,
-            max_batch_size=1024 * 1024,
-        )
-        # Without a leader to send it to, a batch would fail after the request timeout, and with it
-        # the worker; with idempotence nothing else expires. An outage is waited out instead.
-        self._producer._message_accumulator._batch_ttl = math.inf
-        client = self._producer.client
-        client._metadata_update = _unhurried(client._metadata_update)
-        self.outbox = Outbox(self._producer, partitions)
+        self._producer = _producer(client_options, enable_idempotence=True)
+        self._outbox_producer = _producer(client_options, enable_idempotence=False)
+        self.outbox = Outbox(self._producer, self._outbox_producer, partitions)
         self.bytes_written = 0
 
     async def start(self) -> None:
         await self._producer.start()
+        await self._outbox_producer.start()
 
     async def stop(self) -> None:
-        """Close the producer. What still flies is given up: whether it was written, the shard's
+        """Close the producers. What still flies is given up: whether it was written, the shard's
         next owner reads in the journal."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STOP_WITHIN_S):
-                await self._producer.stop()
+                await asyncio.gather(self._producer.stop(), self._outbox_producer.stop())
 
     async def append(self, owned: Owned, entry: Entry) -> int:
         """Append an entry after the shard's last record.
@@ -211,12 +201,23 @@ class JournalWriter:
 
         `before` is the same of the shard's record before it, and goes first: of two signals about
         an entity, a reader that begins after compaction finds the one that was sent last.
+
+        Where it cannot be sent, the shard is noted as stuck and is for the worker to stop: its
+        records count, but from this one on their outbox is for its next owner to send.
         """
         offset = await append
         if before is not None:
             await before
+        if owned.stuck:
+            return
         header = entry.header
-        await self.outbox.send(header.signals, entry.originals, entry.refusals, entry.repetitions)
+        try:
+            await self.outbox.send(
+                header.signals, entry.originals, entry.refusals, entry.repetitions
+            )
+        except UndeliverableError as error:
+            owned.stuck = str(error)
+            return
         failpoints.reach("signals_sent")
         owned.state.outbox_through = offset
 
@@ -251,6 +252,24 @@ class JournalWriter:
         finally:
             await reader.stop()
         return [record for record in records if record.offset < end]
+
+
+def _producer(client_options: Mapping[str, Any], *, enable_idempotence: bool) -> AIOKafkaProducer:
+    producer = AIOKafkaProducer(
+        **client_options,
+        enable_idempotence=enable_idempotence,
+        acks="all",
+        linger_ms=0,
+        max_request_size=JOURNAL_MAX_BYTES,
+        max_batch_size=1024 * 1024,
+    )
+    # Without a leader to send it to, a batch would fail after the request timeout, and with it
+    # the worker; so would one that is not answered, without idempotence. An outage is waited out
+    # instead.
+    producer._message_accumulator._batch_ttl = math.inf
+    client = producer.client
+    client._metadata_update = _unhurried(client._metadata_update)
+    return producer
 
 
 def _unhurried(update: Callable[..., Awaitable[bool]]) -> Callable[..., Awaitable[bool]]:
