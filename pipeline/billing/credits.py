@@ -12,6 +12,7 @@ which has the books, posts nothing where they differ (`pipeline.reporting.credit
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from pipeline.billing import ids
 from pipeline.billing.books import Shard
@@ -20,6 +21,9 @@ from pipeline.billing.terms import Terms
 from pipeline.contract.catalog_entities import Credit
 from pipeline.contract.days import from_iso, iso
 from pipeline.contract.partitioning import partition_of
+
+CREDITS_A_RECORD: Final = 5_000
+"""Of one shard in one turn: under 8 kB each in the longest texts, they fit into its record."""
 
 
 def credit_key(event_id: str) -> bytes:
@@ -50,15 +54,21 @@ class CreditDesk:
         return any(self._seen.get(n, 0) < len(self._orders.get(n, ())) for n in shards)
 
     def post(self, shard: Shard, terms: Terms, now_ms: int) -> list[CreditPosting]:
-        """Post the orders that the shard has not posted before; it remembers them."""
+        """Post orders that the shard has not posted before, and remember them.
+
+        At most CREDITS_A_RECORD of them; the others make the next turn due.
+        """
         orders = self._orders.get(shard.shard, [])
-        posted = []
-        for credit in orders[self._seen.get(shard.shard, 0) :]:
+        seen = self._seen.get(shard.shard, 0)
+        posted: list[CreditPosting] = []
+        while seen < len(orders) and len(posted) < CREDITS_A_RECORD:
+            credit = orders[seen]
+            seen += 1
             key = credit_key(credit.event_id)
             if key not in shard.credited:
                 shard.credited.add(key)
                 posted.append(_posting(credit, shard, terms, now_ms))
-        self._seen[shard.shard] = len(orders)
+        self._seen[shard.shard] = seen
         return posted
 
 

@@ -17,7 +17,7 @@ from typing import Final
 import polars as pl
 
 from pipeline import failpoints
-from pipeline.reporting.clickhouse import Store
+from pipeline.reporting.clickhouse import Store, in_pieces
 from pipeline.reporting.daybook import DueClose
 from pipeline.reporting.digest import day_digests
 from pipeline.reporting.rows import OWN_DAY, to_arrow
@@ -110,7 +110,7 @@ def close_day(
     a closed one could not be put right.
     """
     refused: dict[str, str] = {}
-    for accounts in _groups(due.account_ids, ACCOUNTS_AT_ONCE):
+    for accounts in in_pieces(due.account_ids, ACCOUNTS_AT_ONCE):
         confirm()
         closed = _accounts_in(store, "billing.day_closes", due.day, accounts)
         missing = [account for account in accounts if account not in closed]
@@ -239,11 +239,6 @@ def _by_events(accounts: Sequence[str], totals: Mapping[str, _Totals]) -> Iterat
         held += totals[account].events
     if group:
         yield group
-
-
-def _groups(accounts: Sequence[str], size: int) -> Iterator[list[str]]:
-    for start in range(0, len(accounts), size):
-        yield list(accounts[start : start + size])
 
 
 def _token(table: str, day: date, accounts: Sequence[str]) -> str:

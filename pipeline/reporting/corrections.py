@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pipeline.contract.catalog_entities import Credit
 from pipeline.errors import UserError
-from pipeline.reporting.clickhouse import Store, text_list
+from pipeline.reporting.clickhouse import Store, in_pieces, text_list
 
 IDS_AT_ONCE: Final = 1_000
 MAX_EVENTS: Final = 1_000_000
@@ -121,15 +121,13 @@ def _conditions(selection: Selection) -> Iterator[tuple[str, dict[str, Any]]]:
     if selection.event_ids is None:
         yield where, parameters
         return
-    for start in range(0, len(selection.event_ids), IDS_AT_ONCE):
-        some = selection.event_ids[start : start + IDS_AT_ONCE]
+    for some in in_pieces(selection.event_ids, IDS_AT_ONCE):
         yield f"{where} AND event_id IN {text_list(some)}", parameters
 
 
 def _credited(store: Store, event_ids: list[str]) -> set[str]:
     found: set[str] = set()
-    for start in range(0, len(event_ids), IDS_AT_ONCE):
-        some = event_ids[start : start + IDS_AT_ONCE]
+    for some in in_pieces(event_ids, IDS_AT_ONCE):
         found |= {
             event_id
             for (event_id,) in store.rows(

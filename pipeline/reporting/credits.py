@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import polars as pl
 
 from pipeline.billing.journal import CreditPosting
 from pipeline.contract.vocabulary import CHARGED, DISPOSITIONS
-from pipeline.reporting.clickhouse import Store
+from pipeline.reporting.clickhouse import Store, in_pieces
 from pipeline.reporting.rows import CHARGE_SCHEMA, CountedRecord, to_date
 
 IDS_AT_ONCE: Final = 5_000
@@ -106,10 +107,9 @@ def charged_in_tables(store: Store, records: Sequence[CountedRecord]) -> Books:
         by_shard.setdefault(record.partition, []).append(credit)
     found: dict[tuple[int, str], Charged] = {}
     for shard, asked in by_shard.items():
-        for start in range(0, len(asked), IDS_AT_ONCE):
-            some = asked[start : start + IDS_AT_ONCE]
-            days = sorted({to_date(credit.charged_day) for credit in some})
-            ids = [credit.event_id for credit in some]
+        rest = iter(asked)
+        for ids in in_pieces([credit.event_id for credit in asked], IDS_AT_ONCE):
+            days = sorted({to_date(credit.charged_day) for credit in islice(rest, len(ids))})
             parameters = {"days": days, "ids": ids, "shard": shard}
             for event_id, *values in store.rows(_CHARGED_EVENTS, parameters):
                 found[shard, event_id] = Charged.of(values)

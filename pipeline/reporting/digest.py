@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from pipeline.reporting.clickhouse import Store
+from pipeline.reporting.clickhouse import Store, in_pieces
 
 DIGEST_COLUMNS: Final = (
     "charge_id",
@@ -74,13 +74,14 @@ def day_digests(
 def _pages(charges: Mapping[str, int], page: int) -> list[list[str]]:
     """Accounts in order, in groups of about a page of charges and at most 500 accounts."""
     groups: list[list[str]] = []
-    held = page + 1
-    for account in sorted(charges):
-        if held + charges[account] > page or len(groups[-1]) >= 500:
-            groups.append([])
-            held = 0
-        groups[-1].append(account)
-        held += charges[account]
+    for piece in in_pieces(sorted(charges), 500):
+        held = page + 1
+        for account in piece:
+            if held + charges[account] > page:
+                groups.append([])
+                held = 0
+            groups[-1].append(account)
+            held += charges[account]
     return groups
 
 

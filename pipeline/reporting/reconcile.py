@@ -16,7 +16,7 @@ from datetime import date
 from decimal import Decimal
 from typing import Any, Final
 
-from pipeline.reporting.clickhouse import Store
+from pipeline.reporting.clickhouse import Store, in_pieces
 from pipeline.reporting.closes import DAILY_COUNTERS
 from pipeline.reporting.daybook import next_month
 from pipeline.reporting.digest import day_digests
@@ -403,11 +403,8 @@ def _statements(store: Store, day: date | None) -> list[Row]:
     for month, account_ids in months:
         if day is not None and not month <= day < next_month(month):
             continue
-        known = sorted(account_ids)
-        for start in range(0, len(known), ACCOUNTS_AT_ONCE):
-            some = {
-                name: currencies.get(name, "") for name in known[start : start + ACCOUNTS_AT_ONCE]
-            }
+        for piece in in_pieces(sorted(account_ids), ACCOUNTS_AT_ONCE):
+            some = {name: currencies.get(name, "") for name in piece}
             stored = stored_lines(store, month, list(some))
             expected = expected_lines(store, month, some)
             differing += [

@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from pipeline.contract.money import NANOS_PER_UNIT
 from pipeline.errors import UserError
-from pipeline.reporting.clickhouse import Store
+from pipeline.reporting.clickhouse import Store, in_pieces
 from pipeline.reporting.daybook import ONE_DAY, DayBook, next_month
 
 NANOS_PER_CENT: Final = NANOS_PER_UNIT // 100
@@ -100,8 +100,7 @@ def state_months(store: Store, book: DayBook, confirm: Callable[[], None]) -> No
     write any more.
     """
     for month, account_ids in book.months_due():
-        for start in range(0, len(account_ids), ACCOUNTS_AT_ONCE):
-            accounts = account_ids[start : start + ACCOUNTS_AT_ONCE]
+        for accounts in in_pieces(account_ids, ACCOUNTS_AT_ONCE):
             confirm()
             currencies = {name: book.accounts[name].currency for name in accounts}
             lines = expected_lines(store, month, currencies)

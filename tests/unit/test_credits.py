@@ -9,12 +9,13 @@ import msgspec
 
 from pipeline.billing import fold
 from pipeline.billing.batch import Assembler
-from pipeline.billing.credits import credit_key
+from pipeline.billing.credits import CREDITS_A_RECORD, credit_key
 from pipeline.billing.journal import decode, seal
 from pipeline.contract.catalog import Accepted, Refused
 from pipeline.contract.log import LogRecord
 from pipeline.contract.vocabulary import JOURNAL_VERSIONS
 from pipeline.streams.engine import Engine, Turn
+from pipeline.streams.topics import JOURNAL_MAX_BYTES
 from pipeline.streams.writer import prepare
 from tests.property.worlds import HOUR_MS, START_MS, TO_THE_END, chunks_of, make_engine
 
@@ -135,6 +136,54 @@ def test_a_shard_that_starts_over_does_not_post_again() -> None:
         publish(restarted, "credit:e2", order(event_id="e2"))
         drafts = turn_at(restarted, START_MS).drafts
         assert [credit.event_id for credit in drafts[number].credits] == ["e2"]
+
+
+def record_of(engine: Engine, turn: Turn, number: int) -> bytes:
+    [entry] = [entry for entry in prepare(engine, turn) if entry.shard == number]
+    return seal(entry.header, entry.body, bytes(32))[1]
+
+
+def test_very_many_orders_are_posted_in_several_records_each_once() -> None:
+    """By a shard that starts over after the first of them too."""
+    engine, restarted = engine_with_ads(), engine_with_ads()
+    ids = [f"e{n}" for n in range(2 * CREDITS_A_RECORD + 1)]
+    for one in (engine, restarted):
+        for event_id in ids:
+            publish(one, f"credit:{event_id}", order(event_id=event_id))
+    first = turn_at(engine, START_MS)
+    number = shard_of(first)
+    posted = [[credit.event_id for credit in first.drafts[number].credits]]
+    record = decode(record_of(engine, first, number))
+    restarted.fold(number, [(record.header, record.events)])
+    for one in (engine, restarted):
+        found = list(posted)
+        while one.is_due(START_MS, {}):
+            found.append([c.event_id for c in turn_at(one, START_MS).drafts[number].credits])
+        assert [event_id for record in found for event_id in record] == ids
+        assert [len(record) for record in found] == [CREDITS_A_RECORD, CREDITS_A_RECORD, 1]
+
+
+def test_a_record_of_the_longest_orders_fits_into_the_journal() -> None:
+    engine = make_engine()
+    account, campaign, other = ("\U0001f4cc" * 255 + end for end in "acg")
+    entity = {"account_id": account, "country": "US", "currency": "USD"}
+    publish(engine, f"account:{account}", entity)
+    publish(engine, f"campaign:{campaign}", CAMPAIGN | entity | {"campaign_id": campaign})
+    longest = {
+        "account_id": account,
+        "campaign_id": campaign,
+        "ad_group_id": other,
+        "promoted_pin_id": other,
+        "reason": "\U0001f4cc" * 500,
+    }
+    for n in range(CREDITS_A_RECORD):
+        event_id = f"{n:\U0001f4cc>128}"
+        accepted = publish(engine, f"credit:{event_id}", order(event_id=event_id, **longest))
+        assert isinstance(accepted, Accepted)
+    turn = turn_at(engine, START_MS)
+    number = shard_of(turn)
+    assert len(turn.drafts[number].credits) == CREDITS_A_RECORD
+    assert len(record_of(engine, turn, number)) < JOURNAL_MAX_BYTES * 3 // 4
 
 
 def test_a_record_without_credits_has_no_trace_of_them() -> None:
