@@ -11,30 +11,19 @@ import typer
 from pipeline.cli import wiring
 from pipeline.cli.catalog_topic import publish, read_catalog, record_of
 from pipeline.cli.common import CommandError, DataOption, out
+from pipeline.cli.reports import source_ends
 from pipeline.contract.catalog_entities import DayClose
 from pipeline.contract.days import calendar, from_iso
-from pipeline.contract.vocabulary import EVENT_TOPICS
 from pipeline.reporting.clickhouse import Store
+from pipeline.reporting.reconcile import is_reported
 from pipeline.settings import Settings
-from pipeline.streams.log_reader import KafkaLogReader
 
 _POLL_S = 0.25
 
 
-async def settled(settings: Settings, store: Store) -> tuple[int, int]:
-    """(events that the tables have, events that the topics hold)."""
-    held = 0
-    for topic in EVENT_TOPICS:
-        reader = KafkaLogReader(topic, settings.kafka_client_options())
-        try:
-            await reader.start()
-            begin, end = await reader.begin_offsets(), await reader.end_offsets()
-            held += sum(end[partition] - begin[partition] for partition in end)
-        finally:
-            await reader.stop()
-    # Rows of source records that retention has deleted since are more than the topics hold.
-    [[rows]] = await asyncio.to_thread(store.rows, "SELECT count() FROM billing.events")
-    return int(rows), held
+async def settled(settings: Settings, store: Store) -> bool:
+    """Whether the tables have every event that the topics hold."""
+    return await asyncio.to_thread(is_reported, store, await source_ends(settings))
 
 
 def unclosed_accounts(store: Store, day: str) -> list[str]:
@@ -81,8 +70,7 @@ async def close_day(
             await asyncio.sleep(_POLL_S)
 
     async def all_in() -> bool:
-        rows, held = await settled(settings, store)
-        return rows >= held
+        return await settled(settings, store)
 
     await wait_for("not every event is in the tables", all_in)
     if force or settings.clock == "stream":

@@ -24,6 +24,7 @@ from pipeline.billing.chain import Chain
 from pipeline.billing.fold import chain_of
 from pipeline.billing.journal import Header, decode_header
 from pipeline.contract.log import LogReader, LogRecord
+from pipeline.contract.vocabulary import EVENT_TOPICS
 from pipeline.reporting.clickhouse import Store
 from pipeline.reporting.credits import (
     CREDIT_SCHEMA,
@@ -127,6 +128,7 @@ class _Walk:
         self.first_offsets = {n: 0 for n in self._ends if self._begin[n] == 0}
         """Partition -> the first journal offset that can be compared."""
         self.records = 0
+        self._outside: list[Finding] = []
 
     def _start_behind_gap(self, record: LogRecord, _: Header) -> Chain | None:
         """Behind what retention deleted, the checkpoint's chain; any other gap is a lost record."""
@@ -161,6 +163,7 @@ class _Walk:
         while not self._intake.is_empty:
             records = self._intake.cut(0, EVENTS_AT_ONCE, 0).records
             self.records += len(records)
+            self._outside += [found for record in records for found in outside(record)]
             for sums, frame in zip(self._sums, self.rows(records), strict=True):
                 sums.append(_checksums(frame))
 
@@ -184,10 +187,37 @@ class _Walk:
 
     def broken(self) -> list[Finding]:
         """Where the journal contradicts itself, or lacks a record."""
-        return [
+        return self._outside + [
             {"what": "the journal is broken", "journal_partition": number, "why": why}
             for number, why in self._intake.stopped.items()
         ]
+
+
+def outside(record: CountedRecord) -> list[Finding]:
+    """Events that are not of the source offsets that the record took, or more than one of one.
+
+    Fewer events than offsets are right where a source has transactions, whose markers and aborted
+    records hold no event.
+    """
+    findings: list[Finding] = []
+    source = record.events["source"].to_numpy()
+    offset = record.events["source_offset"].to_numpy()
+    for code, topic in enumerate(EVENT_TOPICS):
+        offsets = np.sort(offset[source == code])
+        start, end = record.header.sources.get(topic, (0, 0))
+        within = not len(offsets) or (start <= offsets[0] and offsets[-1] < end)
+        if not within or (np.diff(offsets) == 0).any():
+            findings.append(
+                {
+                    "what": "events of offsets that the record did not take, or not once",
+                    "journal_partition": record.partition,
+                    "journal_offset": record.offset,
+                    "source_topic": topic,
+                    "taken": [start, end],
+                    "events": [int(offsets[0]), int(offsets[-1]) + 1],
+                }
+            )
+    return findings
 
 
 class _CheckpointStart:
