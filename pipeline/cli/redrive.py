@@ -10,17 +10,20 @@ import typer
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from pipeline.cli import wiring
-from pipeline.cli.common import DataOption, out
+from pipeline.cli.common import DataOption, err, out
 from pipeline.contract.partitioning import partition_of
 from pipeline.contract.rejects import Reject
 from pipeline.contract.vocabulary import EVENT_TOPICS, REJECTS
 from pipeline.settings import Settings
+from pipeline.streams.topics import JOURNAL_MAX_BYTES
 
 REDRIVE_GROUP = "promoted-pins-redrive"
 
 
 async def redrive(settings: Settings, *, dry_run: bool) -> int:
     """Send rejected `unknown` events again, each reject once; returns how many.
+
+    Those whose reject had no room for the original are named and passed over.
 
     How far the rejects have been taken is the committed offset of a consumer group; events go to
     their campaign's partition with their own record timestamps, so they are judged as then.
@@ -29,7 +32,13 @@ async def redrive(settings: Settings, *, dry_run: bool) -> int:
     consumer = AIOKafkaConsumer(
         **options, group_id=REDRIVE_GROUP, enable_auto_commit=False, auto_offset_reset="earliest"
     )
-    producer = AIOKafkaProducer(**options, acks="all", enable_idempotence=True)
+    producer = AIOKafkaProducer(
+        **options,
+        acks="all",
+        enable_idempotence=True,
+        compression_type="zstd",  # what came well compressed must fit again
+        max_request_size=JOURNAL_MAX_BYTES,
+    )
     await consumer.start()
     await producer.start()
     sent = 0
@@ -47,10 +56,18 @@ async def redrive(settings: Settings, *, dry_run: bool) -> int:
             for records in fetched.values():
                 for record in records:
                     reject = msgspec.json.decode(record.value, type=Reject)
-                    if reject.reason == "unknown" and reject.source in EVENT_TOPICS:
-                        sent += 1
-                        if not dry_run:
-                            sends.append(await _send_again(producer, settings, reject))
+                    if reject.reason != "unknown" or reject.source not in EVENT_TOPICS:
+                        continue
+                    if reject.original is None:
+                        err.print(
+                            f"{reject.message_key}: its reject had no room for the event; send "
+                            "the source's record again",
+                            style="yellow",
+                        )
+                        continue
+                    sent += 1
+                    if not dry_run:
+                        sends.append(await _send_again(producer, settings, reject))
             await asyncio.gather(*sends)
             if fetched and not dry_run:
                 await consumer.commit()

@@ -15,7 +15,9 @@ from pipeline.cli.main import app
 from tests.integration.product import (
     CATALOG,
     CLICKS,
+    REJECTS,
     Ad,
+    Message,
     Product,
     at,
     entities_of,
@@ -289,6 +291,24 @@ def test_unknown_events_are_sent_again_once_their_ads_are_known(product: Product
     product.settle()
     product.run("redrive")
     assert product.judged(ad, "disposition") == [("unknown",), ("charged",)]
+
+
+def test_an_unknown_event_that_its_reject_had_no_room_for_is_named(product: Product) -> None:
+    reject = {
+        "source": CLICKS,
+        "partition": 0,
+        "offset": 10**9,
+        "timestamp_ms": NOON_MS,
+        "reason": "unknown",
+        "field": "campaign_id",
+        "detail": "the original is left out",
+        "key": None,
+        "original": None,
+    }
+    product.kafka.publish([Message(REJECTS, reject, NOON_MS)])
+    done = product.run("redrive")
+    assert done.returncode == 0
+    assert f"{CLICKS}-0-1000000000: its reject had no room for the event" in done.stderr
 
 
 # -- simulate --from ------------------------------------------------------------------------------
