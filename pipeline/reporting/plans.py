@@ -7,13 +7,15 @@ pure function of its plan, and its inserts carry tokens made of the batch number
   happened are recognised by their rows, and by their tokens;
 - two reporters (one was thought dead) cannot go different ways: plan n is inserted with the token
   `plan:n`, the first wins, the other reads back a foreign owner and stops; until then both write
-  the same inserts of the same plan, which ClickHouse drops by their tokens.
+  the same inserts of the same plan, which ClickHouse drops by their tokens. It forgets tokens: one
+  that was cut off or frozen meanwhile asks for the last plan anew before it inserts.
 
 All batches before the last plan are complete.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -29,6 +31,8 @@ from pipeline.reporting.clickhouse import Store
 TABLE: Final = "reporting.reporter_batches"
 _KEPT: Final = 1_000
 """Batches in one partition of the table; at least as many are kept."""
+_SLEEPLESS: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""The clock that goes on while the machine sleeps; on macOS CLOCK_MONOTONIC does."""
 
 
 class TakenOver(UserError):
@@ -78,6 +82,7 @@ class Plan:
     journal: Mapping[int, Position]
     catalog_next: int = 0
     owner: str = ""
+    """Who wrote it; empty until it is written."""
 
     def same_ends(self, other: Plan) -> bool:
         """Whether no record lies between the two plans."""
@@ -96,6 +101,7 @@ class PlanBook:
         self._store = store
         self._partitions = partitions
         self._owner = owner
+        self._confirmed_s = float("-inf")
 
     def last_two(self) -> tuple[Plan, Plan | None]:
         """The last complete plan and, unless there is none, the last plan."""
@@ -109,22 +115,33 @@ class PlanBook:
     def write(self, plan: Plan) -> None:
         """Claim a batch. Raises `TakenOver` where another reporter has claimed it."""
         self._store.insert(TABLE, _rows(plan, self._owner), f"plan:{plan.batch}")
-        self.confirm(plan.batch)
+        self.confirm(plan)
         if plan.batch % _KEPT == 0 and plan.batch >= 2 * _KEPT:
             self._store.command(f"ALTER TABLE {TABLE} DROP PARTITION {plan.batch // _KEPT - 2}")
 
-    def confirm(self, batch: int) -> None:
-        """Raises `TakenOver` unless this reporter's batch is still the last."""
+    def confirm(self, plan: Plan, *, within_s: float = 0.0) -> None:
+        """Raises `TakenOver` unless this plan is still the last.
+
+        Not asked again where it was confirmed within so many seconds.
+        """
+        now_s = _now_s()
+        if now_s - self._confirmed_s < within_s:
+            return
         found = self._store.rows(
             f"SELECT batch, any(owner) FROM {TABLE} WHERE batch >= {{batch:Int64}} "
             "GROUP BY batch ORDER BY batch DESC LIMIT 1",
-            {"batch": batch},
+            {"batch": plan.batch},
         )
-        if found != [(batch, self._owner)]:
+        if found != [(plan.batch, plan.owner or self._owner)]:
             raise TakenOver(
                 f"another reporter writes to ClickHouse at {self._store.name} "
-                f"(batch {found[0][0] if found else batch}): only one may run"
+                f"(batch {found[0][0] if found else plan.batch}): only one may run"
             )
+        self._confirmed_s = now_s
+
+
+def _now_s() -> float:
+    return time.clock_gettime(_SLEEPLESS)
 
 
 def read_plans(store: Store, partitions: int) -> list[Plan]:

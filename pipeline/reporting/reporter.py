@@ -3,6 +3,8 @@
 A batch is claimed by a plan before its rows are inserted, and each insert holds one table's rows
 of one day, atomically, under a token made of the batch's number (see `plans`). A reporter that
 starts writes the last planned batch again; inserts that had happened are recognised by their rows.
+So are those of an insert that is tried again, once its plan is known to be the last one still:
+ClickHouse remembers tokens for some time only, and a reporter may be cut off for longer.
 """
 
 from __future__ import annotations
@@ -65,6 +67,9 @@ FETCH_WAIT_MS: Final = 200
 QUIET_S: Final = 5.0
 """After so long without a record the log is asked whether it is there."""
 AWAY_PAUSE_S: Final = 0.5
+PLAN_SURE_S: Final = 10.0
+"""For so long a plan that was the last is taken to be: nobody can make `DEDUPLICATION_WINDOW`
+inserts meanwhile."""
 
 CHANGE_SCHEMA: Final[dict[str, pl.DataType]] = {
     "entity": pl.String(),
@@ -172,13 +177,14 @@ class Reporter:
         self._intake: Intake
         self._last: Plan
         self._last_fetched_s = 0.0
-        self._claimed: int | None = None
-        """The last batch whose plan this reporter wrote."""
+        self._standing: Plan | None = None
+        """The last plan, as far as this reporter knows: the one that it found, then its own."""
         self.progress = Progress()
 
     async def run(self) -> None:
         """Report for ever. Raises `TakenOver` where another reporter writes."""
         complete, planned = await self._insist(self._plans.last_two)
+        self._standing = planned
         self._book = await self._insist(lambda: DayBook.load(self._store, self._partitions))
         starts = {partition: at.next_offset for partition, at in complete.journal.items()}
         await self._when_there(self._catalog.start)
@@ -317,7 +323,7 @@ class Reporter:
         inserts = await self._rows(cut, changes)
         await self._insist(lambda: self._plans.write(cut.plan))
         failpoints.reach("plan_stored")
-        self._claimed = cut.plan.batch
+        self._standing = cut.plan
         await self._insert(cut.plan, inserts)
         self._last = cut.plan
         await self._insist(self._close_days)
@@ -358,11 +364,23 @@ class Reporter:
     async def _insert(self, plan: Plan, inserts: Sequence[_Insert], *, again: bool = False) -> None:
         """Insert a batch's rows. `again`: some may be there, and are recognised by their rows."""
         for insert in inserts:
-            if again and await self._insist(partial(self._is_in, insert)):
-                continue
             token = f"{plan.batch}:{insert.table}:{insert.part}"
             with self._metrics.insert_s.labels(insert.table).time():
-                await self._insist(partial(self._store.insert, insert.table, insert.rows, token))
+                await self._insist(self._attempt(insert, token, again=again))
+
+    def _attempt(self, insert: _Insert, token: str, *, again: bool) -> Callable[[], None]:
+        """A call that makes an insert once, however often it is called."""
+        may_be_in = again
+
+        def attempt() -> None:
+            nonlocal may_be_in
+            self._confirm(within_s=0.0 if may_be_in else PLAN_SURE_S)
+            if may_be_in and self._is_in(insert):
+                return
+            may_be_in = True
+            self._store.insert(insert.table, insert.rows, token)
+
+        return attempt
 
     def _is_in(self, insert: _Insert) -> bool:
         sql = f"SELECT count() FROM {insert.table} WHERE {insert.first_record}"
@@ -391,10 +409,10 @@ class Reporter:
                 log.error("a day stays open: %s", reason)
         self.progress.refused_closes = refused
 
-    def _confirm(self) -> None:
+    def _confirm(self, *, within_s: float = 0.0) -> None:
         """Raises `TakenOver` where another reporter has gone on."""
-        if self._claimed is not None:
-            self._plans.confirm(self._claimed)
+        if self._standing is not None:
+            self._plans.confirm(self._standing, within_s=within_s)
 
 
 def _daily_inserts(table: str, frame: pl.DataFrame, day_column: str) -> list[_Insert]:

@@ -19,7 +19,8 @@ from pipeline.reporting.clickhouse import Store, StoreError
 UNKNOWN_TABLE: Final = 60
 UNKNOWN_DATABASE: Final = 81
 DEDUPLICATION_WINDOW: Final = 10_000
-"""Inserts that a table remembers for each partition: far more than a restart can repeat."""
+"""Inserts that a table remembers for each partition: far more than a restart can repeat. Not more
+than others can make while a reporter is cut off, which therefore does not go by tokens alone."""
 
 
 @dataclass(frozen=True, slots=True)
