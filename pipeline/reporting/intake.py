@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from pipeline.billing.chain import BrokenChainError, Chain
 from pipeline.billing.journal import Header, JournalError, decode_events, decode_header
@@ -22,6 +23,11 @@ log = logging.getLogger(__name__)
 StartAt = Callable[[LogRecord, Header], Chain | None]
 """Where records before this one are lost: the chain to go on with from it, if it is a checkpoint
 that says enough, else None."""
+
+_ANOTHER_JOURNAL: Final = (
+    "this is another journal, or it has lost records. Connect to the Kafka that the tables were "
+    "written from, or restore the partition"
+)
 
 
 class RetentionError(Exception):
@@ -103,6 +109,22 @@ class Intake:
         self._end = Plan(batch, ends, catalog_next)
         return Cut(self._end, records)
 
+    def resume_at(self, plan: Plan) -> None:
+        """Go on behind a batch that was cut out again, from where its plan ends.
+
+        A partition whose journal does not lead there is stopped, and counts as being there all the
+        same: a later plan that set it back would have its records written once more, as soon as
+        the journal has them again.
+        """
+        for partition, at in plan.journal.items():
+            if partition not in self.stopped and self._end.journal.get(partition) != at:
+                self.stop(
+                    partition,
+                    f"journal partition {partition} does not lead to what was reported up to "
+                    f"offset {at.next_offset} in batch {plan.batch}: {_ANOTHER_JOURNAL}",
+                )
+        self._end = plan
+
     def _admit(self, record: LogRecord) -> None:
         partition, offset = record.partition, record.offset
         if record.value is None:
@@ -148,8 +170,7 @@ def ahead_of_journal(plan: Plan, ends: Mapping[int, int]) -> dict[int, str]:
         elif position.next_offset > ends[number]:
             ahead[number] = (
                 f"journal partition {number} ends at offset {ends[number]}, but was reported up to "
-                f"{position.next_offset}: this is another journal, or it has lost records. Connect "
-                "to the Kafka that the tables were written from, or restore the partition"
+                f"{position.next_offset}: {_ANOTHER_JOURNAL}"
             )
     return ahead
 

@@ -39,6 +39,10 @@ class TakenOver(UserError):
     """Another reporter writes to the same ClickHouse: this one must stop."""
 
 
+class SetBackError(UserError):
+    """A log ends before what was reported of it. Starting again tells which, and what to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """Where a reader of one journal partition stands: the next offset, and its `Chain`."""
@@ -87,6 +91,21 @@ class Plan:
     def same_ends(self, other: Plan) -> bool:
         """Whether no record lies between the two plans."""
         return self.catalog_next == other.catalog_next and dict(self.journal) == dict(other.journal)
+
+    def check_follows(self, last: Plan) -> None:
+        """Raises `SetBackError` where a log would be read again from before the last plan's end."""
+        back = [
+            f"journal partition {number}"
+            for number, at in last.journal.items()
+            if self.journal[number].next_offset < at.next_offset
+        ]
+        if self.catalog_next < last.catalog_next:
+            back.append("the catalog")
+        if back:
+            raise SetBackError(
+                f"{' and '.join(back)} would be set back by batch {self.batch}, and reported "
+                "twice: this is another log than was reported, or it has lost records"
+            )
 
 
 def origin(partitions: int) -> Plan:

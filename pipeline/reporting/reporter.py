@@ -15,7 +15,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
@@ -267,15 +267,12 @@ class Reporter:
     async def _finish(self, complete: Plan, planned: Plan) -> None:
         """Write the last planned batch again: it may have been cut off anywhere."""
         ends = {partition: at.next_offset for partition, at in planned.journal.items()}
-        while any(
-            self._intake.next_offsets[p] < end
-            for p, end in ends.items()
-            if p not in self._intake.stopped
-        ):
+        while await self._is_short_of(ends):
             records = await self._journal.fetch(FETCH_WAIT_MS)
             self._intake.take(not_after(records, planned))
         await self._read_catalog_to(planned.catalog_next)
         cut = self._intake.cut(planned.batch, EVENTS_WAITING * 1_000, planned.catalog_next)
+        self._intake.resume_at(planned)
         changes = self._changes.cut(complete.catalog_next, planned.catalog_next)
         inserts = await self._rows(cut, changes)
         await self._insert(planned, inserts, again=True)
@@ -283,6 +280,17 @@ class Reporter:
         await self._insist(self._close_days)
         # What was fetched beyond the plan was passed over.
         await self._journal.seek(ends)
+
+    async def _is_short_of(self, ends: Mapping[int, int]) -> bool:
+        """Whether some journal partition that can be reported is not read up to here yet."""
+        # Not by what was taken in: what retention has deleted will not come.
+        return any(
+            [
+                await self._journal.position(partition) < end
+                for partition, end in ends.items()
+                if partition not in self._intake.stopped
+            ]
+        )
 
     async def _read(self) -> None:
         """Take in what there is, within the bound."""
@@ -319,6 +327,7 @@ class Reporter:
         cut = self._intake.cut(self._last.batch + 1, EVENTS_A_BATCH, self._changes.next_offset)
         if cut.plan.same_ends(self._last):
             return
+        cut.plan.check_follows(self._last)
         changes = self._changes.cut(self._last.catalog_next, cut.plan.catalog_next)
         inserts = await self._rows(cut, changes)
         await self._insist(lambda: self._plans.write(cut.plan))

@@ -24,14 +24,15 @@ from pipeline.billing.journal import (
     EVENT_SCHEMA,
     AccountTerms,
     Ad,
+    decode_header,
     encode_events,
     seal,
 )
 from pipeline.contract.log import LogRecord
-from pipeline.contract.vocabulary import CHARGED, CLICK, CLICKS, CPC, JOURNAL
+from pipeline.contract.vocabulary import CATALOG, CHARGED, CLICK, CLICKS, CPC, JOURNAL
 from pipeline.reporting import plans, reporter, schema
 from pipeline.reporting.clickhouse import Store, StoreUnavailable
-from pipeline.reporting.plans import TakenOver
+from pipeline.reporting.plans import SetBackError, TakenOver
 from pipeline.reporting.reporter import Reporter
 from tests.headers import a_header
 
@@ -150,6 +151,13 @@ class Journal:
         del self.logs[partition][-count:], self.shards[partition][-count:]
         return lost
 
+    def give_back(self, partition: int, lost: list[LogRecord]) -> None:
+        for record in lost:
+            header, _ = decode_header(record.value or b"")
+            state = _Shard(record.offset, header.seq + header.events, header.digest)
+            self.logs[partition].append(record)
+            self.shards[partition].append(state)
+
     @property
     def events(self) -> int:
         return sum(states[-1].events for states in self.shards.values())
@@ -251,12 +259,18 @@ async def until(condition: Callable[[], object], *running: asyncio.Task[None]) -
             await asyncio.sleep(0.01)
 
 
-async def batches(one: Reporter, journal: Journal, partition: int, count: int) -> None:
+async def batches(
+    one: Reporter,
+    journal: Journal,
+    partition: int,
+    count: int,
+    *running: asyncio.Task[None],
+) -> None:
     """Have so many batches of one record written."""
     for _ in range(count):
         before = one.progress.batches
         journal.append(partition, 1)
-        await until(lambda before=before: one.progress.batches > before)  # type: ignore[misc]
+        await until(lambda before=before: one.progress.batches > before, *running)  # type: ignore[misc]
 
 
 def billed(store: Store) -> list[tuple[int, int]]:
@@ -342,3 +356,82 @@ async def test_a_batch_that_nothing_happens_to_is_confirmed_once(store: Store) -
             await until(lambda: one.progress.state == "running", running)
             await batches(one, journal, 0, 3)
         assert curious.asked == one.progress.batches
+
+
+# -- a journal that lost what is reported ------------------------------------------------------
+
+
+async def reported_then_lost(store: Store, journal: Journal) -> list[LogRecord]:
+    """Two partitions are reported; then one loses the last record of the last batch."""
+    async with reporting(store, journal) as (one, running):
+        await until(lambda: one.progress.state == "running", running)
+        await batches(one, journal, 0, 1)
+        await batches(one, journal, 1, 2)
+    return journal.lose(1, 1)
+
+
+async def test_a_partition_that_lost_its_end_is_not_set_back(store: Store) -> None:
+    """Else its records are billed again when it is whole again."""
+    journal = Journal.of(2)
+    lost = await reported_then_lost(store, journal)
+    async with reporting(store, journal) as (one, running):
+        await until(lambda: one.progress.state == "running", running)
+        await batches(one, journal, 0, 2)
+        assert "ends at offset 1, but was reported up to 2" in one.progress.stopped[1]
+    journal.give_back(1, lost)
+    async with reporting(store, journal) as (one, running):
+        await until(lambda: one.progress.state == "running", running)
+        await batches(one, journal, 1, 2)
+        assert one.progress.stopped == {}
+    assert billed(store) == judged(journal)
+    positions = store.rows(
+        "SELECT next_offset FROM reporting.reporter_batches "
+        "WHERE topic = 'billing.journal' AND log_partition = 1 ORDER BY batch"
+    )
+    assert positions == sorted(positions)
+
+
+@pytest.mark.parametrize("when", ["before the reporter is back", "while it is back"])
+async def test_what_a_partition_has_instead_of_its_lost_end_is_not_billed(
+    store: Store, when: str
+) -> None:
+    """The worker judged the same events again: they are in the tables."""
+    journal = Journal.of(2)
+    await reported_then_lost(store, journal)
+    journal.now_ms = 1
+    if when == "while it is back":
+        async with reporting(store, journal) as (one, running):
+            await until(lambda: one.progress.state == "running", running)
+            await batches(one, journal, 0, 2)
+    for _ in range(2):
+        journal.append(1, 1)
+    async with reporting(store, journal) as (one, running):
+        await until(lambda: one.progress.state == "running", running)
+        await batches(one, journal, 0, 2)
+        assert set(one.progress.stopped) == {1}
+    assert store.rows(
+        "SELECT count(), countIf(decided_at_ms = 1) FROM billing.events WHERE journal_partition = 1"
+    ) == [(2, 0)]
+
+
+async def test_a_batch_whose_records_retention_has_deleted_holds_nothing_up(store: Store) -> None:
+    journal = Journal.of(2)
+    await reported_then_lost(store, journal)
+    for _ in range(3):
+        journal.append(1, 1)
+    del journal.logs[1][:3]
+    async with reporting(store, journal) as (one, running):
+        await until(lambda: one.progress.state == "running", running)
+        await batches(one, journal, 0, 1)
+        assert set(one.progress.stopped) == {1}
+
+
+async def test_a_plan_that_sets_a_log_back_is_refused(store: Store) -> None:
+    catalog = [LogRecord(CATALOG, 0, offset, 0, b"?", b"{}") for offset in range(3)]
+    journal = Journal.of(1)
+    async with reporting(store, journal, catalog) as (one, running):
+        await until(lambda: one.progress.state == "running", running)
+        await batches(one, journal, 0, 1)
+        del catalog[1:]
+        with pytest.raises(SetBackError, match="the catalog would be set back"):
+            await batches(one, journal, 0, 1, running)
