@@ -314,9 +314,22 @@ class Reporter:
             self._last_fetched_s = time.monotonic()
 
     async def _read_catalog_to(self, offset: int) -> None:
-        """Take in the catalog up to this offset, which is known to be there."""
+        """Take in the catalog up to this offset, which was there once; if it is not, say so."""
         while self._changes.next_offset < offset:
-            self._changes.take(await self._catalog.fetch(FETCH_WAIT_MS))
+            records = await self._catalog.fetch(FETCH_WAIT_MS)
+            self._changes.take(records)
+            if not records:
+                await self._when_there(partial(self._ask_for_catalog, offset))
+
+    async def _ask_for_catalog(self, offset: int) -> None:
+        """Raises `LogUnavailable` where the catalog ends before this offset."""
+        end = (await self._catalog.end_offsets())[0]
+        if end < offset:
+            raise LogUnavailable(
+                f"the catalog ends at offset {end}, but was used up to {offset}: this is another "
+                "catalog, or it has lost records. Connect to the Kafka that the journal was "
+                "written on, or restore it"
+            )
 
     # -- writing ------------------------------------------------------------------------------
 

@@ -435,3 +435,25 @@ async def test_a_plan_that_sets_a_log_back_is_refused(store: Store) -> None:
         del catalog[1:]
         with pytest.raises(SetBackError, match="the catalog would be set back"):
             await batches(one, journal, 0, 1, running)
+
+
+# -- a catalog that lost what was used ---------------------------------------------------------
+
+
+async def test_a_catalog_that_lost_its_end_is_told_and_waited_for(store: Store) -> None:
+    catalog = [LogRecord(CATALOG, 0, offset, 0, b"?", b"{}") for offset in range(3)]
+    journal = Journal.of(1)
+    lost = catalog.pop()
+    async with reporting(store, journal, catalog) as (one, running):
+        await until(lambda: one.progress.state == "running", running)
+        journal.append(0, 1, catalog_end=3)
+        await until(lambda: one.progress.trouble, running)
+        assert "the catalog ends at offset 2, but was used up to 3" in one.progress.trouble
+        assert billed(store)[0] == (0, 0)
+        catalog.append(lost)
+        await until(lambda: one.progress.events, running)
+        assert one.progress.trouble == ""
+    catalog.pop()
+    async with reporting(store, journal, catalog) as (one, running):
+        await until(lambda: one.progress.trouble, running)
+        assert "used up to 3" in one.standing().trouble
