@@ -131,7 +131,8 @@ class Intake:
             raise JournalError(f"journal partition {partition} offset {offset} has no value")
         try:
             header, body = decode_header(record.value)
-            if header.previous >= self._next[partition]:
+            if header.previous > self._chains[partition].last_offset:
+                # Only records that count are ever named: this one was not among those read.
                 self._start_behind_gap(record, header)
             chain = self._chains[partition]
             counted = None
@@ -152,11 +153,11 @@ class Intake:
         """Retention has deleted the record before this one: begin anew at it, if it allows."""
         chain = self._start_at(record, header) if self._start_at else None
         if chain is None:
+            reported = self._chains[record.partition].last_offset + 1
             raise RetentionError(
                 f"the journal goes on at offset {record.offset} behind record {header.previous}, "
-                f"which was deleted before it was reported (reported up to "
-                f"{self._next[record.partition]}): the retention of the journal is shorter than "
-                "the reporter's absence"
+                f"which was deleted before it was reported (reported up to {reported}): the "
+                "retention of the journal is shorter than the reporter's absence"
             )
         self._chains[record.partition] = chain
 

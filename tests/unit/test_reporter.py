@@ -32,6 +32,7 @@ from pipeline.contract.log import LogRecord
 from pipeline.contract.vocabulary import CATALOG, CHARGED, CLICK, CLICKS, CPC, JOURNAL
 from pipeline.reporting import plans, reporter, schema
 from pipeline.reporting.clickhouse import Store, StoreUnavailable
+from pipeline.reporting.intake import Intake
 from pipeline.reporting.plans import SetBackError, TakenOver
 from pipeline.reporting.reporter import Reporter
 from tests.headers import a_header
@@ -457,3 +458,37 @@ async def test_a_catalog_that_lost_its_end_is_told_and_waited_for(store: Store) 
     async with reporting(store, journal, catalog) as (one, running):
         await until(lambda: one.progress.trouble, running)
         assert "used up to 3" in one.standing().trouble
+
+
+# -- a gap in the journal ----------------------------------------------------------------------
+
+
+def losing(offset: int, previous: int) -> LogRecord:
+    """The append of an owner that has lost its shard."""
+    _, value = seal(a_header(previous), b"", EMPTY_DIGEST)
+    return LogRecord(JOURNAL, 0, offset, 0, None, value)
+
+
+def test_a_gap_that_a_losing_record_ends_stops_the_partition() -> None:
+    """Else all after it is passed over as if it had lost as well."""
+    journal = Journal.of(1)
+    for _ in range(6):
+        journal.append(0, 1)
+    records = journal.logs[0]
+    intake = Intake(plans.origin(1))
+    intake.take([*records[:2], losing(4, previous=0), records[5]])
+    assert "offset 5 behind record 4, which was deleted" in intake.stopped[0]
+    assert "(reported up to 2)" in intake.stopped[0]
+
+
+def test_what_has_lost_is_passed_over() -> None:
+    journal = Journal.of(1)
+    journal.append(0, 1)
+    journal.append(0, 1)
+    intake = Intake(plans.origin(1))
+    late = [losing(2, previous=0), losing(3, previous=-1)]
+    journal.logs[0] += late
+    journal.append(0, 1)
+    intake.take(journal.logs[0])
+    assert intake.stopped == {}
+    assert [record.offset for record in intake.cut(0, 9, 0).records] == [0, 1, 4]
