@@ -39,8 +39,9 @@ from pipeline.streams.flights import Flights
 from pipeline.streams.intake import Intake
 from pipeline.streams.log_reader import ANSWER_WITHIN_S, AWAY
 from pipeline.streams.metrics import ShardGauges, WorkerMetrics
-from pipeline.streams.recovery import Owned, take_over
+from pipeline.streams.recovery import Owned, TakenOver, take_over
 from pipeline.streams.snapshots import SnapshotStore
+from pipeline.streams.sources import misplaced, troubles
 from pipeline.streams.writer import Entry, JournalWriter, checkpoint_entry, prepare
 
 log = logging.getLogger(__name__)
@@ -48,11 +49,6 @@ log = logging.getLogger(__name__)
 GROUP = "promoted-pins-billing"
 EXIT_BROKEN = 70
 """Exit code of a worker that stopped because going on could have been wrong; start it again."""
-
-_RAISE_RETENTION = (
-    "Deleted by retention or by hand: raise the topic's retention over the longest outage. Restore "
-    "the records and restart the worker; without them the shard cannot go on"
-)
 
 _IDLE_WAIT_S = 0.2
 _TURN_EVERY_S = 0.05
@@ -403,6 +399,7 @@ class Worker:
                 new, self.engine, self._clock, self._snapshots, self._settings.client_options
             )
             failpoints.reach("taken_over")
+            await self._leave_out_troubled(taken)
             for owned in taken.owned.values():
                 await self._send_unsent(owned)
         except BaseException:
@@ -416,6 +413,14 @@ class Worker:
         elapsed_s = time.monotonic() - started_s
         self._metrics.recovery_s.observe(elapsed_s)
         log.info("took over shards %s (%d events) in %.2f s", list(taken.owned), events, elapsed_s)
+
+    async def _leave_out_troubled(self, taken: TakenOver) -> None:
+        """Stop the shards that cannot go on from their sources as these are now."""
+        assert self._ends is not None
+        for shard, trouble in (await troubles(self._ends, taken.owned.values())).items():
+            del taken.owned[shard]
+            taken.broken[shard] = trouble
+            self.engine.release(shard)
 
     def _is_current(self, owned: Owned) -> bool:
         return self.owned.get(owned.state.shard) is owned
@@ -526,18 +531,15 @@ class Worker:
         for chunk in chunks:
             owned = self.owned.get(chunk.shard)
             topic = EVENT_TOPICS[chunk.source]
-            if owned is None or chunk.end <= owned.taken[topic]:
+            if owned is None:
                 continue
-            expected = owned.taken[topic]
-            if chunk.start > expected:
+            position = owned.taken[topic]
+            if chunk.start != position:
                 self._give_up(chunk.shard)
-                self._note_stopped(
-                    chunk.shard,
-                    f"{topic}-{chunk.shard}: records {expected} to {chunk.start - 1} are gone, and "
-                    f"were not judged. {_RAISE_RETENTION}",
-                )
+                name = f"{topic}-{chunk.shard}"
+                self._note_stopped(chunk.shard, misplaced(name, position, chunk.start))
                 continue
-            kept.append(chunk.from_offset(expected) if chunk.start < expected else chunk)
+            kept.append(chunk)
             owned.taken[topic] = chunk.end
         return [chunk for chunk in kept if chunk.shard in self.owned]
 
@@ -694,8 +696,9 @@ class Worker:
         return {
             (shard, EVENT_TOPICS.index(topic))
             for (shard, topic), end in ends.items()
-            # Not known between taking a shard over and seeking its sources.
-            if self.owned[shard].taken.get(topic, -1) >= end
+            # Not known between taking a shard over and seeking its sources. Beyond the end: the
+            # source has lost its own, and not all that comes is judged.
+            if self.owned[shard].taken.get(topic, -1) == end
         }
 
     async def _source_ends(self, shards: list[int]) -> dict[tuple[int, str], int]:
