@@ -57,6 +57,8 @@ than between two slow fetches, so that neither waits for the other."""
 _LANDING_S = 0.002
 _CHECKPOINTS_A_TURN = 4
 _STUCK_AFTER_S = 60.0
+_RECOVERY_WITHIN_S = 3_600.0
+"""How long taking shards over may last before the group takes them away."""
 _SCRAPE_WITHIN_S = 3.0
 _STOP_WAIT_S = 5.0
 _AWAY_PAUSE_S = 0.5
@@ -173,11 +175,11 @@ class Worker:
             consumer_auto_offset_reset="earliest",
             consumer_max_fetch_size=4 * 1024 * 1024,
             broker_max_poll_records=1_000,
-            broker_max_poll_interval=600.0,
+            # Faust fetches nothing while shards are recovered.
+            broker_max_poll_interval=_RECOVERY_WITHIN_S,
             broker_session_timeout=settings.session_timeout_s,
             broker_heartbeat_interval=settings.session_timeout_s / 4,
-            # Bounds the seek after a rebalance too, and so the recovery of a shard.
-            broker_request_timeout=3_600.0,
+            broker_request_timeout=_RECOVERY_WITHIN_S,  # bounds the seek after a rebalance too
             web_enabled=False,  # it would answer only once Kafka does
         )
         chunks = app.transport
