@@ -1,12 +1,13 @@
-"""Whether a source still holds what a shard has not judged of it, and what it has.
+"""Whether a shard can go on from its sources as they are; where it cannot, it is stopped.
 
 Offsets tell which records were judged. Where a source has lost records at either end they no
-longer do: going on would leave out records that nobody would miss, so the shard is stopped.
+longer do: going on would leave out records that nobody would miss. And ids tell which events were:
+where they are lost, what waits could be charged again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -19,23 +20,39 @@ _RAISE_RETENTION = (
     "the records and restart the worker; without them the shard cannot go on"
 )
 
+_IDS_LOST = (
+    "Retention has deleted journal records whose events they may repeat, and these could be "
+    "charged again. Restore a snapshot of the shard, or shorten the acceptance horizon until they "
+    "are judged (older events are expired then); raise the journal's retention over the longest "
+    "outage"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """One of a shard's event topics, as it is in Kafka when the shard is taken over."""
 
-    name: str
-    """Topic and partition."""
+    topic: str
+    shard: int
     position: int
     """The next offset to judge."""
     end: int
     """The offset after its last record."""
+    judged_from: int = 0
+    """Of the records before this offset the ids may be forgotten that they could repeat."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.topic}-{self.shard}"
 
     def trouble(self) -> str:
         """Why the shard cannot go on from here, and what to do; empty where it can."""
         if self.position > self.end:
             lost = f"{self.name} was judged up to offset {self.position}, and ends at {self.end}"
             return f"{lost}. {_end_lost(self.position)}"
+        if self.position < self.judged_from:
+            waiting = f"{self.name}: records from {self.position} on have waited for too long"
+            return f"{waiting}. {_IDS_LOST}"
         return ""
 
 
@@ -62,15 +79,29 @@ def _end_lost(position: int) -> str:
 
 async def troubles(consumer: AIOKafkaConsumer, owned: Iterable[Owned]) -> dict[int, str]:
     """Shard -> why it cannot go on from its sources as they are now; the others are left out."""
-    positions = {
-        TopicPartition(topic, one.state.shard): one.taken.get(topic, 0)
-        for one in owned
-        for topic in EVENT_TOPICS
-    }
-    ends = await consumer.end_offsets(list(positions)) if positions else {}
     found: dict[int, str] = {}
-    for tp, position in positions.items():
-        source = Source(f"{tp.topic}-{tp.partition}", position, ends[tp])
+    for source in await _sources(consumer, {one.state.shard: one for one in owned}):
         if trouble := source.trouble():
-            found.setdefault(tp.partition, trouble)
+            found.setdefault(source.shard, trouble)
     return found
+
+
+async def _sources(consumer: AIOKafkaConsumer, owned: Mapping[int, Owned]) -> list[Source]:
+    tps = [TopicPartition(topic, shard) for shard in owned for topic in EVENT_TOPICS]
+    if not tps:
+        return []
+    begins, ends = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
+    from_ms = {tp: owned[tp.partition].judges_from_ms for tp in tps}
+    asked = {tp: at_ms for tp, at_ms in from_ms.items() if at_ms}
+    firsts = await consumer.offsets_for_times(asked) if asked else {}
+    judged_from = {tp: first.offset if first else ends[tp] for tp, first in firsts.items()}
+    return [
+        Source(
+            tp.topic,
+            tp.partition,
+            position=owned[tp.partition].taken.get(tp.topic, begins[tp]),
+            end=ends[tp],
+            judged_from=min(judged_from.get(tp, 0), ends[tp]),
+        )
+        for tp in tps
+    ]

@@ -1,4 +1,4 @@
-"""What a real broker's clients make of a source that was created anew under them."""
+"""What a real broker tells of sources that a shard cannot go on from."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ async def create(admin: AIOKafkaAdminClient, *topics: str) -> None:
         await asyncio.sleep(0.1)
 
 
-async def publish(bootstrap: str, *values: bytes) -> None:
+async def publish(bootstrap: str, *values: bytes, at_ms: int | None = None) -> None:
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap)
     await producer.start()
     try:
         for value in values:
-            await producer.send_and_wait(CLICKS, value, partition=0)
+            await producer.send_and_wait(CLICKS, value, partition=0, timestamp_ms=at_ms)
     finally:
         await producer.stop()
 
@@ -92,3 +92,28 @@ async def test_a_source_that_was_created_anew_is_noticed(
         assert original.value == b"4"
     finally:
         await consumer.stop()
+
+
+@pytest.mark.parametrize(
+    ("taken", "judges_from_ms", "waited_too_long"),
+    [(1, 0, False), (1, 2_000, False), (1, 2_001, True), (1, 9_999, True), (3, 9_999, False)],
+    ids=["all ids are known", "just", "one too old", "all too old", "nothing waits"],
+)
+@pytest.mark.usefixtures("admin")
+async def test_events_that_may_repeat_forgotten_ones_are_noticed(
+    bootstrap: str,
+    taken: int,
+    judges_from_ms: int,
+    waited_too_long: bool,
+) -> None:
+    for at_ms in (1_000, 2_000, 3_000):
+        await publish(bootstrap, b"", at_ms=at_ms)
+    shard = Shard.new(0, 7, 0, MemoryShelf())
+    owned = Owned(shard, taken={CLICKS: taken}, judges_from_ms=judges_from_ms)
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap)
+    await consumer.start()
+    try:
+        found = await troubles(consumer, [owned])
+    finally:
+        await consumer.stop()
+    assert ["waited for too long" in text for text in found.values()] == [True] * waited_too_long

@@ -93,11 +93,18 @@ async def test_a_source_that_ends_before_what_was_read_is_not_read_to_its_end(
 
 
 def test_a_source_that_ends_before_its_position_is_in_trouble() -> None:
-    trouble = Source("ads.clicks-0", position=1_000, end=950).trouble()
+    trouble = Source(CLICKS, 0, position=1_000, end=950).trouble()
     assert "ads.clicks-0 was judged up to offset 1000, and ends at 950" in trouble
     assert "fill it up to offset 1000" in trouble
 
 
+def test_records_that_may_repeat_forgotten_events_are_trouble() -> None:
+    assert not Source(CLICKS, 0, position=1_000, end=1_100, judged_from=1_000).trouble()
+    trouble = Source(CLICKS, 0, position=1_000, end=1_100, judged_from=1_001).trouble()
+    assert "ads.clicks-0: records from 1000 on have waited for too long" in trouble
+    assert "shorten the acceptance horizon" in trouble
+
+
 @pytest.mark.parametrize("end", [1_000, 2_000])
 def test_a_source_that_has_all_that_was_not_judged_is_in_none(end: int) -> None:
-    assert not Source("ads.clicks-0", position=1_000, end=end).trouble()
+    assert not Source(CLICKS, 0, position=1_000, end=end).trouble()
