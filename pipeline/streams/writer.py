@@ -107,9 +107,14 @@ def _repetitions(catalog: Catalog, refusals: list[Reject]) -> list[LogRecord]:
 
 
 def checkpoint_entry(engine: Engine, shard: int, packed: bytes, now_ms: int) -> Entry:
-    """An entry without events that carries the shard's state over retention."""
+    """An entry without events that carries the shard's state over retention.
+
+    It sends no refusals, so it does not say that any more of the catalog was used: the next owner
+    would take those that wait for sent.
+    """
     header = _header(engine, shard, now_ms, checkpoint=packed)
-    return Entry(shard, header, b"", [], [], [])
+    used = msgspec.structs.replace(header, catalog_end=engine.shards[shard].catalog_end)
+    return Entry(shard, used, b"", [], [], [])
 
 
 def _header(engine: Engine, shard: int, now_ms: int, **parts: Any) -> Header:
