@@ -59,6 +59,8 @@ class Owned:
     """The journal offset that the next append is expected to get."""
     taken: dict[str, int] = field(default_factory=dict)
     """Event topic -> the next source offset to judge; ahead of the chain while appends fly."""
+    begun: dict[str, int] = field(default_factory=dict)
+    """Event topic -> the source offset that this owner went on from."""
     unsent: list[Unsent] = field(default_factory=list)
     """Records whose outbox may not have been sent by the owner before."""
     refusals_from: int = 0

@@ -440,7 +440,9 @@ class Worker:
         """Called by the transport: the sources have been sought to these offsets."""
         for tp, offset in positions.items():
             if tp.partition in self.owned:
-                self.owned[tp.partition].taken[tp.topic] = offset
+                owned = self.owned[tp.partition]
+                owned.taken[tp.topic] = offset
+                owned.begun.setdefault(tp.topic, offset)
         if self.progress.state != "stopping":
             self._intake.open(epoch)
 

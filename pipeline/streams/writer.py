@@ -186,7 +186,7 @@ class JournalWriter:
         """
         state, chain = owned.state, owned.state.chain
         header, value = seal(
-            _placed(entry.header, chain.last_offset, chain.seq, state.outbox_through),
+            placed(entry.header, owned),
             entry.body,
             chain.digest,
             self.journal_version,
@@ -274,7 +274,23 @@ def _unhurried(update: Callable[..., Awaitable[bool]]) -> Callable[..., Awaitabl
     return with_pause
 
 
-def _placed(header: Header, previous: int, seq: int, outbox_through: int) -> Header:
+def placed(header: Header, owned: Owned) -> Header:
+    """A header with its place in the chain.
+
+    A topic that nothing was taken from yet is named with where it begins: were its first records
+    deleted, the next owner would begin with what is left, and nobody would miss them. (Not in a
+    checkpoint, which holds the state before it.)
+    """
+    state, chain = owned.state, owned.state.chain
+    begun = {
+        topic: (offset, offset)
+        for topic, offset in owned.begun.items()
+        if topic not in chain.next_offsets and not header.checkpoint
+    }
     return msgspec.structs.replace(
-        header, previous=previous, seq=seq, outbox_through=outbox_through
+        header,
+        previous=chain.last_offset,
+        seq=chain.seq,
+        outbox_through=state.outbox_through,
+        sources=begun | header.sources,
     )
