@@ -76,8 +76,8 @@ class TakenOver:
 
     owned: dict[int, Owned] = field(default_factory=dict)
     broken: dict[int, str] = field(default_factory=dict)
-    """Shard -> why its journal cannot be gone on from, and what to do; the engine does not hold
-    it."""
+    """Shard -> why its journal, or its sources, cannot be gone on from, and what to do; the engine
+    does not hold it."""
 
     def attempt(self, shard: int, step: Callable[[], None]) -> None:
         """Do a step of a shard's recovery, unless the shard is broken already."""
