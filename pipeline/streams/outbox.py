@@ -292,7 +292,7 @@ async def read_originals(
 ) -> list[Original]:
     """Read source records again, by (topic, offset), for an outbox that may not have been sent.
 
-    A record that retention has deleted since is left out: there is nothing to send of it.
+    A record that has been deleted since is left out: there is nothing to send of it.
     """
     found: list[Original] = []
     if not dispositions:
@@ -309,6 +309,8 @@ async def read_originals(
                 continue
             consumer.seek(tp, offset)
             record = await consumer.getone(tp)
+            if record.offset != offset:
+                continue  # there is none: the client went on with the first that there is
             decoded = _DECODERS[EVENT_TOPICS.index(topic)].decode_one(record.value)
             found.append(
                 Original(

@@ -22,7 +22,7 @@ from pipeline.billing.journal import (
 )
 from pipeline.contract.log import LogRecord
 from pipeline.contract.signals import Signal
-from pipeline.contract.vocabulary import JOURNAL
+from pipeline.contract.vocabulary import FUTURE_TOLERANCE_MS, JOURNAL, LONGEST_DAY_MS
 from pipeline.streams.clock import Clock
 from pipeline.streams.engine import Engine
 from pipeline.streams.log_reader import KafkaLogReader
@@ -59,12 +59,17 @@ class Owned:
     """The journal offset that the next append is expected to get."""
     taken: dict[str, int] = field(default_factory=dict)
     """Event topic -> the next source offset to judge; ahead of the chain while appends fly."""
+    begun: dict[str, int] = field(default_factory=dict)
+    """Event topic -> the source offset that this owner went on from."""
     unsent: list[Unsent] = field(default_factory=list)
     """Records whose outbox may not have been sent by the owner before."""
     refusals_from: int = 0
     """Catalog refusals from this offset on may not have been sent by the owner before."""
     stuck: str = ""
     """Why its outbox cannot be sent, and what to do; empty where it can."""
+    judges_from_ms: int = 0
+    """Events that were recorded before may not be judged: they may repeat what has been forgotten,
+    for retention has deleted it from the journal."""
 
 
 @dataclass(slots=True)
@@ -73,8 +78,8 @@ class TakenOver:
 
     owned: dict[int, Owned] = field(default_factory=dict)
     broken: dict[int, str] = field(default_factory=dict)
-    """Shard -> why its journal cannot be gone on from, and what to do; the engine does not hold
-    it."""
+    """Shard -> why its journal, or its sources, cannot be gone on from, and what to do; the engine
+    does not hold it."""
 
     def attempt(self, shard: int, step: Callable[[], None]) -> None:
         """Do a step of a shard's recovery, unless the shard is broken already."""
@@ -273,10 +278,13 @@ class _Fold:
     def finish(self, end: int) -> Owned:
         self.fold()
         state = self._state
+        judges_from_ms = 0
         if self._search is not None:
+            horizon_ms = self._engine.settings.judging.horizon_ms
             if state.chain.last_offset < 0:
                 self._start_at(self._search.last())
-            self._search.check_ids(state, self._engine.settings.judging.horizon_ms)
+            self._search.check_ids(state, horizon_ms)
+            judges_from_ms = self._search.judges_from_ms(state, horizon_ms)
         if state.chain.last_offset < 0:
             state.checkpointed_ms = self._clock.now_ms()
         self._engine.adopt(self._shard)
@@ -286,6 +294,7 @@ class _Fold:
             taken=dict(state.chain.next_offsets),
             unsent=[_unsent(*one) for one in self._unsent],
             refusals_from=self._sent_catalog_end if self._unsent else state.catalog_end,
+            judges_from_ms=judges_from_ms,
         )
 
 
@@ -338,13 +347,25 @@ class _CheckpointSearch:
 
     def check_ids(self, state: Shard, horizon_ms: int) -> None:
         """Raises `StateError` where deleted records may hold ids that must still be known."""
-        first_ms = self._last_ms if self._first_ms is None else self._first_ms
-        if state.chain.seq and first_ms > self._last_ms - horizon_ms:
+        if state.chain.seq and self._begin_ms > self._last_ms - horizon_ms:
             raise fold.StateError(
                 f"the journal of shard {self._shard} begins at offset {self._begin}, within the "
                 "acceptance horizon: events whose records were deleted could be charged again. "
                 "Restore a snapshot of the shard, and raise the journal's retention"
             )
+
+    def judges_from_ms(self, state: Shard, horizon_ms: int) -> int:
+        """From which log time on events may be judged by the ids that are left; 0 where the shard
+        has come there already.
+
+        Ids age by log time, and after an outage that is far behind the time of the decision.
+        """
+        from_ms = self._begin_ms + horizon_ms + FUTURE_TOLERANCE_MS + LONGEST_DAY_MS
+        return from_ms if state.chain.seq and state.log_time_ms < from_ms else 0
+
+    @property
+    def _begin_ms(self) -> int:
+        return self._last_ms if self._first_ms is None else self._first_ms
 
 
 def _unsent(journal_offset: int, header: Header, events: pl.DataFrame) -> Unsent:

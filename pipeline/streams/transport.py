@@ -255,7 +255,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
             client_id=conf.broker_client_id,
             partition_assignment_strategy=[self._assignor],
             enable_auto_commit=False,
-            auto_offset_reset="earliest",
+            auto_offset_reset="earliest",  # the worker sees that such a chunk does not follow
             isolation_level="read_committed",
             value_deserializer=as_chunks,
             max_poll_records=conf.broker_max_poll_records,

@@ -39,8 +39,9 @@ from pipeline.streams.flights import Flights
 from pipeline.streams.intake import Intake
 from pipeline.streams.log_reader import ANSWER_WITHIN_S, AWAY
 from pipeline.streams.metrics import ShardGauges, WorkerMetrics
-from pipeline.streams.recovery import Owned, take_over
+from pipeline.streams.recovery import Owned, TakenOver, take_over
 from pipeline.streams.snapshots import SnapshotStore
+from pipeline.streams.sources import misplaced, troubles
 from pipeline.streams.writer import Entry, JournalWriter, checkpoint_entry, prepare
 
 log = logging.getLogger(__name__)
@@ -49,11 +50,6 @@ GROUP = "promoted-pins-billing"
 EXIT_BROKEN = 70
 """Exit code of a worker that stopped because going on could have been wrong; start it again."""
 
-_RAISE_RETENTION = (
-    "Deleted by retention or by hand: raise the topic's retention over the longest outage. Restore "
-    "the records and restart the worker; without them the shard cannot go on"
-)
-
 _IDLE_WAIT_S = 0.2
 _TURN_EVERY_S = 0.05
 """A turn begins when enough events wait, or else so long after the last one began: a little less
@@ -61,6 +57,8 @@ than between two slow fetches, so that neither waits for the other."""
 _LANDING_S = 0.002
 _CHECKPOINTS_A_TURN = 4
 _STUCK_AFTER_S = 60.0
+_RECOVERY_WITHIN_S = 3_600.0
+"""How long taking shards over may last before the group takes them away."""
 _SCRAPE_WITHIN_S = 3.0
 _STOP_WAIT_S = 5.0
 _AWAY_PAUSE_S = 0.5
@@ -177,11 +175,11 @@ class Worker:
             consumer_auto_offset_reset="earliest",
             consumer_max_fetch_size=4 * 1024 * 1024,
             broker_max_poll_records=1_000,
-            broker_max_poll_interval=600.0,
+            # Faust fetches nothing while shards are recovered.
+            broker_max_poll_interval=_RECOVERY_WITHIN_S,
             broker_session_timeout=settings.session_timeout_s,
             broker_heartbeat_interval=settings.session_timeout_s / 4,
-            # Bounds the seek after a rebalance too, and so the recovery of a shard.
-            broker_request_timeout=3_600.0,
+            broker_request_timeout=_RECOVERY_WITHIN_S,  # bounds the seek after a rebalance too
             web_enabled=False,  # it would answer only once Kafka does
         )
         chunks = app.transport
@@ -403,6 +401,7 @@ class Worker:
                 new, self.engine, self._clock, self._snapshots, self._settings.client_options
             )
             failpoints.reach("taken_over")
+            await self._leave_out_troubled(taken)
             for owned in taken.owned.values():
                 await self._send_unsent(owned)
         except BaseException:
@@ -417,6 +416,14 @@ class Worker:
         elapsed_s = time.monotonic() - started_s
         self._metrics.recovery_s.observe(elapsed_s)
         log.info("took over shards %s (%d events) in %.2f s", list(taken.owned), events, elapsed_s)
+
+    async def _leave_out_troubled(self, taken: TakenOver) -> None:
+        """Stop the shards that cannot go on from their sources as these are now."""
+        assert self._ends is not None
+        for shard, trouble in (await troubles(self._ends, taken.owned.values())).items():
+            del taken.owned[shard]
+            taken.broken[shard] = trouble
+            self.engine.release(shard)
 
     def _is_current(self, owned: Owned) -> bool:
         return self.owned.get(owned.state.shard) is owned
@@ -441,7 +448,9 @@ class Worker:
         """Called by the transport: the sources have been sought to these offsets."""
         for tp, offset in positions.items():
             if tp.partition in self.owned:
-                self.owned[tp.partition].taken[tp.topic] = offset
+                owned = self.owned[tp.partition]
+                owned.taken[tp.topic] = offset
+                owned.begun.setdefault(tp.topic, offset)
         if self.progress.state != "stopping":
             self._intake.open(epoch)
 
@@ -537,18 +546,15 @@ class Worker:
         for chunk in chunks:
             owned = self.owned.get(chunk.shard)
             topic = EVENT_TOPICS[chunk.source]
-            if owned is None or chunk.end <= owned.taken[topic]:
+            if owned is None:
                 continue
-            expected = owned.taken[topic]
-            if chunk.start > expected:
+            position = owned.taken[topic]
+            if chunk.start != position:
                 self._give_up(chunk.shard)
-                self._note_stopped(
-                    chunk.shard,
-                    f"{topic}-{chunk.shard}: records {expected} to {chunk.start - 1} are gone, and "
-                    f"were not judged. {_RAISE_RETENTION}",
-                )
+                name = f"{topic}-{chunk.shard}"
+                self._note_stopped(chunk.shard, misplaced(name, position, chunk.start))
                 continue
-            kept.append(chunk.from_offset(expected) if chunk.start < expected else chunk)
+            kept.append(chunk)
             owned.taken[topic] = chunk.end
         return [chunk for chunk in kept if chunk.shard in self.owned]
 
@@ -708,8 +714,9 @@ class Worker:
         return {
             (shard, EVENT_TOPICS.index(topic))
             for (shard, topic), end in ends.items()
-            # Not known between taking a shard over and seeking its sources.
-            if self.owned[shard].taken.get(topic, -1) >= end
+            # Not known between taking a shard over and seeking its sources. Beyond the end: the
+            # source has lost its own, and not all that comes is judged.
+            if self.owned[shard].taken.get(topic, -1) == end
         }
 
     async def _source_ends(self, shards: list[int]) -> dict[tuple[int, str], int]:

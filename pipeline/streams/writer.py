@@ -107,9 +107,14 @@ def _repetitions(catalog: Catalog, refusals: list[Reject]) -> list[LogRecord]:
 
 
 def checkpoint_entry(engine: Engine, shard: int, packed: bytes, now_ms: int) -> Entry:
-    """An entry without events that carries the shard's state over retention."""
+    """An entry without events that carries the shard's state over retention.
+
+    It sends no refusals, so it does not say that any more of the catalog was used: the next owner
+    would take those that wait for sent.
+    """
     header = _header(engine, shard, now_ms, checkpoint=packed)
-    return Entry(shard, header, b"", [], [], [])
+    used = msgspec.structs.replace(header, catalog_end=engine.shards[shard].catalog_end)
+    return Entry(shard, used, b"", [], [], [])
 
 
 def _header(engine: Engine, shard: int, now_ms: int, **parts: Any) -> Header:
@@ -171,7 +176,7 @@ class JournalWriter:
         """
         state, chain = owned.state, owned.state.chain
         header, value = seal(
-            _placed(entry.header, chain.last_offset, chain.seq, state.outbox_through),
+            placed(entry.header, owned),
             entry.body,
             chain.digest,
             self.journal_version,
@@ -288,7 +293,23 @@ def _unhurried(update: Callable[..., Awaitable[bool]]) -> Callable[..., Awaitabl
     return with_pause
 
 
-def _placed(header: Header, previous: int, seq: int, outbox_through: int) -> Header:
+def placed(header: Header, owned: Owned) -> Header:
+    """A header with its place in the chain.
+
+    A topic that nothing was taken from yet is named with where it begins: were its first records
+    deleted, the next owner would begin with what is left, and nobody would miss them. (Not in a
+    checkpoint, which holds the state before it.)
+    """
+    state, chain = owned.state, owned.state.chain
+    begun = {
+        topic: (offset, offset)
+        for topic, offset in owned.begun.items()
+        if topic not in chain.next_offsets and not header.checkpoint
+    }
     return msgspec.structs.replace(
-        header, previous=previous, seq=seq, outbox_through=outbox_through
+        header,
+        previous=chain.last_offset,
+        seq=chain.seq,
+        outbox_through=state.outbox_through,
+        sources=begun | header.sources,
     )

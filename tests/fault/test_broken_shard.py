@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
@@ -22,7 +22,7 @@ from pipeline.billing.journal import decode_header, seal
 from tests.auditor import partition_of
 from tests.fault.cluster import FaultCluster
 from tests.integration.cluster import PARTITIONS
-from tests.integration.product import CLICKS, Ad, at, until
+from tests.integration.product import CLICKS, ENGAGEMENTS, Ad, Message, at, until
 
 JOURNAL = "billing.journal"
 NOON_MS = at("2026-03-02T12:00")
@@ -57,6 +57,11 @@ class Ads:
             self._cluster.publish(
                 *(ad.click(f"{s}-{self._clicks}", NOON_MS) for s, ad in self.of.items())
             )
+
+    def click_again(self) -> None:
+        """The last click on each ad, published once more."""
+        self._clicks -= 1
+        self.click(1)
 
     def charged(self) -> dict[int, int]:
         """Shard -> how many were charged, by the tables."""
@@ -133,23 +138,24 @@ def test_a_journal_that_contradicts_itself_stops_its_shard_alone(
     assert ads.charged()[BROKEN] == 10
 
 
+async def delete(cluster: FaultCluster, topic: str, before: int) -> None:
+    """Delete the broken shard's records of a topic before an offset, as retention does."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=cluster.kafka.bootstrap)
+    await admin.start()
+    try:
+        gone = {TopicPartition(topic, BROKEN): RecordsToDelete(before_offset=before)}
+        await admin.delete_records(gone)
+    finally:
+        await admin.close()
+
+
 def test_a_gap_in_the_sources_stops_its_shard_alone(cluster: FaultCluster) -> None:
     ads = Ads(cluster)
     ads.click()
     ads.until_charged(list(range(PARTITIONS)), 10)
     with cluster.held_down("first"):
         ads.click()
-
-        async def delete() -> None:
-            admin = AIOKafkaAdminClient(bootstrap_servers=cluster.kafka.bootstrap)
-            await admin.start()
-            try:
-                gone = {TopicPartition(CLICKS, BROKEN): RecordsToDelete(before_offset=15)}
-                await admin.delete_records(gone)
-            finally:
-                await admin.close()
-
-        asyncio.run(delete())
+        asyncio.run(delete(cluster, CLICKS, before=15))
     ads.until_charged(OTHERS, 20)
     until(lambda: cluster.health("first").get("stopped"), "the shard to be stopped")
     [(shard, reason)] = cluster.health("first")["stopped"].items()
@@ -159,6 +165,60 @@ def test_a_gap_in_the_sources_stops_its_shard_alone(cluster: FaultCluster) -> No
     ads.click()
     ads.until_charged(OTHERS, 30)
     assert cluster.shards("first") == OTHERS
+
+
+def test_a_gap_before_a_sources_first_judged_record_stops_its_shard(cluster: FaultCluster) -> None:
+    ads = Ads(cluster)
+    ads.click(1)
+    ads.until_charged(list(range(PARTITIONS)), 1)
+    with cluster.held_down("first"):
+        ad = ads.of[BROKEN]
+        cluster.publish(*(ad.engagement("save", f"save-{n}", NOON_MS) for n in range(2)))
+        asyncio.run(delete(cluster, ENGAGEMENTS, before=1))
+    until(lambda: cluster.health("first").get("stopped"), "the shard to be stopped")
+    [(shard, reason)] = cluster.health("first")["stopped"].items()
+    assert shard == str(BROKEN)
+    assert f"{ENGAGEMENTS}-{BROKEN}: records 0 to 0 are gone" in reason
+
+
+def test_a_source_that_was_created_anew_stops_its_shard_until_it_is_filled_up(
+    cluster: FaultCluster,
+) -> None:
+    ads = Ads(cluster)
+    ads.click()
+    ads.until_charged(list(range(PARTITIONS)), 10)
+
+    async def create_anew() -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=cluster.kafka.bootstrap)
+        await admin.start()
+        try:
+            await admin.delete_topics([CLICKS])
+            while True:
+                made = await admin.create_topics([NewTopic(CLICKS, PARTITIONS, 1)])
+                if not any(error for _, error, *_ in made.topic_errors):
+                    return
+                await asyncio.sleep(0.1)
+        finally:
+            await admin.close()
+
+    def fill(*shards: int) -> None:
+        cluster.publish(*(Message(CLICKS, b"", NOON_MS, None, s) for s in shards for _ in range(9)))
+
+    with cluster.held_down("first"):
+        asyncio.run(create_anew())
+        ads.click(1)
+        fill(*OTHERS)
+    until(lambda: cluster.health("first").get("stopped"), "the shard to be stopped")
+    [(shard, reason)] = cluster.health("first")["stopped"].items()
+    assert shard == str(BROKEN)
+    assert f"{CLICKS}-{BROKEN} was judged up to offset 10, and ends at 1" in reason
+    # As the reason says: fill it up, publish again what came since, restart the worker.
+    fill(BROKEN)
+    ads.click_again()
+    cluster.kill("first")
+    ads.until_charged(list(range(PARTITIONS)), 11)
+    assert not cluster.health("first")["stopped"]
+    cluster.assert_reconciled()
 
 
 AHEAD = """

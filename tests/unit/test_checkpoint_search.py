@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.billing import fold
+from pipeline.billing.books import Shard
 from pipeline.billing.decide import Policy
 from pipeline.billing.fold import StateError
+from pipeline.billing.id_runs import MemoryShelf
+from pipeline.billing.journal import EMPTY_DIGEST, seal
+from pipeline.contract.log import LogRecord
+from pipeline.contract.vocabulary import JOURNAL
 from pipeline.pacing.serving import PlainLimits
 from pipeline.streams.clock import StreamClock
 from pipeline.streams.engine import Engine, EngineSettings
 from pipeline.streams.recovery import _CheckpointSearch, _Fold, _Read
 from tests.headers import a_header
 
-HORIZON_MS = 7 * 86_400_000
+DAY_MS = 86_400_000
+HORIZON_MS = 7 * DAY_MS
 
 
 def record(offset: int, previous: int, *, checkpoint: bytes = b"", now_ms: int = 0) -> _Read:
@@ -68,3 +75,66 @@ def test_a_shard_that_begins_counts_as_checkpointed_and_one_that_was_folded_does
     folded._state.chain.extend(0, a_header(-1))
     assert begun.finish(0).state.checkpointed_ms == HORIZON_MS
     assert folded.finish(1).state.checkpointed_ms == 0
+
+
+def searched(last_log_ms: int) -> tuple[_CheckpointSearch, Shard]:
+    """A journal from day 100 to day 109, by its decisions; the last one's events are of this log
+    time."""
+    search, shard = _CheckpointSearch(0, begin=5), Shard.new(0, 7, 0, MemoryShelf())
+    for offset, day in ((5, 100), (6, 109)):
+        read = record(offset, offset - 1, now_ms=day * DAY_MS)
+        search.note(read)
+        search.take(read)
+    shard.chain.seq, shard.log_time_ms = 10, last_log_ms
+    return search, shard
+
+
+def test_where_events_are_judged_as_they_come_the_ids_that_are_left_do() -> None:
+    search, shard = searched(last_log_ms=109 * DAY_MS)
+    search.check_ids(shard, HORIZON_MS)
+    assert search.judges_from_ms(shard, HORIZON_MS) == 0
+
+
+def test_after_an_outage_the_ids_that_are_left_may_not_do_for_what_waits() -> None:
+    """Ids age by log time: what was recorded on day 106 may repeat events of 99, which are gone."""
+    search, shard = searched(last_log_ms=106 * DAY_MS)
+    search.check_ids(shard, HORIZON_MS)
+    # An event may come 5 min before its time, and rule 8 knows a billing day of 26 h to its end.
+    from_ms = 107 * DAY_MS + 5 * 60_000 + 26 * 3_600_000
+    assert search.judges_from_ms(shard, HORIZON_MS) == from_ms
+
+
+def test_a_shard_that_has_judged_nothing_has_forgotten_nothing() -> None:
+    search, shard = searched(last_log_ms=0)
+    shard.chain.seq = 0
+    assert search.judges_from_ms(shard, HORIZON_MS) == 0
+
+
+def test_a_journal_that_begins_within_the_horizon_is_an_error() -> None:
+    search, shard = searched(last_log_ms=109 * DAY_MS)
+    with pytest.raises(StateError, match="within the acceptance horizon"):
+        search.check_ids(shard, 10 * DAY_MS)
+
+
+def test_a_shard_is_taken_over_with_what_it_may_judge() -> None:
+    def engine() -> Engine:
+        return Engine(EngineSettings(1, Policy(7, b"0123456789abcdef"), 0), PlainLimits())
+
+    before = engine()
+    before.new_shard(0)
+    before.shards[0].chain.seq = 10
+    packed = fold.pack(before.shards[0], before.balances, before.terms, with_ids=False)
+    one = _Fold(0, engine(), StreamClock())
+    one.start_from(None, begin=5, end=7)
+    digest = EMPTY_DIGEST
+    for offset, now_ms, log_time_ms, checkpoint in (
+        (5, 100 * DAY_MS, 100 * DAY_MS, packed),
+        (6, 109 * DAY_MS, 106 * DAY_MS, b""),
+    ):
+        header = a_header(
+            offset - 1, seq=10, now_ms=now_ms, log_time_ms=log_time_ms, checkpoint=checkpoint
+        )
+        sealed, value = seal(header, b"", digest)
+        digest = sealed.digest
+        one.take(LogRecord(JOURNAL, 0, offset, now_ms, None, value))
+    assert one.finish(7).judges_from_ms > 107 * DAY_MS
