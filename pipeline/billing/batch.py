@@ -50,21 +50,6 @@ class Chunk:
     headers: Mapping[int, tuple[tuple[str, bytes], ...]] = field(default_factory=dict)
     """Offset -> record headers, where a record has any."""
 
-    def from_offset(self, offset: int) -> Chunk:
-        """The part of the chunk from this offset on."""
-        skip = int(np.searchsorted(self.offsets, offset))
-        return Chunk(
-            source=self.source,
-            shard=self.shard,
-            start=max(self.start, offset),
-            end=self.end,
-            offsets=self.offsets[skip:],
-            timestamps_ms=self.timestamps_ms[skip:],
-            values=self.values[skip:],
-            keys=self.keys[skip:],
-            headers=self.headers,
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Batch(Columns):
