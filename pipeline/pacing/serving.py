@@ -85,8 +85,12 @@ class Standing:
     """When an ad group's dates end; for the days that a lifetime budget is spread over."""
 
     @property
+    def level(self) -> str:
+        return self.entity.partition(":")[0]
+
+    @property
     def is_ad_group(self) -> bool:
-        return self.entity.startswith("ad_group:")
+        return self.level == "ad_group"
 
 
 class Policy(Protocol):
