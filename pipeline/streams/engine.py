@@ -312,6 +312,8 @@ class Engine:
             asked = sorted({*worth, *self._pacing.due(level, now_ms).tolist()})
             for row, uses in zip(asked, self._uses(level, asked, now_ms), strict=True):
                 self._review(level, row, uses, drafts, now_ms)
+            if level == "ad_group" and self.settings.decides_bids:
+                self._bids.take_back(sorted(more), self.shards, drafts, now_ms)
             looked_at[level] = np.union1d(concerned, np.array(asked, dtype=np.int64))
         return looked_at["campaign"]
 
@@ -427,8 +429,8 @@ class Engine:
         )
         signal = self._pacing.review(standing, now_ms)
         if signal is not None:
-            bid_micros = shard.bid_micros(entity)
-            if bid_micros is not None:  # a level: it says all, the bid too
+            if level == "ad_group":  # a level says all, the bid too
+                bid_micros = self._bids.bid_micros(row, shard, entity, now_ms)
                 signal = replace(signal, bid_micros=bid_micros)
             shard.note_signal(signal)
             self._stopped.note(level, row, signal)
