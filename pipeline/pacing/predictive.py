@@ -353,6 +353,9 @@ class Predictive:
             self._turned += members
             if self._is_first_pause(self._campaigns, row, signal, now_ms):
                 self._paused += members
+                for member in members:
+                    if groups.probability[member] > 0:
+                        self.forecasts.ran_out(member, now_ms)
             return
         self._changed.append((row, float(groups.probability[row])))
         self._turned.append(row)
@@ -524,7 +527,7 @@ class Predictive:
         return self.forecasts.due(now_ms)
 
     def record(self, rows: Rows, names: list[str], predicted: Int64s, now_ms: int) -> None:
-        self.forecasts.record(rows, names, predicted, now_ms)
+        self.forecasts.record(rows, names, predicted, self._probabilities(rows) > 0, now_ms)
 
     def take_notes(self) -> list[tuple[int, PacingNote]]:
         notes, self._notes = self._notes, []
