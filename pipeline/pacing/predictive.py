@@ -13,7 +13,7 @@ States and transitions: `pipeline.pacing.serving`. Beside the limits of the plai
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
@@ -139,11 +139,7 @@ class Predictive:
         rows, groups = seen.group, self._groups
         self._last_prediction = None
         if len(rows):
-            groups.reserve(rows)
-            for at in np.flatnonzero(groups.campaign[rows] != facts.campaign).tolist():
-                self._campaign_groups.setdefault(int(facts.campaign[at]), []).append(int(rows[at]))
-            groups.basis[rows], groups.campaign[rows] = facts.basis, facts.campaign
-            groups.even[rows] = facts.is_even
+            self._note_facts(rows, facts)
             served = np.maximum(groups.served_at_ms[rows], seen.last_impression_ms)
             groups.served_at_ms[rows] = served
             self._campaigns.reserve(facts.campaign)
@@ -157,6 +153,14 @@ class Predictive:
         if len(due):
             self.forecasts.feed(due, self._probabilities(due), seen.now_ms)
         self._settlements.observe(seen)
+
+    def _note_facts(self, rows: Rows, facts: Facts) -> None:
+        groups = self._groups
+        groups.reserve(rows)
+        for at in np.flatnonzero(groups.campaign[rows] != facts.campaign).tolist():
+            self._campaign_groups.setdefault(int(facts.campaign[at]), []).append(int(rows[at]))
+        groups.basis[rows], groups.campaign[rows] = facts.basis, facts.campaign
+        groups.even[rows] = facts.is_even
 
     def _probabilities(self, rows: Rows) -> Floats:
         own = self._groups.probability[rows] if len(rows) else np.empty(0)
@@ -470,6 +474,13 @@ class Predictive:
         self._notes += [(row, note) for note in made]
 
     # -- ownership ----------------------------------------------------------------------------
+
+    def note_recalled(self, rows: Rows, facts: Facts) -> None:
+        # A campaign's reserve is that of its ad groups: known before any of them is seen again.
+        self.model.groups.reserve(rows)
+        known = np.flatnonzero(self.model.groups.known[rows] > 0)
+        of_known = (getattr(facts, of.name)[known] for of in fields(Facts))
+        self._note_facts(rows[known], Facts(*of_known))
 
     def note_standing(self, level: str, row: int, signal: Signal) -> None:
         at, of_level = np.array([row]), self._of_level(level)

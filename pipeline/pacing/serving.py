@@ -169,6 +169,10 @@ class Policy(Protocol):
         """Take that over again; whether it could be read."""
         ...
 
+    def note_recalled(self, rows: Rows, facts: Facts) -> None:
+        """These are the ad groups of the shard that was taken over."""
+        ...
+
     def end_reviews(self, now_ms: int) -> None:
         """The reviews of this turn are over."""
         ...
@@ -245,6 +249,9 @@ class PlainLimits:
         campaign_row: Callable[[str], int],
     ) -> bool:
         return True
+
+    def note_recalled(self, rows: Rows, facts: Facts) -> None:
+        pass
 
     def end_reviews(self, now_ms: int) -> None:
         pass

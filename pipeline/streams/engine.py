@@ -141,6 +141,8 @@ class Engine:
         learned, terms = self.shards[shard].learned, self.terms
         if learned and not self._pacing.recall(learned, terms.group_row, terms.campaign_row):
             log.warning("shard %d: what pacing had learned cannot be read, relearning", shard)
+        groups, _ = terms.rows_of_shard(shard)
+        self._pacing.note_recalled(groups, facts_of(terms, groups))
         for entity, signal in self.shards[shard].standing.items():
             level, _, name = entity.partition(":")
             known = self.terms.group_row if level == "ad_group" else self.terms.campaign_row
