@@ -39,7 +39,8 @@ BlockKey = tuple[int, int, int]
 """(ad group row, billing day, posting day) of an open CPM block."""
 
 Bids = list[tuple[int, int]]
-"""(decided at ms, micros) of the last bids of an ad group, in the order of decision."""
+"""(decided at ms, micros) of the last bids of an ad group, in the order of decision. One that was
+taken back stands twice: events of its own time are judged by it all the same (rule 9)."""
 
 _MIN_DAYS_KEPT = 32
 _MOST_ROWS_KEPT = 1 << 16
@@ -318,13 +319,17 @@ class Shard:
             self.standing[signal.entity] = signal
 
     def note_bid(self, signal: Signal) -> None:
-        """Remember the bid that a signal decides, if it does."""
+        """Remember the bid that a signal decides, or takes back by not saying it."""
         if signal.action == "bid" and signal.bid_micros is not None:
             decided = self.bids.setdefault(signal.entity, [])
             decided.append((signal.decided_at_ms, signal.bid_micros))
             del decided[:-_BIDS_KEPT]
+        elif signal.bid_micros is None and self.bid_micros(signal.entity) is not None:
+            self.bids[signal.entity].append(self.bids[signal.entity][-1])
 
     def bid_micros(self, entity: str) -> int | None:
-        """The last bid decided for an entity."""
+        """The last bid decided for an entity; None too where that was taken back."""
         decided = self.bids.get(entity)
-        return decided[-1][1] if decided else None
+        if not decided or decided[-2:-1] == decided[-1:]:
+            return None
+        return decided[-1][1]

@@ -16,7 +16,8 @@ class PacingNote(msgspec.Struct, frozen=True, array_like=True):
     """One prediction about one entity; journaled when made, when it can be compared, or both.
 
     `inflight`: nanos that were predicted, at a pause, to come by `realised_at_ms`. `exhaustion`:
-    the time in ms at which a budget was predicted to have run out. `bid`: a target CPI ad group's
+    the time in ms at which a budget was predicted to have run out, 0: not on that day; realised 0
+    at the day's end: it has not. `bid`: a target CPI ad group's
     estimated installs a million clicks. `low` and `high` bound 80 % of what was thought likely.
     """
 

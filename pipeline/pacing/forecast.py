@@ -10,11 +10,12 @@ and what an impression brings, of the events still to come, and of how well pric
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from pipeline.contract.days import iso
 from pipeline.contract.pacing_notes import BOUND_DEVIATIONS, PacingNote
@@ -36,6 +37,7 @@ NEAR_MS: Final = 7_200_000
 NOTE_NEAR_EVERY_MS: Final = 120_000
 WORTH_A_NOTE_NEAR_MS: Final = 120_000
 """The same where the end is so near."""
+_UNKNOWN: Final = -1.0
 _MOST_NOTES: Final = 240
 """Of an ad group's day, that are kept to be compared with what comes."""
 _WIDEST: Final = 5.0
@@ -74,6 +76,17 @@ class Outlook:
     the even plan, if it can be used up by then."""
 
 
+@dataclass(slots=True)
+class _Day:
+    """What was foretold of an ad group on a billing day, to be compared with what comes."""
+
+    billing_day: str
+    end_ms: int
+    notes: list[PacingNote] = field(default_factory=list)
+    """Since it last ran out; the first may be one that it lasts, which is not worth a record."""
+    ran_out: bool = False
+
+
 class Forecasts:
     """Learns curves and potentials, and predicts exhaustion; by row of the ad group."""
 
@@ -89,8 +102,10 @@ class Forecasts:
             events=(0, 0.0),
             curve=(HOURS + 1, 0.0),
             curve_key=(0, -1.0),
+            on_record_ms=(0, _UNKNOWN),
         )
-        """`curve`: cumulative share of the day's traffic at each full hour, for `curve_key`."""
+        """`curve`: cumulative share of the day's traffic at each full hour, for `curve_key`.
+        `on_record_ms`: the last forecast on record for the day; 0: that the budget lasts."""
         self._today = Today(*(np.empty(0, dtype=np.int64) for _ in range(3)))
         self._hour = -1
         self._next_feed_ms = 0
@@ -102,7 +117,9 @@ class Forecasts:
         """Pieces of a round of forecasts."""
         self._to_feed: deque[Rows] = deque()
         """Pieces of all ad groups whose potentials are to be brought up to date."""
-        self._made: dict[int, deque[PacingNote]] = {}
+        self._said: dict[int, _Day] = {}
+        self._over: deque[int] = deque()
+        """Ad groups whose day is over and may have to be settled."""
         self._notes: list[tuple[int, PacingNote]] = []
 
     # -- learning -----------------------------------------------------------------------------
@@ -116,7 +133,7 @@ class Forecasts:
         Potentials are counted in impressions times that, not in what was billed: there are many
         more of them, so they tell sooner and with less noise.
         """
-        self._today = today
+        self._turn_days(today, seen.now_ms)
         rows, groups = seen.group, self._groups
         if len(rows):
             groups.reserve(rows)
@@ -323,43 +340,78 @@ class Forecasts:
     def _active(self, now_ms: int) -> Rows:
         return np.flatnonzero(self._groups.seen_ms > now_ms - _ACTIVE_MS)
 
-    def record(self, rows: Rows, names: list[str], predicted: Int64s, now_ms: int) -> None:
-        """Record forecasts that are new or have moved; shapes as of `exhaustion`."""
+    def record(
+        self,
+        rows: Rows,
+        names: list[str],
+        predicted: Int64s,
+        served: npt.NDArray[np.bool_],
+        now_ms: int,
+    ) -> None:
+        """Record forecasts that are new or have moved; shapes as of `exhaustion`. What is not
+        `served` has run out: what was foretold of that stays."""
         near = rows[(predicted[0] > 0) & (predicted[0] < now_ms + NEAR_MS)]
         self._near = np.concatenate((self._near[~np.isin(self._near, rows)], near))
-        for at, row in enumerate(rows.tolist()):
-            time_ms, low, high = predicted[:, at].tolist()
-            made = self._made.setdefault(row, deque(maxlen=_MOST_NOTES))
-            day = iso(int(self._today.day[int(self._groups.zone[row])]))
-            if made and made[-1].billing_day != day:
-                made.clear()
-            if time_ms == 0 and not (made and made[-1].predicted):
-                continue
-            note = PacingNote(names[at], "exhaustion", day, now_ms, time_ms, low, high)
-            worth_ms = WORTH_A_NOTE_MS if time_ms > now_ms + NEAR_MS else WORTH_A_NOTE_NEAR_MS
-            if not made or abs(made[-1].predicted - time_ms) >= worth_ms:
-                made.append(note)
-                self._notes.append((row, note))
+        for at in np.flatnonzero(served & (self._groups.zone[rows] >= 0)).tolist():
+            self._record_one(int(rows[at]), names[at], predicted[:, at].tolist(), now_ms)
+
+    def _record_one(self, row: int, entity: str, times_ms: list[int], now_ms: int) -> None:
+        day, on_record_ms = self._day_of(row, now_ms), float(self._groups.on_record_ms[row])
+        time_ms = times_ms[0]
+        worth_ms = WORTH_A_NOTE_MS if time_ms > now_ms + NEAR_MS else WORTH_A_NOTE_NEAR_MS
+        moved = on_record_ms == _UNKNOWN or abs(on_record_ms - time_ms) >= worth_ms
+        if day.notes and not moved:
+            return
+        note = PacingNote(entity, "exhaustion", day.billing_day, now_ms, *times_ms)
+        day.notes.append(note)
+        del day.notes[:-_MOST_NOTES]
+        if moved:
+            self._groups.on_record_ms[row] = time_ms
+            self._notes.append((row, note))
+
+    def _day_of(self, row: int, now_ms: int) -> _Day:
+        day = self._said.get(row)
+        if day is not None and day.end_ms <= now_ms:
+            self._end_day(row)
+            day = None
+        if day is None:
+            zone = int(self._groups.zone[row])
+            number, end_ms = int(self._today.day[zone]), int(self._today.end_ms[zone])
+            day = self._said[row] = _Day(iso(number), end_ms)
+        return day
 
     def ran_out(self, row: int, now_ms: int) -> None:
         """An ad group was stopped by a limit: compare with what was said an hour before."""
-        early = [note for note in self._made.get(row, ()) if note.made_at_ms <= now_ms - HOUR_MS]
-        if not early or not early[-1].predicted:
+        day = self._said.get(row)
+        if day is None or day.end_ms <= now_ms:
             return
-        note = early[-1]
-        realised = PacingNote(
-            note.entity,
-            note.kind,
-            note.billing_day,
-            note.made_at_ms,
-            note.predicted,
-            note.low,
-            note.high,
-            now_ms,
-            now_ms,
-        )
-        self._made.pop(row)
-        self._notes.append((row, realised))
+        day.ran_out = True
+        early = [note for note in day.notes if note.made_at_ms <= now_ms - HOUR_MS]
+        if early:
+            realised = replace(early[-1], realised=now_ms, realised_at_ms=now_ms)
+            self._notes.append((row, realised))
+            day.notes.clear()
+
+    def _turn_days(self, today: Today, now_ms: int) -> None:
+        """Take over the days that it is. Nothing is on record yet for those that begin; what was
+        said for those that are over is settled, in pieces."""
+        begun = np.flatnonzero(self._today.day != today.day[: len(self._today.day)])
+        self._today = today
+        if len(begun):
+            groups = self._groups
+            groups.on_record_ms[np.isin(groups.zone, begun)] = 0.0
+            self._over.extend(row for row, day in self._said.items() if day.end_ms <= now_ms)
+        for _ in range(min(PIECE, len(self._over))):
+            row = self._over.popleft()
+            if row in self._said and self._said[row].end_ms <= now_ms:
+                self._end_day(row)
+
+    def _end_day(self, row: int) -> None:
+        """A day is over: what was last foretold, an hour or more ahead, has come or has not."""
+        day = self._said.pop(row)
+        ahead = [note for note in day.notes if note.made_at_ms <= note.predicted - HOUR_MS]
+        if ahead and not day.ran_out:
+            self._notes.append((row, replace(ahead[-1], realised=0, realised_at_ms=day.end_ms)))
 
     def take_notes(self) -> list[tuple[int, PacingNote]]:
         """What is to be recorded; given out once."""
@@ -377,7 +429,7 @@ class Forecasts:
             for at, piece in enumerate(pieces):
                 pieces[at] = piece[~np.isin(piece, rows)]
         for row in rows.tolist():
-            self._made.pop(row, None)
+            self._said.pop(row, None)
 
 
 def _at(asked: Outlook, rows: Rows) -> Outlook:

@@ -12,9 +12,8 @@ States and transitions: `pipeline.pacing.serving`. Beside the limits of the plai
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
@@ -72,7 +71,7 @@ class Tuning:
     """... and no sooner than this after the pause."""
     resumes_an_hour: int = 3
     look_ms: int = 30_000
-    """How often ad groups stopped by inflight are looked at again."""
+    """How often what inflight has stopped is looked at again."""
     even_look_ms: int = 150_000
     """How often evenly paced ones are."""
     even_apart_ms: int = 900_000
@@ -86,9 +85,14 @@ class Tuning:
     sooner."""
 
 
-_PAUSED: Final = {"paused_at_ms": (0, 0.0), "again_ms": (0, 0.0), "served_at_ms": (0, 0.0)}
+_PAUSED: Final = {
+    "paused_at_ms": (0, 0.0),
+    "again_ms": (0, 0.0),
+    "served_at_ms": (0, 0.0),
+    "next_look_ms": (0, NEVER),
+}
 """When an entity was paused, how long after that serving makes the pause be sent again (0: it is
-not paused), and when it was last served."""
+not paused), when it was last served, and when it is to be reviewed whatever happens."""
 
 
 class Predictive:
@@ -107,17 +111,15 @@ class Predictive:
             campaign=(0, -1.0),
             even=(0, 0.0),
             probability=(0, 1.0),
-            next_look_ms=(0, NEVER),
             throttled_at_ms=(0, 0.0),
+            resumed_ms=(self.tuning.resumes_an_hour, 0.0),
             **_PAUSED,
         )
-        self._campaigns = Columns(**_PAUSED)
-        self._campaigns_due: set[int] = set()
-        """Stopped campaigns that are still being served."""
+        self._campaigns = Columns(resumed_ms=(self.tuning.resumes_an_hour, 0.0), **_PAUSED)
+        """`resumed_ms`: when inflight pauses were last taken back."""
         self._campaign_groups: dict[int, list[int]] = {}
         self._campaign_probability: dict[int, float] = {}
         self._next_look_ms = NEVER
-        self._resumes: dict[int, deque[int]] = {}
         self._lines: dict[int, tuple[int, even.Line]] = {}
         """Row -> billing day and the plan of it, where pacing is even."""
         self._last_prediction: tuple[tuple[str, bytes, int], Inflight] | None = None
@@ -137,11 +139,7 @@ class Predictive:
         rows, groups = seen.group, self._groups
         self._last_prediction = None
         if len(rows):
-            groups.reserve(rows)
-            for at in np.flatnonzero(groups.campaign[rows] != facts.campaign).tolist():
-                self._campaign_groups.setdefault(int(facts.campaign[at]), []).append(int(rows[at]))
-            groups.basis[rows], groups.campaign[rows] = facts.basis, facts.campaign
-            groups.even[rows] = facts.is_even
+            self._note_facts(rows, facts)
             served = np.maximum(groups.served_at_ms[rows], seen.last_impression_ms)
             groups.served_at_ms[rows] = served
             self._campaigns.reserve(facts.campaign)
@@ -155,6 +153,14 @@ class Predictive:
         if len(due):
             self.forecasts.feed(due, self._probabilities(due), seen.now_ms)
         self._settlements.observe(seen)
+
+    def _note_facts(self, rows: Rows, facts: Facts) -> None:
+        groups = self._groups
+        groups.reserve(rows)
+        for at in np.flatnonzero(groups.campaign[rows] != facts.campaign).tolist():
+            self._campaign_groups.setdefault(int(facts.campaign[at]), []).append(int(rows[at]))
+        groups.basis[rows], groups.campaign[rows] = facts.basis, facts.campaign
+        groups.even[rows] = facts.is_even
 
     def _probabilities(self, rows: Rows) -> Floats:
         own = self._groups.probability[rows] if len(rows) else np.empty(0)
@@ -172,13 +178,16 @@ class Predictive:
         known = self.model.groups.known[rows] >= ENOUGH_BILLABLE
         again = _is_served_on(groups, rows) & known
         above = facts.campaign[_is_served_on(self._campaigns, facts.campaign) & known]
-        self._campaigns_due.update(above.tolist())
-        for row in rows[fresh | again].tolist():
-            self._look_later(row, seen.now_ms)
+        for of_level, look_at in ((groups, rows[fresh | again]), (self._campaigns, above)):
+            for row in look_at.tolist():
+                self._look_later(of_level, row, seen.now_ms)
 
-    def _look_later(self, row: int, at_ms: float) -> None:
-        self._groups.next_look_ms[row] = at_ms
+    def _look_later(self, of_level: Columns, row: int, at_ms: float) -> None:
+        of_level.next_look_ms[row] = at_ms
         self._next_look_ms = min(self._next_look_ms, at_ms)
+
+    def _of_level(self, level: str) -> Columns:
+        return self._groups if level == "ad_group" else self._campaigns
 
     # -- predictions --------------------------------------------------------------------------
 
@@ -255,32 +264,30 @@ class Predictive:
     # -- what is due --------------------------------------------------------------------------
 
     def is_due(self, now_ms: int) -> bool:
-        return self._next_look_ms <= now_ms or bool(self._campaigns_due)
+        return self._next_look_ms <= now_ms
 
     def due(self, level: str, now_ms: int) -> Rows:
-        if level != "ad_group":
-            campaigns, self._campaigns_due = sorted(self._campaigns_due), set()
-            return np.array(campaigns, dtype=np.int64)
         if self._next_look_ms > now_ms:
             return np.empty(0, dtype=np.int64)
-        looks = self._groups.next_look_ms
+        looks = self._of_level(level).next_look_ms
         rows = np.flatnonzero(looks <= now_ms)
         looks[rows] = NEVER
-        self._next_look_ms = float(looks.min())
+        both = (self._groups, self._campaigns)
+        self._next_look_ms = min(float(of.next_look_ms.min(initial=NEVER)) for of in both)
         return rows
 
     # -- serving ------------------------------------------------------------------------------
 
     def review(self, standing: Standing, now_ms: int) -> Signal | None:
+        of_level = self._of_level(standing.level)
+        of_level.reserve(np.array([standing.row]))
         signal = self._decide(standing, now_ms)
-        if standing.is_ad_group:
-            self._groups.reserve(np.array([standing.row]))
-            newest = signal or standing.last
-            stopped = newest is not None and newest.action == "pause"
-            if stopped and self._may_resume(standing):
-                self._look_later(standing.row, now_ms + self.tuning.look_ms)
-            elif standing.is_even:
-                self._look_later(standing.row, now_ms + self.tuning.even_look_ms)
+        newest = signal or standing.last
+        stopped = newest is not None and newest.action == "pause"
+        if stopped and self._may_resume(standing):
+            self._look_later(of_level, standing.row, now_ms + self.tuning.look_ms)
+        elif standing.is_even:
+            self._look_later(of_level, standing.row, now_ms + self.tuning.even_look_ms)
         if signal is not None:
             self._note_signal(standing, signal, now_ms)
         return signal
@@ -305,7 +312,7 @@ class Predictive:
         return serving(standing, now_ms, LIMIT_FREE, 1.0)
 
     def _may_resume(self, standing: Standing) -> bool:
-        """Whether time alone may free a stopped ad group: inflight that turns out smaller."""
+        """Whether time alone may free what is stopped: inflight that turns out smaller."""
         return reached_limit(standing) is None
 
     def _resume(self, standing: Standing, last: Signal, now_ms: int) -> Signal | None:
@@ -327,21 +334,17 @@ class Predictive:
 
     def _allowed(self, standing: Standing, now_ms: int) -> bool:
         """The bound on resumes an hour, so that serving never flaps."""
-        if not standing.is_ad_group:
-            return True
-        times = self._resumes.setdefault(standing.row, deque(maxlen=self.tuning.resumes_an_hour))
-        if len(times) == times.maxlen and now_ms - times[0] < MS_PER_DAY // 24:
+        times = self._of_level(standing.level).resumed_ms[standing.row]
+        oldest = int(times.argmin())
+        if now_ms - times[oldest] < MS_PER_DAY // 24:
             return False
-        times.append(now_ms)
+        times[oldest] = now_ms
         return True
 
     def _again(self, standing: Standing, now_ms: int) -> Signal | None:
         """The same pause once more, where ad servers have gone on long after it."""
-        of_level = self._groups if standing.is_ad_group else self._campaigns
-        row = standing.row
-        if standing.last is None or row >= len(of_level):
-            return None
-        if not _is_served_on(of_level, np.array([row]))[0]:
+        of_level, row = self._of_level(standing.level), standing.row
+        if standing.last is None or not _is_served_on(of_level, np.array([row]))[0]:
             return None
         use = next(use for use in standing.uses if use.limit == standing.last.limit)
         return pause(standing, use, now_ms, standing.last.reason)
@@ -352,9 +355,11 @@ class Predictive:
             self._campaign_probability[row] = signal.serve_probability
             members = self._campaign_groups.get(row, [])
             self._turned += members
-            self._campaigns.reserve(np.array([row]))
             if self._is_first_pause(self._campaigns, row, signal, now_ms):
                 self._paused += members
+                for member in members:
+                    if groups.probability[member] > 0:
+                        self.forecasts.ran_out(member, now_ms)
             return
         self._changed.append((row, float(groups.probability[row])))
         self._turned.append(row)
@@ -470,16 +475,24 @@ class Predictive:
 
     # -- ownership ----------------------------------------------------------------------------
 
+    def note_recalled(self, rows: Rows, facts: Facts) -> None:
+        # A campaign's reserve is that of its ad groups: known before any of them is seen again.
+        self.model.groups.reserve(rows)
+        known = np.flatnonzero(self.model.groups.known[rows] > 0)
+        of_known = (getattr(facts, of.name)[known] for of in fields(Facts))
+        self._note_facts(rows[known], Facts(*of_known))
+
     def note_standing(self, level: str, row: int, signal: Signal) -> None:
+        at, of_level = np.array([row]), self._of_level(level)
+        of_level.reserve(at)
+        if level == "ad_group" or signal.action == "pause":
+            self._look_later(of_level, row, 0.0)
         if level != "ad_group":
             self._campaign_probability[row] = signal.serve_probability
             return
-        at = np.array([row])
-        self._groups.reserve(at)
         self._groups.probability[row] = signal.serve_probability
         serves = np.array([signal.serve_probability > 0])
         self.model.note_serving(at, serves, signal.decided_at_ms)
-        self._look_later(row, 0.0)
 
     def remember(
         self, groups: tuple[Rows, Sequence[str]], campaigns: tuple[Rows, Sequence[str]]
@@ -525,7 +538,7 @@ class Predictive:
         return self.forecasts.due(now_ms)
 
     def record(self, rows: Rows, names: list[str], predicted: Int64s, now_ms: int) -> None:
-        self.forecasts.record(rows, names, predicted, now_ms)
+        self.forecasts.record(rows, names, predicted, self._probabilities(rows) > 0, now_ms)
 
     def take_notes(self) -> list[tuple[int, PacingNote]]:
         notes, self._notes = self._notes, []
@@ -536,7 +549,6 @@ class Predictive:
         self._last_prediction = None
         self._groups.clear(groups)
         self._campaigns.clear(campaigns)
-        self._campaigns_due -= set(campaigns.tolist())
         self.model.forget(groups)
         self.forecasts.forget(groups)
         self._lines = {row: line for row, line in self._lines.items() if row not in gone}

@@ -85,8 +85,12 @@ class Standing:
     """When an ad group's dates end; for the days that a lifetime budget is spread over."""
 
     @property
+    def level(self) -> str:
+        return self.entity.partition(":")[0]
+
+    @property
     def is_ad_group(self) -> bool:
-        return self.entity.startswith("ad_group:")
+        return self.level == "ad_group"
 
 
 class Policy(Protocol):
@@ -165,6 +169,10 @@ class Policy(Protocol):
         """Take that over again; whether it could be read."""
         ...
 
+    def note_recalled(self, rows: Rows, facts: Facts) -> None:
+        """These are the ad groups of the shard that was taken over."""
+        ...
+
     def end_reviews(self, now_ms: int) -> None:
         """The reviews of this turn are over."""
         ...
@@ -241,6 +249,9 @@ class PlainLimits:
         campaign_row: Callable[[str], int],
     ) -> bool:
         return True
+
+    def note_recalled(self, rows: Rows, facts: Facts) -> None:
+        pass
 
     def end_reviews(self, now_ms: int) -> None:
         pass

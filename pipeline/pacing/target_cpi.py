@@ -18,6 +18,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from pipeline.contract.days import iso
 from pipeline.contract.pacing_notes import BOUND_DEVIATIONS, PacingNote
@@ -33,6 +34,7 @@ Estimate = tuple[int, int, int]
 """Installs a million clicks: likeliest, and bounds of 80 %."""
 
 TARGET_CPI: Final = "target_cpi"
+TARGET_CPI_OVER: Final = "target_cpi_over"
 MILLION: Final = 1_000_000
 LARGEST_STEP: Final = 3
 """A day's bid is at most so many times the last one."""
@@ -245,3 +247,14 @@ def bid_signal(
         decided_at_ms=now_ms,
         version=version,
     )
+
+
+def bid_over_signal(
+    entity: str, last: Signal | None, version: int, billing_day: int, now_ms: int
+) -> Signal:
+    """The signal of an ad group whose bid is no longer decided: its state, without a bid."""
+    if last is not None and last.action != "bid":
+        return replace(last, bid_micros=None, decided_at_ms=now_ms, version=version)
+    level = bid_signal(entity, 0, last, version, billing_day, now_ms)
+    action = "resume" if level.serve_probability >= 1.0 else "throttle"
+    return replace(level, action=action, reason=TARGET_CPI_OVER, bid_micros=None)

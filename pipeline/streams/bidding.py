@@ -1,4 +1,5 @@
-"""Once a day of its account, each serving target CPI ad group's bid is decided.
+"""Once a day of its account, each serving target CPI ad group's bid is decided; and taken back
+where the ad group is to bid for itself again.
 
 Which days have been looked at is not remembered beyond the bids themselves: after a takeover the
 day's ad groups without a bid are looked at again.
@@ -6,7 +7,7 @@ day's ad groups without a bid are looked at again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import numpy as np
@@ -17,7 +18,7 @@ from pipeline.billing.terms import Terms
 from pipeline.contract.catalog import Catalog
 from pipeline.contract.money import minimum_bid_micros
 from pipeline.pacing.serving import Policy
-from pipeline.pacing.target_cpi import bid_signal, daily_bid_micros
+from pipeline.pacing.target_cpi import bid_over_signal, bid_signal, daily_bid_micros
 
 LOOK_MS: Final = 3_600_000
 """How long after a day's turn an ad group that had no bid to decide then is looked at again."""
@@ -35,6 +36,42 @@ class BidDesk:
         """Shards have come or gone."""
         self._next_ms = 0
 
+    def bid_micros(self, row: int, shard: Shard, entity: str, now_ms: int) -> int | None:
+        """The bid that every signal of an ad group says: the last one decided, while it asks for
+        any."""
+        bid_micros = shard.bid_micros(entity)
+        return bid_micros if bid_micros is not None and self._asks(row, now_ms) else None
+
+    def take_back(
+        self,
+        changed: Iterable[int],
+        shards: Mapping[int, Shard],
+        drafts: Mapping[int, Draft],
+        now_ms: int,
+    ) -> None:
+        """Put a signal without a bid into the drafts of those of these ad groups that have been
+        told one and ask for none any more."""
+        terms = self._terms
+        for row in changed:
+            campaign = int(terms.group.campaign[row])
+            shard = shards.get(int(terms.campaign.shard[campaign]))
+            if shard is None or not shard.bids:
+                continue
+            entity = f"ad_group:{terms.group_ids.text(row)}"
+            if shard.bid_micros(entity) is None or self._asks(row, now_ms):
+                continue
+            calendar = terms.zones[int(terms.account.zone[terms.campaign.account[campaign]])]
+            version, today = shard.versions.get(entity, 0) + 1, calendar.day_of(now_ms)
+            last = shard.standing.get(entity)
+            signal = bid_over_signal(entity, last, version, today, now_ms)
+            shard.note_signal(signal)
+            drafts[shard.shard].signals.append(signal)
+
+    def _asks(self, row: int, now_ms: int) -> bool:
+        """Whether an ad group is to be told what to bid."""
+        ad_group = self._catalog.ad_groups[self._terms.group_ids.text(row)].at(now_ms)
+        return ad_group.bid_strategy == "target_cpi"
+
     def decide(
         self, shards: Mapping[int, Shard], pacing: Policy, drafts: Mapping[int, Draft], now_ms: int
     ) -> None:
@@ -46,7 +83,7 @@ class BidDesk:
         group = self._terms.group
         for row in np.flatnonzero(group.target_cpi & group.alive & group.active).tolist():
             shard = shards.get(int(self._terms.campaign.shard[group.campaign[row]]))
-            if shard is not None:
+            if shard is not None and self._asks(row, now_ms):
                 self._decide_one(row, shard, pacing, drafts[shard.shard], now_ms)
 
     def _decide_one(

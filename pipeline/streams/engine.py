@@ -37,7 +37,7 @@ from pipeline.contract.vocabulary import (
     NO_LIMIT,
     OVER_BUDGET,
 )
-from pipeline.pacing.lag import lag_signals
+from pipeline.pacing.lag import LagWatch, resumes, throttles
 from pipeline.pacing.serving import LIMIT_REACHED, LimitUse, PlainLimits, Standing
 from pipeline.pacing.serving import Policy as PacingPolicy
 from pipeline.streams.bidding import BidDesk
@@ -100,6 +100,7 @@ class Engine:
         self._stopped = _Stopped(self._pacing.predicts)
         self._bids = BidDesk(self.catalog, self.terms)
         self._credits = CreditDesk(settings.partitions)
+        self._lag = LagWatch(settings.lag_bound_ms)
         self._next_close_ms: dict[int, int] = {}
 
     # -- ownership ----------------------------------------------------------------------------
@@ -128,6 +129,7 @@ class Engine:
             self._pacing.forget(groups, campaigns)
         self._bids.look_again()
         self._credits.look_again(shard)
+        self._lag.forget(shard)
         self._next_close_ms.pop(shard, None)
 
     def fold(self, shard: int, records: Sequence[fold.Counted]) -> None:
@@ -139,11 +141,14 @@ class Engine:
         learned, terms = self.shards[shard].learned, self.terms
         if learned and not self._pacing.recall(learned, terms.group_row, terms.campaign_row):
             log.warning("shard %d: what pacing had learned cannot be read, relearning", shard)
+        groups, _ = terms.rows_of_shard(shard)
+        self._pacing.note_recalled(groups, facts_of(terms, groups))
         for entity, signal in self.shards[shard].standing.items():
             level, _, name = entity.partition(":")
             known = self.terms.group_row if level == "ad_group" else self.terms.campaign_row
             self._stopped.note(level, known(name), signal)
             self._pacing.note_standing(level, known(name), signal)
+        self._lag.take_over(shard, self.shards[shard].standing.values())
 
     def note_learned(self, shard: int) -> None:
         """Put what pacing has learned of a shard into its state, for a snapshot."""
@@ -200,10 +205,10 @@ class Engine:
         if self._pacing.predicts:
             seen, today = seen_of(outcome, self.terms), today_of(self.terms, now_ms)
             self._pacing.observe(seen, facts_of(self.terms, seen.group), today)
-        self._review_serving(outcome, drafts, now_ms)
+        looked_at = self._review_serving(outcome, drafts, now_ms)
         self._pacing.end_reviews(now_ms)
         if self.settings.lag_bound_ms:
-            self._review_lag(batch, drafts, now_ms)
+            self._review_lag(batch, looked_at, drafts, now_ms)
         if self._pacing.predicts:
             if self.settings.decides_bids:
                 self._bids.decide(self.shards, self._pacing, drafts, now_ms)
@@ -220,7 +225,8 @@ class Engine:
         for number in self.shards:
             if self.close_is_due(number, min(now_ms, read_through_ms.get(number, 0))):
                 return True
-        return self._stopped.is_due(now_ms) or self._pacing.is_due(now_ms)
+        dues = (self._stopped.is_due, self._pacing.is_due, self._lag.is_due)
+        return any(is_due(now_ms) for is_due in dues)
 
     def shard_events(self, turn: Turn, drafts: Mapping[int, Draft]) -> list[ShardEvents]:
         """The events of these drafts of a turn as the journal holds them, in their order."""
@@ -293,12 +299,14 @@ class Engine:
 
     # -- serving ------------------------------------------------------------------------------
 
-    def _review_serving(self, outcome: Outcome, drafts: dict[int, Draft], now_ms: int) -> None:
-        """Review every entity whose spend, limits or billing day may have changed."""
+    def _review_serving(self, outcome: Outcome, drafts: dict[int, Draft], now_ms: int) -> Rows:
+        """Review every entity whose spend, limits or billing day may have changed. Returns the
+        rows of the campaigns among them."""
         spent = np.flatnonzero(outcome.disposition >= OVER_BUDGET)
         rows = {"ad_group": outcome.group[spent], "campaign": outcome.campaign[spent]}
         changed, self.terms.limits_changed = self.terms.limits_changed, set()
         due = self._stopped.resume_due(now_ms)
+        looked_at: dict[str, Rows] = {}
         for level, touched in rows.items():
             more = [row for where, row in changed | due if where == level]
             concerned = distinct(np.concatenate((touched, np.array(more, dtype=np.int64))))
@@ -306,27 +314,42 @@ class Engine:
             asked = sorted({*worth, *self._pacing.due(level, now_ms).tolist()})
             for row, uses in zip(asked, self._uses(level, asked, now_ms), strict=True):
                 self._review(level, row, uses, drafts, now_ms)
+            if level == "ad_group" and self.settings.decides_bids:
+                self._bids.take_back(sorted(more), self.shards, drafts, now_ms)
+            looked_at[level] = np.union1d(concerned, np.array(asked, dtype=np.int64))
+        return looked_at["campaign"]
 
-    def _review_lag(self, batch: Batch, drafts: dict[int, Draft], now_ms: int) -> None:
-        """Throttle the campaigns of shards whose events are judged too late; and end it."""
+    def _review_lag(
+        self, batch: Batch, looked_at: Rows, drafts: dict[int, Draft], now_ms: int
+    ) -> None:
+        """Throttle the campaigns of shards whose events are judged too late; and end it.
+
+        While a shard lags, of all campaigns only those that this turn looked at can have begun to
+        serve: by a resume, or by the catalog.
+        """
         for number, shard in self.shards.items():
             here = batch.order_ms[batch.shard == number]
-            lag_ms = max(0, now_ms - int(here[0])) if len(here) else 0
-            _, rows = self.terms.rows_of_shard(number)
-            serving = rows[self.terms.campaign.alive[rows] & self.terms.campaign.active[rows]]
-            names = (f"campaign:{self.terms.campaign_ids.text(row)}" for row in serving.tolist())
-            for signal in lag_signals(
-                names,
-                shard.standing,
-                shard.versions,
-                lag_ms,
-                self.settings.lag_bound_ms,
-                now_ms,
-            ):
+            age_ms = max(0, now_ms - int(here[0])) if len(here) else 0
+            lag = self._lag.observe(number, age_ms, now_ms)
+            signals: list[Signal] = []
+            if lag in ("begins", "lasts"):
+                begins = lag == "begins"
+                rows = self.terms.rows_of_shard(number)[1] if begins else looked_at
+                names = self._serving_campaigns(number, rows)
+                signals = throttles(names, shard.standing, shard.versions, now_ms)
+            elif lag == "ends":
+                signals = resumes(shard.standing, shard.versions, now_ms)
+            for signal in signals:
                 shard.note_signal(signal)
                 row = self.terms.campaign_row(signal.entity.partition(":")[2])
                 self._pacing.note_standing("campaign", row, signal)
                 drafts[number].signals.append(signal)
+
+    def _serving_campaigns(self, shard: int, rows: Rows) -> list[str]:
+        """The entities of those that are of the shard and active."""
+        of = self.terms.campaign
+        serving = rows[(of.shard[rows] == shard) & of.alive[rows] & of.active[rows]]
+        return [f"campaign:{self.terms.campaign_ids.text(row)}" for row in serving.tolist()]
 
     def _worth_review(self, level: str, rows: Rows, now_ms: int) -> list[int]:
         """Of these rows, those that are stopped or have a limit reached: no other can change.
@@ -408,8 +431,8 @@ class Engine:
         )
         signal = self._pacing.review(standing, now_ms)
         if signal is not None:
-            bid_micros = shard.bid_micros(entity)
-            if bid_micros is not None:  # a level: it says all, the bid too
+            if level == "ad_group":  # a level says all, the bid too
+                bid_micros = self._bids.bid_micros(row, shard, entity, now_ms)
                 signal = replace(signal, bid_micros=bid_micros)
             shard.note_signal(signal)
             self._stopped.note(level, row, signal)

@@ -68,6 +68,30 @@ def test_predictions_and_their_quality_can_be_read(store: Store) -> None:
     assert found["predictions"][0]["realised_total"] == 290
 
 
+def test_what_came_unforetold_or_never_is_told_apart(store: Store) -> None:
+    """Of exhaustion, 0 is no time: it is in no total and no quantile."""
+    end = 90_000
+    predicted_low_high_realised_at = (
+        (70_000, 60_000, 80_000, 75_000, 75_000),
+        (70_000, 60_000, 80_000, 0, end),  # it lasted, which was thought unlikely
+        (70_000, 60_000, end, 0, end),  # and which was not
+        (0, 0, 0, 80_000, 80_000),
+        (0, 70_000, 0, 80_000, 80_000),  # from 70,000 on was not thought unlikely
+    )
+    records = rows_of(
+        *(
+            PacingNote("ad_group:q", "exhaustion", DAY, 1_000 + made, *figures)
+            for made, figures in enumerate(predicted_low_high_realised_at)
+        )
+    )
+    store.insert("reporting.pacing", to_arrow(pacing_rows(records)), "q")
+    [quality] = store.dicts("SELECT * FROM reporting.pacing_quality WHERE entity = 'ad_group:q'")
+    assert (quality["predictions"], quality["within_interval"]) == (5, 3)
+    assert (quality["only_foretold"], quality["only_came"]) == (2, 2)
+    assert (quality["predicted_total"], quality["realised_total"]) == (70_000, 75_000)
+    assert (quality["error_q10"], quality["error_q90"]) == (5_000, 5_000)
+
+
 def test_live_shows_when_a_budget_runs_out_and_has_no_nulls(store: Store) -> None:
     for group, shard_seq in (("live", 0), ("other", 1)):
         store.command(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pipeline.contract.pacing_notes import PacingNote
 from pipeline.contract.vocabulary import CPM, MS_PER_DAY
 from pipeline.pacing import forecast
 from pipeline.pacing.forecast import NEAR_MS
 from pipeline.pacing.observed import Facts, Seen, Today
 from pipeline.pacing.predictive import Predictive
+from pipeline.pacing.serving import LimitUse, Standing
 
 HOURS = 24
 HOUR_MS = 3_600_000
@@ -160,3 +162,120 @@ def test_a_round_of_forecasts_is_made_over_several_turns(
     policy = watched(STEADY, campaign)
     found = [policy.forecasts_due(NOON_MS + turn).tolist() for turn in range(3)]
     assert [piece for piece in found if piece] == pieces
+
+
+NAMES = ["ad_group:a", "ad_group:b"]
+END_MS = NOON_MS + 12 * HOUR_MS
+
+
+def say(policy: Predictive, now_ms: int, ends_ms: list[int]) -> list[tuple[str, int]]:
+    """Forecasts of the two ad groups; what of them is put on record."""
+    taken(policy)
+    policy.record(TWO, NAMES, np.tile(np.array(ends_ms), (3, 1)), now_ms)
+    return [(note.entity, note.predicted) for note in taken(policy)]
+
+
+def taken(policy: Predictive) -> list[PacingNote]:
+    return [note for _, note in policy.take_notes() if note.kind == "exhaustion"]
+
+
+def limit_reached(policy: Predictive, entity: str, row: int, now_ms: int) -> list[PacingNote]:
+    """A limit stops an ad group or a campaign; what is put on record of that."""
+    uses = (LimitUse("ad_group_daily", 1_000, 1_000, 0, 0),)
+    signal = policy.review(Standing(entity, uses, DAY, END_MS, None, 0, row), now_ms)
+    assert signal is not None
+    assert signal.action == "pause"
+    policy.end_reviews(now_ms)
+    return taken(policy)
+
+
+def raise_limit(policy: Predictive, entity: str, row: int, now_ms: int) -> None:
+    paused = policy.review(
+        Standing(entity, (LimitUse("ad_group_daily", 1, 1),), DAY, END_MS, None, 0, row), now_ms
+    )
+    uses = (LimitUse("ad_group_daily", 2_000, 1_000),)
+    signal = policy.review(Standing(entity, uses, DAY, END_MS, paused, 1, row), now_ms)
+    assert signal is not None
+    assert signal.action == "resume"
+    policy.end_reviews(now_ms)
+
+
+def turn_the_day(policy: Predictive) -> list[PacingNote]:
+    """The first turn of the next day; what is put on record of the one before."""
+    policy.take_notes()
+    step(policy, END_MS + MINUTE_MS, PRICE, TWO)
+    return taken(policy)
+
+
+def test_what_was_said_an_hour_before_is_compared_with_what_came() -> None:
+    """Be it that the budget would last, of which nothing is on record before."""
+    policy = watched(STEADY)
+    foretold = [(NAMES[0], 0), (NAMES[1], NOON_MS + 3 * HOUR_MS)]
+    assert say(policy, NOON_MS, [time_ms for _, time_ms in foretold]) == foretold[1:]
+    ran_out_ms = NOON_MS + 2 * HOUR_MS
+    for row, (entity, predicted) in enumerate(foretold):
+        [note] = limit_reached(policy, entity, row, ran_out_ms)
+        assert (note.entity, note.made_at_ms, note.predicted) == (entity, NOON_MS, predicted)
+        assert note.realised == note.realised_at_ms == ran_out_ms
+    assert turn_the_day(policy) == []
+
+
+def test_a_campaigns_limit_stops_those_of_its_ad_groups_that_are_served() -> None:
+    policy = watched(STEADY, np.array([0, 0]))
+    say(policy, NOON_MS, [NOON_MS + 3 * HOUR_MS] * 2)
+    assert limit_reached(policy, NAMES[0], 0, NOON_MS + MINUTE_MS) == []
+    ran_out_ms = NOON_MS + 2 * HOUR_MS
+    [note] = limit_reached(policy, "campaign:c", 0, ran_out_ms)
+    assert (note.entity, note.realised) == (NAMES[1], ran_out_ms)
+
+
+def test_what_was_foretold_and_did_not_come_is_settled_when_the_day_is_over() -> None:
+    policy = watched(STEADY)
+    say(policy, NOON_MS, [NOON_MS + 3 * HOUR_MS] * 2)
+    say(policy, NOON_MS + HOUR_MS, [NOON_MS + 5 * HOUR_MS, 0])
+    assert limit_reached(policy, NAMES[1], 1, NOON_MS + HOUR_MS + MINUTE_MS)
+    say(policy, NOON_MS + 2 * HOUR_MS, [0, 0])
+    [note] = turn_the_day(policy)
+    assert (note.entity, note.made_at_ms) == (NAMES[0], NOON_MS + HOUR_MS)
+    assert (note.predicted, note.realised) == (NOON_MS + 5 * HOUR_MS, 0)
+    assert note.realised_at_ms == END_MS
+    step(policy, END_MS + 2 * MINUTE_MS, PRICE, TWO)
+    assert taken(policy) == []
+
+
+def test_days_that_are_over_are_settled_over_several_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = watched(STEADY)
+    say(policy, NOON_MS, [NOON_MS + 3 * HOUR_MS] * 2)
+    monkeypatch.setattr(forecast, "PIECE", 1)
+    assert [note.entity for note in turn_the_day(policy)] == NAMES[:1]
+    # A forecast for the day that has begun does not wait for it.
+    assert say(policy, END_MS + 2 * MINUTE_MS, [0, 0]) == [(NAMES[1], NOON_MS + 3 * HOUR_MS)]
+
+
+def test_that_a_budget_lasts_is_recorded_where_the_record_may_say_otherwise() -> None:
+    policy = watched(STEADY)
+    assert say(policy, NOON_MS, [0, 0]) == []
+    # Another worker may have foretold something since.
+    policy.forget(TWO, TWO)
+    step(policy, NOON_MS + 5 * MINUTE_MS, PRICE, TWO)
+    assert say(policy, NOON_MS + 6 * MINUTE_MS, [0, 0]) == [(name, 0) for name in NAMES]
+    foretold = [(NAMES[1], NOON_MS + 3 * HOUR_MS)]
+    assert say(policy, NOON_MS + 10 * MINUTE_MS, [0, NOON_MS + 3 * HOUR_MS]) == foretold
+    # What has run out stays as it was foretold ...
+    limit_reached(policy, NAMES[1], 1, NOON_MS + 2 * HOUR_MS)
+    assert say(policy, NOON_MS + 2 * HOUR_MS, [0, 0]) == []
+    # ... until it is served again.
+    raise_limit(policy, NAMES[1], 1, NOON_MS + 3 * HOUR_MS)
+    assert say(policy, NOON_MS + 3 * HOUR_MS, [0, 0]) == [(NAMES[1], 0)]
+    assert say(policy, NOON_MS + 4 * HOUR_MS, [0, 0]) == []
+    turn_the_day(policy)
+    assert say(policy, END_MS + MINUTE_MS, [0, 0]) == []
+
+
+def test_of_an_ad_group_that_is_another_workers_now_no_day_is_settled() -> None:
+    policy = watched(STEADY)
+    say(policy, NOON_MS, [NOON_MS + 3 * HOUR_MS] * 2)
+    policy.forget(np.array([0]), np.array([0]))
+    assert [note.entity for note in turn_the_day(policy)] == NAMES[1:]

@@ -88,6 +88,18 @@ def test_what_was_learned_is_known_after_a_takeover() -> None:
     assert heir.model.impressions_per_s(row, START_MS + 900_000)[0] == 0.0
 
 
+def test_a_campaign_that_was_taken_over_is_known_by_its_ad_groups_at_once() -> None:
+    """A pause before its limit is not taken back for want of a reserve."""
+    engine = engine_with(taught())
+    engine.note_learned(0)
+    heir = Predictive()
+    taken_over(engine.shards[0].learned, heir)
+    price = heir.model.price_nanos(np.array([0]))[0]
+    reserve = heir.reserve("campaign", CAMPAIGN, START_MS + 900_000, np.array([10**15]))[0]
+    assert price > 0
+    assert reserve == pytest.approx(0.9 * price)
+
+
 def test_what_an_earlier_version_did_not_keep_is_as_new_and_the_rest_is_known() -> None:
     engine = engine_with(taught())
     engine.note_learned(0)

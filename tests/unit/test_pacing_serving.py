@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from pipeline.contract.days import from_iso
 from pipeline.contract.signals import Signal
@@ -22,9 +23,11 @@ def use(spend: int, reserve: int = 0, limit: LimitName = "ad_group_daily") -> Li
     return LimitUse(limit, 1_000, spend, reserve, reserve)
 
 
-def standing(*uses: LimitUse, last: Signal | None = None, day: int = DAY) -> Standing:
+def standing(
+    *uses: LimitUse, last: Signal | None = None, day: int = DAY, entity: str = "ad_group:g"
+) -> Standing:
     return Standing(
-        entity="ad_group:g",
+        entity=entity,
         uses=uses,
         billing_day=day,
         day_end_ms=DAY_END_MS,
@@ -81,15 +84,54 @@ def test_an_inflight_pause_is_taken_back_late_and_only_for_clear_room() -> None:
     assert (signal.action, signal.reason) == ("resume", INFLIGHT_SMALLER)
 
 
-def test_serving_never_flaps() -> None:
+@pytest.mark.parametrize(
+    ("entity", "limit"),
+    [("ad_group:g", "ad_group_daily"), ("campaign:c", "campaign_lifetime")],
+)
+def test_an_inflight_pause_is_looked_at_again_until_it_is_taken_back(
+    entity: str, limit: LimitName
+) -> None:
+    """By time alone: nothing more may come of what is stopped. After a takeover too."""
+    level, near = entity.partition(":")[0], use(900, reserve=100, limit=limit)
+    policy, heir = Predictive(), Predictive()
+    paused = policy.review(standing(near, entity=entity), NOW_MS)
+    assert paused is not None
+    heir.note_standing(level, 0, paused)
+    for one, due_ms in ((policy, NOW_MS + Tuning().look_ms), (heir, NOW_MS)):
+        for _ in range(2):
+            assert one.is_due(due_ms)
+            assert one.due(level, due_ms).tolist() == [0]
+            assert one.due(level, due_ms).tolist() == []
+            assert one.review(standing(near, last=paused, entity=entity), due_ms) is None
+            due_ms += Tuning().look_ms
+    late_ms = NOW_MS + 10 * Tuning().look_ms
+    little = use(900, reserve=10, limit=limit)
+    signal = policy.review(standing(little, last=paused, entity=entity), late_ms)
+    assert signal is not None
+    assert (signal.action, signal.reason) == ("resume", INFLIGHT_SMALLER)
+
+
+@pytest.mark.parametrize("entity", ["ad_group:g", "campaign:c"])
+def test_serving_never_flaps(entity: str) -> None:
     policy, last, signals = Predictive(), None, 0
     for minute in range(60):
-        reserve = 100 if minute % 2 == 0 else 1
-        signal = policy.review(standing(use(900, reserve), last=last), NOW_MS + minute * 60_000)
+        of = standing(use(900, 100 if minute % 2 == 0 else 1), last=last, entity=entity)
+        signal = policy.review(of, NOW_MS + minute * 60_000)
         if signal is not None:
             signals += 1
             last = signal
-    assert signals <= 2 * Tuning().resumes_an_hour + 1
+    assert signals == 2 * Tuning().resumes_an_hour + 1
+
+
+def test_what_another_worker_serves_now_has_its_resumes_again() -> None:
+    policy, last, resumes = Predictive(), None, 0
+    for minute in range(60):
+        if minute == 30:
+            policy.forget(np.array([0]), np.array([0]))
+        of = standing(use(900, 100 if minute % 2 == 0 else 1), last=last)
+        last = policy.review(of, NOW_MS + minute * 60_000) or last
+        resumes += last is not None and last.decided_at_ms == NOW_MS + minute * 60_000
+    assert resumes > 2 * Tuning().resumes_an_hour + 1
 
 
 def test_a_raised_limit_resumes_at_once() -> None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
+from pipeline.billing import fold
 from pipeline.billing.batch import Assembler
+from pipeline.billing.books import Shard
+from pipeline.contract.catalog import Accepted
+from pipeline.contract.log import LogRecord
 from pipeline.contract.partitioning import partition_of
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import MS_PER_DAY
@@ -210,17 +216,23 @@ def test_no_estimate_is_over_one_install_a_click() -> None:
     assert low == pytest.approx(0.88 * MILLION, rel=0.01)
 
 
+GROUP = {
+    "ad_group_id": "g",
+    "campaign_id": "c",
+    "budget_type": "daily",
+    "budget_micros": 10**12,
+    "bid_micros": 4_000_000,
+    "bid_strategy": "target_cpi",
+    "start_ms": START_MS - DAY_MS,
+}
+
+
 def install_world() -> World:
     """An ad group that asks for installs at 4 units, and pays at most that for a click."""
     entities = (
         ("account:a", {"account_id": "a", "country": "US", "currency": "USD"}),
         ("campaign:c", {"campaign_id": "c", "account_id": "a", "objective": "app_install"}),
-        (
-            "ad_group:g",
-            {"ad_group_id": "g", "campaign_id": "c", "budget_type": "daily"}
-            | {"budget_micros": 10**12, "bid_micros": 4_000_000, "bid_strategy": "target_cpi"}
-            | {"start_ms": START_MS - DAY_MS},
-        ),
+        ("ad_group:g", GROUP),
         ("promoted_pin:p", {"promoted_pin_id": "p", "ad_group_id": "g", "review": "approved"}),
     )
     return World([(key, entity, START_MS) for key, entity in entities], [], START_MS)
@@ -273,3 +285,115 @@ def test_clicks_and_installs_make_a_bid_a_day_and_the_price_of_a_click() -> None
     # The next day of the account has a bid of its own.
     [next_bid], _ = turn(engine, "click", range(403, 404), day_ms + DAY_MS + HOUR_MS)
     assert (next_bid.action, next_bid.version) == ("bid", bid.version + 1)
+
+
+DAY_ONE_MS = START_MS + DAY_MS
+OWN_BID = {"bid_strategy": "max_bid", "bid_micros": 2_500_000}
+
+
+def bidding_engine() -> tuple[Engine, int]:
+    """An engine in the second day, and the bid that it has decided for the ad group."""
+    engine = make_engine(pacing=Predictive())
+    for record in catalog_records(install_world()):
+        engine.apply_catalog(record, START_MS)
+    turn(engine, "click", range(400), START_MS + HOUR_MS)
+    turn(engine, "install", range(40), START_MS + 3 * HOUR_MS)
+    [bid], _ = turn(engine, "click", range(400, 401), DAY_ONE_MS + HOUR_MS // 60)
+    assert bid.bid_micros is not None
+    return engine, bid.bid_micros
+
+
+def edit(engine: Engine, offset: int, now_ms: int, **fields: Any) -> None:
+    """Another version of the ad group."""
+    value = json.dumps(GROUP | fields).encode()
+    result = engine.apply_catalog(
+        LogRecord("ads.catalog", 0, offset, now_ms, b"ad_group:g", value), now_ms
+    )
+    assert isinstance(result, Accepted)
+
+
+def shard_of(engine: Engine) -> Shard:
+    return engine.shards[partition_of("c", PARTITIONS)]
+
+
+def test_an_ad_group_that_bids_for_itself_again_is_told_so_once() -> None:
+    engine, decided = bidding_engine()
+    at_ms = DAY_ONE_MS + 2 * HOUR_MS
+    edit(engine, 100, at_ms, **OWN_BID)
+    assert engine.is_due(at_ms, {})
+    [over], _ = turn(engine, "click", range(401, 402), at_ms + HOUR_MS)
+    assert (over.action, over.reason, over.bid_micros) == ("resume", "target_cpi_over", None)
+    assert over.version == 2
+    assert "ad_group:g" not in shard_of(engine).standing
+    # Its own bid is the price from then on; what came before is judged by the bid of its time.
+    for number, time_ms, price in (
+        (402, at_ms + HOUR_MS, 2_500_000),
+        (403, at_ms - 1, decided),
+        (404, START_MS + 23 * HOUR_MS, 3_000_000),
+    ):
+        assert turn(engine, "click", range(number, number + 1), time_ms) == ([], price * 1_000)
+    edit(engine, 101, at_ms + 2 * HOUR_MS, **OWN_BID, budget_micros=10**11)
+    assert turn(engine, "click", range(405, 406), at_ms + 2 * HOUR_MS)[0] == []
+    # No bid is decided for it, on any day.
+    assert turn(engine, "click", range(406, 407), at_ms + 3 * DAY_MS)[0] == []
+
+
+def test_a_stopped_ad_group_stays_stopped_without_its_bid() -> None:
+    engine, decided = bidding_engine()
+    at_ms = DAY_ONE_MS + 2 * HOUR_MS
+    edit(engine, 100, at_ms, budget_micros=1)
+    [paused], _ = turn(engine, "click", range(401, 402), at_ms)
+    assert (paused.action, paused.bid_micros) == ("pause", decided)
+    edit(engine, 101, at_ms + 1, **OWN_BID, budget_micros=1)
+    [again], _ = turn(engine, "click", range(402, 403), at_ms + 1)
+    assert (again.action, again.reason, again.limit) == ("pause", "limit_reached", paused.limit)
+    assert (again.bid_micros, again.version) == (None, paused.version + 1)
+    edit(engine, 102, at_ms + 2, **OWN_BID)
+    [resumed], _ = turn(engine, "click", range(403, 404), at_ms + 2)
+    assert (resumed.action, resumed.bid_micros) == ("resume", None)
+
+
+def test_a_change_to_come_takes_the_bid_back_when_it_comes() -> None:
+    engine, decided = bidding_engine()
+    at_ms = DAY_ONE_MS + 2 * HOUR_MS
+    edit(engine, 100, at_ms, **OWN_BID, effective_ms=at_ms + HOUR_MS)
+    assert turn(engine, "click", range(401, 402), at_ms) == ([], decided * 1_000)
+    [over], charged = turn(engine, "click", range(402, 403), at_ms + HOUR_MS)
+    assert (over.bid_micros, charged) == (None, 2_500_000_000)
+
+
+def test_a_bid_that_was_taken_back_does_not_bound_the_next() -> None:
+    engine, decided = bidding_engine()
+    at_ms = DAY_ONE_MS + 2 * HOUR_MS
+    edit(engine, 100, at_ms, **OWN_BID)
+    turn(engine, "click", range(401, 402), at_ms)
+    # Four in five clicks install.
+    turn(engine, "click", range(1_000, 3_000), at_ms)
+    turn(engine, "install", range(1_000, 2_600), at_ms + HOUR_MS)
+    edit(engine, 101, at_ms + HOUR_MS)
+    # Until its next bid it is charged at most the last one, as rule 9 has it.
+    again = turn(engine, "click", range(402, 403), at_ms + HOUR_MS)
+    assert again == ([], decided * 1_000)
+    [bid], _ = turn(engine, "click", range(403, 404), DAY_ONE_MS + DAY_MS + HOUR_MS)
+    assert (bid.action, bid.version) == ("bid", 3)
+    assert bid.bid_micros is not None
+    assert bid.bid_micros > 3.2 * decided
+
+
+def test_a_recovered_shard_knows_that_the_bid_was_taken_back() -> None:
+    engine, decided = bidding_engine()
+    at_ms = DAY_ONE_MS + 2 * HOUR_MS
+    edit(engine, 100, at_ms, **OWN_BID)
+    [over], _ = turn(engine, "click", range(401, 402), at_ms)
+    shard, entity = shard_of(engine), over.entity
+    packed = fold.pack(shard, engine.balances, engine.terms, with_ids=True)
+    heir, refolded = bidding_engine()[0], Shard.new(shard.shard, 7, 1_000)
+    unpacked = heir.new_shard(shard.shard)
+    fold.unpack(packed, unpacked, heir.balances, heir.terms)
+    decided_at_ms = shard.bids[entity][0][0]
+    bid = replace(over, action="bid", bid_micros=decided, decided_at_ms=decided_at_ms, version=1)
+    for signal in (bid, over):
+        refolded.note_signal(signal)
+    assert shard.bids[entity][0][1] == decided
+    assert unpacked.bids == refolded.bids == shard.bids
+    assert [one.bid_micros(entity) for one in (shard, unpacked, refolded)] == [None] * 3
