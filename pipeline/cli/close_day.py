@@ -11,11 +11,11 @@ import typer
 from pipeline.cli import wiring
 from pipeline.cli.catalog_topic import publish, read_catalog, record_of
 from pipeline.cli.common import CommandError, DataOption, out
-from pipeline.cli.reports import source_ends
+from pipeline.cli.source_ends import source_ends
 from pipeline.contract.catalog_entities import DayClose
 from pipeline.contract.days import calendar, from_iso
 from pipeline.reporting.clickhouse import Store
-from pipeline.reporting.reconcile import is_reported
+from pipeline.reporting.reached import is_reported
 from pipeline.settings import Settings
 
 _POLL_S = 0.25

@@ -16,9 +16,10 @@ from rich.text import Text
 from pipeline.cli import wiring
 from pipeline.cli.catalog_topic import read_dated_catalog
 from pipeline.cli.common import CommandError, DataOption, JsonOption, err, out
+from pipeline.cli.source_ends import source_ends
 from pipeline.cli.tables import now_by_clock_ms
 from pipeline.contract.money import units
-from pipeline.contract.vocabulary import EVENT_TOPICS, JOURNAL
+from pipeline.contract.vocabulary import JOURNAL
 from pipeline.reporting.audit import Audit, audit_journal
 from pipeline.reporting.clickhouse import Store
 from pipeline.reporting.explain import Sources, explain_ad_group, explain_event
@@ -29,20 +30,6 @@ from pipeline.streams.log_reader import KafkaLogReader
 EXIT_DIFFERS = 1
 _TABLES_SETTLE_S = 2.0
 """The reporter writes its tables one after the other: what differs that long differs."""
-
-
-async def source_ends(settings: Settings) -> dict[tuple[str, int], tuple[int, int]]:
-    """(topic, partition) -> first and end offset of every event topic partition."""
-    found: dict[tuple[str, int], tuple[int, int]] = {}
-    for topic in EVENT_TOPICS:
-        reader = KafkaLogReader(topic, settings.kafka_client_options())
-        try:
-            await reader.start()
-            begin, end = await reader.begin_offsets(), await reader.end_offsets()
-        finally:
-            await reader.stop()
-        found |= {(topic, partition): (begin[partition], end[partition]) for partition in end}
-    return found
 
 
 async def full_report(

@@ -20,7 +20,7 @@ from pipeline.reporting.clickhouse import Store, in_pieces
 from pipeline.reporting.closes import DAILY_COUNTERS
 from pipeline.reporting.daybook import next_month
 from pipeline.reporting.digest import day_digests
-from pipeline.reporting.plans import Position, read_plans
+from pipeline.reporting.reached import Ends, judged_offsets, reported_positions
 from pipeline.reporting.rows import OWN_DAY
 from pipeline.reporting.statements import ACCOUNTS_AT_ONCE, expected_lines, stored_lines
 
@@ -28,8 +28,6 @@ MAX_ROWS: Final = 10
 EVENTS_AT_ONCE: Final = 5_000_000
 _OWN: Final = "(" + ", ".join(f"'{name}'" for name in OWN_DAY) + ")"
 
-Ends = Mapping[tuple[str, int], tuple[int, int]]
-"""(topic, partition) -> its first and its end offset, as Kafka says."""
 
 Row = dict[str, Any]
 
@@ -421,32 +419,6 @@ def _statements(store: Store, day: date | None) -> list[Row]:
     return differing
 
 
-def is_reported(store: Store, ends: Ends) -> bool:
-    """Whether the tables have all events that the topics hold up to these ends."""
-    journal = _reported(store)
-    judged_to = _judged_to(journal)
-    if any(judged_to.get(place, begin) < end for place, (begin, end) in ends.items()):
-        return False
-    # A batch is planned before its rows are written.
-    rows = dict(store.rows("SELECT journal_partition, count() FROM billing.events GROUP BY ALL"))
-    return all(rows.get(shard, 0) >= at.seq for shard, at in journal.items())
-
-
-def _reported(store: Store) -> Mapping[int, Position]:
-    """Up to where the tables have the journal, by shard, as the last batch says."""
-    plans = read_plans(store, 0)
-    return plans[-1].journal if plans else {}
-
-
-def _judged_to(journal: Mapping[int, Position]) -> dict[tuple[str, int], int]:
-    """(topic, partition) -> the offset after the last that was consumed."""
-    return {
-        (topic, shard): offset
-        for shard, at in journal.items()
-        for topic, offset in at.next_source_offsets.items()
-    }
-
-
 def _check_offsets(store: Store, ends: Ends) -> Check:
     """The rows of each source partition lie within what the journal says was consumed of it.
 
@@ -462,7 +434,7 @@ def _check_offsets(store: Store, ends: Ends) -> Check:
             "max(source_offset) FROM billing.events GROUP BY source_topic, source_partition"
         )
     }
-    judged_to = _judged_to(_reported(store))
+    judged_to = judged_offsets(reported_positions(store))
     differing = []
     waiting = empty = 0
     for place, (begin, end) in sorted(ends.items()):

@@ -12,7 +12,8 @@ from pipeline.reporting import schema
 from pipeline.reporting.audit import outside
 from pipeline.reporting.clickhouse import Store
 from pipeline.reporting.plans import Plan, PlanBook, Position
-from pipeline.reporting.reconcile import Check, Ends, is_reported, reconcile
+from pipeline.reporting.reached import Ends, is_reported
+from pipeline.reporting.reconcile import Check, reconcile
 from pipeline.reporting.rows import CountedRecord
 from tests.headers import a_header
 

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.cli.catalog import show_entities
 from pipeline.cli.catalog_edit import show_edits
+from pipeline.cli.common import err, out
 from pipeline.cli.finance import CreditPlan, StatementFormat, show_plan, write_statement
 from pipeline.cli.replay import show_tallies
 from pipeline.cli.reports import show_ad_group, show_occurrence, show_report
@@ -23,7 +24,8 @@ IDS = ["a[/b]c", "[red]sale", "x:dog:1", "[spring]", "[bold]"]
 
 @pytest.fixture(autouse=True)
 def _wide_enough_not_to_fold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    for console in (out, err):
+        monkeypatch.setattr(console, "_width", 200)
 
 
 @pytest.fixture(params=IDS)
