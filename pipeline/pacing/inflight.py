@@ -314,16 +314,18 @@ class InflightModel:
         return self._rate(rows, self._recent(rows, now_ms), now_ms)
 
     def price_nanos(self, rows: Rows) -> Floats:
-        """What a billable event of each ad group costs now; 0 where none was seen.
+        """What a billable event of each ad group costs now; 0 where nothing was seen.
 
-        The price of what was billed, moved as the prices of impressions have moved since.
+        The price of what was billed, moved as the prices of impressions have moved since; before
+        anything was billed, what impressions are won at.
         """
         now = self.offered_nanos(rows)
         count = np.maximum(self.groups.billable[rows], 1e-9)
         then = self.groups.offered_then[rows] / count
         known = (then > 0) & (now > 0)
         moved = np.where(known, now / np.maximum(then, 1e-9), 1.0)
-        return np.asarray(self.groups.value_nanos[rows] / count * np.clip(moved, 0.2, 5.0))
+        billed = self.groups.value_nanos[rows] / count * np.clip(moved, 0.2, 5.0)
+        return np.where(self.groups.billable[rows] > 0, billed, now)
 
     def predict(self, rows: Rows, basis: Rows, campaign: Rows, now_ms: int) -> Inflight:
         """What would still come of each ad group if it were paused now."""

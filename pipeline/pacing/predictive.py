@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -409,7 +409,7 @@ class Predictive:
         if since_ms < self.tuning.even_apart_ms and 0.5 < wanted / max(current, 1e-9) < 2.0:
             return None
         left = min(1 - use.spend_nanos / max(1, use.limit_nanos) for use in standing.uses)
-        probability = even.next_probability(current, wanted, error, left)
+        probability = even.next_probability(current, wanted, error, left, float(known))
         if probability is None:
             return None
         return serving(standing, now_ms, EVEN_PACING, probability)
@@ -425,13 +425,19 @@ class Predictive:
         # What is to come is judged by the prices to come: it may be worth much less than now.
         offered = float(self.model.offered_nanos(np.array([standing.row]))[0])
         worth = share * self.forecasts.price_to_come(standing.row, now_ms, offered)
+        potential = self.forecasts.potential
         if use.limit == "ad_group_daily":
-            return self._along_the_line(standing, use, 1.0 - share, worth)
-        if standing.ends_ms > standing.day_end_ms:
-            days = (standing.ends_ms - standing.day_end_ms) / MS_PER_DAY
-            worth += days * self.forecasts.usual_price(standing.row, offered)
-        budget = even.Budget(left, worth)
-        return even.wanted_probability(budget, self.forecasts.potential.nanos_per_day(standing.row))
+            wanted = self._along_the_line(standing, use, 1.0 - share, worth)
+        else:
+            if standing.ends_ms > standing.day_end_ms:
+                days = (standing.ends_ms - standing.day_end_ms) / MS_PER_DAY
+                worth += days * self.forecasts.usual_price(standing.row, offered)
+            budget = even.Budget(left, worth)
+            wanted = even.wanted_probability(budget, potential.nanos_per_day(standing.row))
+        if potential.is_known(standing.row):
+            return wanted
+        current = 1.0 if standing.last is None else standing.last.serve_probability
+        return max(wanted, min(current, even.FIRST_PROBABILITY))
 
     def _along_the_line(
         self, standing: Standing, use: LimitUse, share: float, worth_to_come: float
@@ -441,15 +447,20 @@ class Predictive:
         if day != standing.billing_day:
             # A day that has just begun is planned from its beginning.
             line = even.Line(0.0, 0.0, limit)
-        if line is None or not line.holds(share, spend, limit):
-            line = even.Line(share, spend, limit)
+        price = float(self.model.price_nanos(np.array([row]))[0])
+        to_share = 1.0 - even.end_early(limit, price)
+        if line is not None:
+            line = replace(line, to_share=to_share)
+        if line is None or not line.holds(share, spend, limit, price):
+            line = even.Line(share, spend, limit, to_share)
         self._lines[row] = standing.billing_day, line
         nanos = spend + use.inflight_nanos
-        ahead = even.look_ahead(limit, float(self.model.price_nanos(np.array([row]))[0]))
+        ahead = even.look_ahead(limit, price)
         potential = self.forecasts.potential.nanos_per_day(row)
         wanted = even.probability_along(line, share, nanos, potential, ahead)
         budget = even.Budget(limit - nanos, worth_to_come)
-        return even.with_scarce_traffic(wanted, budget, potential)
+        known = float(self.forecasts.potential.relative_error(np.array([row]))[0])
+        return even.with_scarce_traffic(wanted, budget, potential, known)
 
     # -- target CPI ---------------------------------------------------------------------------
 
