@@ -242,15 +242,16 @@ class Predictive:
             event_nanos=self.model.price_nanos(rows),
             offered_nanos=self.model.offered_nanos(rows),
             unit_error=self.model.unit_error(rows),
-            paced=self._paced(rows),
+            plan_share=self._plan_share(rows),
         )
         return self.forecasts.exhaustion(asked, now_ms)
 
-    def _paced(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Whether even pacing decides when these limits are reached: an ad group's own of a day."""
+    def _plan_share(self, rows: Rows) -> Floats:
+        """By when even pacing reaches these limits: an ad group's own of a day; 0 where it does
+        not."""
         lines = [self._lines.get(row) for row in rows.tolist()]
-        planned = np.array([line is not None for line in lines], dtype=np.bool_)
-        return np.asarray(planned & (self._groups.even[rows] > 0))
+        shares = np.array([0.0 if line is None else line[1].to_share for line in lines])
+        return np.where(self._groups.even[rows] > 0, shares, 0.0)
 
     # -- what is due --------------------------------------------------------------------------
 
@@ -421,13 +422,17 @@ class Predictive:
         use = min(uses, key=lambda use: use.limit_nanos - use.spend_nanos)
         left = use.limit_nanos - use.spend_nanos - use.inflight_nanos
         self.forecasts.catch_up(standing.row, now_ms, float(self._groups.probability[standing.row]))
-        share = self.forecasts.share_to_come(standing.row, now_ms)
+        end_ms = standing.day_end_ms
+        if standing.ends_ms:
+            end_ms = min(end_ms, standing.ends_ms)
+        share, end_share = self.forecasts.shares_gone(standing.row, now_ms, end_ms)
+        to_come = max(0.0, end_share - share)
         # What is to come is judged by the prices to come: it may be worth much less than now.
         offered = float(self.model.offered_nanos(np.array([standing.row]))[0])
-        worth = share * self.forecasts.price_to_come(standing.row, now_ms, offered)
+        worth = to_come * self.forecasts.price_to_come(standing.row, now_ms, end_ms, offered)
         potential = self.forecasts.potential
         if use.limit == "ad_group_daily":
-            wanted = self._along_the_line(standing, use, 1.0 - share, worth)
+            wanted = self._along_the_line(standing, use, share, end_share, worth)
         else:
             if standing.ends_ms > standing.day_end_ms:
                 days = (standing.ends_ms - standing.day_end_ms) / MS_PER_DAY
@@ -440,7 +445,12 @@ class Predictive:
         return max(wanted, min(current, even.FIRST_PROBABILITY))
 
     def _along_the_line(
-        self, standing: Standing, use: LimitUse, share: float, worth_to_come: float
+        self,
+        standing: Standing,
+        use: LimitUse,
+        share: float,
+        end_share: float,
+        worth_to_come: float,
     ) -> float:
         row, spend, limit = standing.row, float(use.spend_nanos), float(use.limit_nanos)
         day, line = self._lines.get(row, (0, None))
@@ -448,7 +458,7 @@ class Predictive:
             # A day that has just begun is planned from its beginning.
             line = even.Line(0.0, 0.0, limit)
         price = float(self.model.price_nanos(np.array([row]))[0])
-        to_share = 1.0 - even.end_early(limit, price)
+        to_share = end_share - even.end_early(limit, price)
         if line is not None:
             line = replace(line, to_share=to_share)
         if line is None or not line.holds(share, spend, limit, price):

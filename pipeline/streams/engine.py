@@ -234,9 +234,14 @@ class Engine:
 
     def predicted_exhaustion_ms(self, groups: Rows, now_ms: int) -> Rows:
         """When the tightest limit of each ad group will have been reached, as far as pacing can
-        tell: shape (3, n), the likeliest time and an interval of 80 %; 0 where not in its day."""
+        tell: shape (3, n), the likeliest time and an interval of 80 %; 0 where not in its day, or
+        only after its dates have ended."""
         room = self.room_nanos(groups, now_ms, before_stop=True)
-        return self._pacing.exhaustion(groups, room, now_ms)
+        found = self._pacing.exhaustion(groups, room, now_ms)
+        ends_ms = self.terms.group.end_ms[groups]
+        found[:2] = np.where(found[:2] < ends_ms, found[:2], 0)
+        found[2] = np.where(found[0] > 0, np.minimum(found[2], ends_ms), 0)
+        return found
 
     def room_nanos(self, groups: Rows, now_ms: int, *, before_stop: bool) -> Rows:
         """Shape (2, n): what is left of the tightest own limit of each ad group, and of its
