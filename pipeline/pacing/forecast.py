@@ -20,6 +20,7 @@ from pipeline.contract.days import iso
 from pipeline.contract.pacing_notes import BOUND_DEVIATIONS, PacingNote
 from pipeline.pacing.columns import Columns
 from pipeline.pacing.even import PotentialModel
+from pipeline.pacing.inflight import LONGEST_DELAY_MS
 from pipeline.pacing.observed import Facts, Seen, Today
 from pipeline.pacing.prices import HourlyPrices
 from pipeline.pacing.traffic import HOUR_MS, HOURS, TrafficModel
@@ -92,6 +93,7 @@ class Forecasts:
         )
         """`curve`: cumulative share of the day's traffic at each full hour, for `curve_key`."""
         self._today = Today(*(np.empty(0, dtype=np.int64) for _ in range(3)))
+        self._turn_ms = 0
         self._hour = -1
         self._next_feed_ms = 0
         self._next_note_ms = 0
@@ -133,10 +135,19 @@ class Forecasts:
         day, hours = today.day[facts.zone], today.hours(facts.zone, seen.now_ms)
         hour = _whole(hours)
         before_ms = self._groups.seen_ms[seen.group]
-        self.prices.observe(seen.group, day * HOURS + hour, seen.impressions, seen.offered_nanos)
+        # What an outage has held up is not of this hour.
+        since_turn_ms = min(seen.now_ms - self._turn_ms, 2 * LONGEST_DELAY_MS)
+        self._turn_ms = seen.now_ms
+        timely = seen.mean_age_ms <= LONGEST_DELAY_MS + since_turn_ms
+        self.prices.observe(
+            seen.group[timely],
+            (day * HOURS + hour)[timely],
+            seen.impressions[timely],
+            seen.offered_nanos[timely],
+        )
         since_ms = np.maximum(before_ms, seen.now_ms - (hours - hour) * HOUR_MS)
         exposure_s = np.maximum(0.0, seen.now_ms - since_ms) / 1_000.0 * probability
-        known = np.flatnonzero((before_ms > 0) & (probability > 0))
+        known = np.flatnonzero((before_ms > 0) & (probability > 0) & timely)
         self.traffic.observe(
             seen.group[known],
             (day * HOURS + hour)[known],

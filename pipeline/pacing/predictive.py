@@ -109,6 +109,7 @@ class Predictive:
             probability=(0, 1.0),
             next_look_ms=(0, NEVER),
             throttled_at_ms=(0, 0.0),
+            active=(0, 1.0),
             **_PAUSED,
         )
         self._campaigns = Columns(**_PAUSED)
@@ -121,10 +122,10 @@ class Predictive:
         self._lines: dict[int, tuple[int, even.Line]] = {}
         """Row -> billing day and the plan of it, where pacing is even."""
         self._last_prediction: tuple[tuple[str, bytes, int], Inflight] | None = None
-        self._changed: list[tuple[int, float]] = []
-        """Ad groups that this turn's signals are of, and the probabilities before them."""
+        self._changed: dict[int, float] = {}
+        """Ad groups that are served otherwise since this turn, and the probabilities before."""
         self._turned: list[int] = []
-        """Those, and all of the campaigns that they are of."""
+        """The same."""
         self._paused: list[int] = []
         """Those that it pauses, those of paused campaigns among them ..."""
         self._expected: list[tuple[Standing, str]] = []
@@ -157,7 +158,8 @@ class Predictive:
         self._settlements.observe(seen)
 
     def _probabilities(self, rows: Rows) -> Floats:
-        own = self._groups.probability[rows] if len(rows) else np.empty(0)
+        self._groups.reserve(rows)
+        own = self._groups.probability[rows] * self._groups.active[rows]
         if not self._campaign_probability:
             return np.asarray(own)
         campaigns = self._groups.campaign[rows].astype(np.int64).tolist()
@@ -350,15 +352,14 @@ class Predictive:
     def _note_signal(self, standing: Standing, signal: Signal, now_ms: int) -> None:
         row, groups = standing.row, self._groups
         if not standing.is_ad_group:
-            self._campaign_probability[row] = signal.serve_probability
             members = self._campaign_groups.get(row, [])
-            self._turned += members
+            self._note_change(np.array(members, dtype=np.int64))
+            self._campaign_probability[row] = signal.serve_probability
             self._campaigns.reserve(np.array([row]))
             if self._is_first_pause(self._campaigns, row, signal, now_ms):
                 self._paused += members
             return
-        self._changed.append((row, float(groups.probability[row])))
-        self._turned.append(row)
+        self._note_change(np.array([row]))
         groups.probability[row] = signal.serve_probability
         first = self._is_first_pause(groups, row, signal, now_ms)
         if signal.action != "pause":
@@ -369,11 +370,26 @@ class Predictive:
             self._expected.append((standing, signal.billing_day))
             self.forecasts.ran_out(row, now_ms)
 
+    def note_active(self, rows: Rows, active: npt.NDArray[np.bool_]) -> None:
+        self._groups.reserve(rows)
+        changed = self._groups.active[rows] != active
+        self._note_change(rows[changed])
+        self._groups.active[rows] = active
+
+    def _note_change(self, rows: Rows) -> None:
+        """These are about to be served otherwise."""
+        before = self._probabilities(rows).tolist()
+        for row, probability in zip(rows.tolist(), before, strict=True):
+            self._changed.setdefault(row, probability)
+            self._turned.append(row)
+
     def end_reviews(self, now_ms: int) -> None:
         # What is learned of the signals costs as much for one as for all.
         if self._changed:
-            rows, probabilities = zip(*self._changed, strict=True)
-            self.forecasts.note_changes(np.array(rows), now_ms, np.array(probabilities))
+            rows, before = (
+                np.array(list(part)) for part in zip(*self._changed.items(), strict=True)
+            )
+            self.forecasts.note_changes(rows, now_ms, before)
         if self._paused:
             self.model.note_pauses(np.array(self._paused), now_ms)
         if self._expected:
@@ -382,7 +398,7 @@ class Predictive:
         if self._turned:
             turned = np.array(self._turned)
             self.model.note_serving(turned, self._probabilities(turned) > 0, now_ms)
-        self._changed, self._turned, self._paused, self._expected = [], [], [], []
+        self._changed, self._turned, self._paused, self._expected = {}, [], [], []
 
     def _is_first_pause(self, of_level: Columns, row: int, signal: Signal, now_ms: int) -> bool:
         """Whether serving ends with this signal; how long to wait until it is sent again."""
@@ -401,6 +417,8 @@ class Predictive:
 
     def _pace(self, standing: Standing, now_ms: int) -> Signal | None:
         row = standing.row
+        if not (standing.is_alive and self._probabilities(np.array([row]))[0]):
+            return None  # it is not served, whatever it is told
         current = 1.0 if standing.last is None else standing.last.serve_probability
         since_ms = now_ms - float(self._groups.throttled_at_ms[row])
         wanted = self._wanted(standing, now_ms)
@@ -421,7 +439,8 @@ class Predictive:
             return 1.0
         use = min(uses, key=lambda use: use.limit_nanos - use.spend_nanos)
         left = use.limit_nanos - use.spend_nanos - use.inflight_nanos
-        self.forecasts.catch_up(standing.row, now_ms, float(self._groups.probability[standing.row]))
+        probability = float(self._probabilities(np.array([standing.row]))[0])
+        self.forecasts.catch_up(standing.row, now_ms, probability)
         end_ms = standing.day_end_ms
         if standing.ends_ms:
             end_ms = min(end_ms, standing.ends_ms)

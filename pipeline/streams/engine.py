@@ -303,6 +303,8 @@ class Engine:
         spent = np.flatnonzero(outcome.disposition >= OVER_BUDGET)
         rows = {"ad_group": outcome.group[spent], "campaign": outcome.campaign[spent]}
         changed, self.terms.limits_changed = self.terms.limits_changed, set()
+        if changed and self._pacing.predicts:
+            self._note_statuses(changed, now_ms)
         due = self._stopped.resume_due(now_ms)
         for level, touched in rows.items():
             more = [row for where, row in changed | due if where == level]
@@ -311,6 +313,25 @@ class Engine:
             asked = sorted({*worth, *self._pacing.due(level, now_ms).tolist()})
             for row, uses in zip(asked, self._uses(level, asked, now_ms), strict=True):
                 self._review(level, row, uses, drafts, now_ms)
+
+    def _note_statuses(self, changed: set[tuple[str, int]], now_ms: int) -> None:
+        """Tell pacing which ad groups serve now, of those whose terms have changed."""
+        terms, count = self.terms, len(self.terms.group_ids)
+        parents = terms.group.campaign[:count]
+        of = {
+            level: np.array([row for where, row in changed if where == level], dtype=np.int64)
+            for level in _LIMITS_OF
+        }
+        concerned = np.isin(parents, of["campaign"])
+        concerned[of["ad_group"]] = True
+        # A version that is still to come is told when it comes into force.
+        in_force = (terms.group.since_ms[:count] <= now_ms) & (
+            terms.campaign.since_ms[parents] <= now_ms
+        )
+        rows = np.flatnonzero(concerned & in_force & (parents >= 0))
+        campaigns = parents[rows]
+        active = terms.group.active[rows] & terms.campaign.active[campaigns]
+        self._pacing.note_active(rows, active)
 
     def _review_lag(self, batch: Batch, drafts: dict[int, Draft], now_ms: int) -> None:
         """Throttle the campaigns of shards whose events are judged too late; and end it."""
@@ -410,6 +431,7 @@ class Engine:
             row=row,
             is_even=level == "ad_group" and bool(terms.group.even[row]),
             ends_ms=int(terms.group.end_ms[row]) if level == "ad_group" else 0,
+            is_alive=bool(self._columns_of(level).alive[row]),
         )
         signal = self._pacing.review(standing, now_ms)
         if signal is not None:
