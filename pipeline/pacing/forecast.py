@@ -20,7 +20,8 @@ from msgspec.structs import replace
 from pipeline.contract.days import iso
 from pipeline.contract.pacing_notes import BOUND_DEVIATIONS, PacingNote
 from pipeline.pacing.columns import Columns
-from pipeline.pacing.even import END_EARLY_SHARE, PotentialModel
+from pipeline.pacing.even import PotentialModel
+from pipeline.pacing.inflight import LONGEST_DELAY_MS
 from pipeline.pacing.observed import Facts, Seen, Today
 from pipeline.pacing.prices import HourlyPrices
 from pipeline.pacing.traffic import HOUR_MS, HOURS, TrafficModel
@@ -71,9 +72,9 @@ class Outlook:
     """Price of the moment that impressions are won at, for one billable action."""
     unit_error: Floats
     """Relative error of what an impression brings."""
-    paced: npt.NDArray[np.bool_]
-    """Whether the probability will be moved so that the ad group's own limit lasts to the end of
-    the even plan, if it can be used up by then."""
+    plan_share: Floats
+    """The share of the day's traffic by which an even plan uses the ad group's own limit up, if it
+    can be; 0 where there is none."""
 
 
 @dataclass(slots=True)
@@ -107,6 +108,7 @@ class Forecasts:
         """`curve`: cumulative share of the day's traffic at each full hour, for `curve_key`.
         `on_record_ms`: the last forecast on record for the day; 0: that the budget lasts."""
         self._today = Today(*(np.empty(0, dtype=np.int64) for _ in range(3)))
+        self._turn_ms = 0
         self._hour = -1
         self._next_feed_ms = 0
         self._next_note_ms = 0
@@ -147,13 +149,22 @@ class Forecasts:
             self.traffic.fit()
 
     def _observe_traffic(self, seen: Seen, facts: Facts, today: Today, probability: Floats) -> None:
-        start_ms, day = today.start_ms[facts.zone], today.day[facts.zone]
-        hour = np.clip((seen.now_ms - start_ms) // HOUR_MS, 0, HOURS - 1)
+        day, hours = today.day[facts.zone], today.hours(facts.zone, seen.now_ms)
+        hour = _whole(hours)
         before_ms = self._groups.seen_ms[seen.group]
-        self.prices.observe(seen.group, day * HOURS + hour, seen.impressions, seen.offered_nanos)
-        since_ms = np.maximum(before_ms, start_ms + hour * HOUR_MS)
+        # What an outage has held up is not of this hour.
+        since_turn_ms = min(seen.now_ms - self._turn_ms, 2 * LONGEST_DELAY_MS)
+        self._turn_ms = seen.now_ms
+        timely = seen.mean_age_ms <= LONGEST_DELAY_MS + since_turn_ms
+        self.prices.observe(
+            seen.group[timely],
+            (day * HOURS + hour)[timely],
+            seen.impressions[timely],
+            seen.offered_nanos[timely],
+        )
+        since_ms = np.maximum(before_ms, seen.now_ms - (hours - hour) * HOUR_MS)
         exposure_s = np.maximum(0.0, seen.now_ms - since_ms) / 1_000.0 * probability
-        known = np.flatnonzero((before_ms > 0) & (probability > 0))
+        known = np.flatnonzero((before_ms > 0) & (probability > 0) & timely)
         self.traffic.observe(
             seen.group[known],
             (day * HOURS + hour)[known],
@@ -191,9 +202,9 @@ class Forecasts:
         """Bring potentials up to date; the ad groups were served with these probabilities."""
         groups = self._groups
         curve = self._curves(rows)
-        start_ms = self._today.start_ms[groups.zone[rows].astype(np.int64)]
-        until = _share_at(curve, (now_ms - start_ms) / HOUR_MS)
-        since = _share_at(curve, (groups.fed_ms[rows] - start_ms) / HOUR_MS)
+        zone = groups.zone[rows].astype(np.int64)
+        until = _share_at(curve, self._today.hours(zone, now_ms))
+        since = _share_at(curve, self._today.hours(zone, groups.fed_ms[rows]))
         passed = np.where(groups.fed_ms[rows] > 0, np.maximum(0.0, until - since), 0.0)
         counts = (probability > 0) & (groups.fed_ms[rows] > 0)
         self.potential.observe(
@@ -221,25 +232,29 @@ class Forecasts:
 
     # -- predicting ---------------------------------------------------------------------------
 
-    def share_to_come(self, row: int, now_ms: int) -> float:
-        """The share of today's traffic that is still to come."""
-        rows = np.array([row])
+    def shares_gone(self, row: int, now_ms: int, end_ms: int) -> tuple[float, float]:
+        """The share of today's traffic that has gone by, and what will have gone by then."""
+        rows = np.array([row, row])
         self._groups.reserve(rows)
-        zone = int(self._groups.zone[row])
-        if zone < 0:
-            return 1.0
-        hours = np.array([(now_ms - int(self._today.start_ms[zone])) / HOUR_MS])
-        return max(0.0, 1.0 - float(_share_at(self._curves(rows), hours)[0]))
+        if self._groups.zone[row] < 0:
+            return 0.0, 1.0
+        hours = self._hours_at(rows, np.array([now_ms, end_ms]))
+        now, end = _share_at(self._curves(rows), hours).tolist()
+        return now, end
 
-    def price_to_come(self, row: int, now_ms: int, now_nanos: float) -> float:
-        """The mean price of today's traffic that is still to come, over the price now."""
+    def _hours_at(self, rows: Rows, time_ms: Int64s | int) -> Floats:
+        return self._today.hours(self._groups.zone[rows].astype(np.int64), time_ms)
+
+    def price_to_come(self, row: int, now_ms: int, ends_ms: int, now_nanos: float) -> float:
+        """The mean price of today's traffic that is still to come until then, over the price
+        now."""
         rows = np.array([row])
         self._groups.reserve(rows)
-        zone = int(self._groups.zone[row])
-        if zone < 0:
+        if self._groups.zone[row] < 0:
             return 1.0
-        hour = np.array([(now_ms - int(self._today.start_ms[zone])) / HOUR_MS])
-        left = np.clip(np.arange(1, HOURS + 1) - hour, 0.0, 1.0)
+        hour, end = self._hours_at(rows, now_ms), self._hours_at(rows, ends_ms)
+        ends = np.arange(1, HOURS + 1)
+        left = np.clip(np.minimum(ends, end) - np.maximum(ends - 1, hour), 0.0, 1.0)
         prices = self.prices.coming(rows, _whole(hour), np.array([now_nanos]))[0]
         return _mean(prices, np.diff(self._curves(rows)[0]) * left)
 
@@ -265,10 +280,10 @@ class Forecasts:
         )
         if len(able) == 0:
             return found
-        start_ms, end_ms = (day[zones[able]] for day in (self._today.start_ms, self._today.end_ms))
-        hours = self._hours(_at(asked, able), rate[able], (now_ms - start_ms) / HOUR_MS)
+        zone, end_ms = zones[able], self._today.end_ms[zones[able]]
+        hours = self._hours(_at(asked, able), rate[able], self._today.hours(zone, now_ms))
         within = np.isfinite(hours)
-        times = start_ms + np.where(within, hours, 0.0) * HOUR_MS
+        times = np.maximum(now_ms, self._today.times_ms(zone, np.where(within, hours, 0.0)))
         found[:, able] = np.where(within, times, 0).astype(np.int64)
         open_end = within[0] & ~within[2]
         found[2, able] = np.where(open_end, end_ms, found[2, able])
@@ -285,12 +300,13 @@ class Forecasts:
         together = _by_campaign(np.minimum(value, asked.own_nanos[:, None]), asked.campaign)
 
         gone = _share_at(traffic, now)
-        planned = asked.paced & np.isfinite(_hour_of(value, asked.own_nanos * asked.probability))
+        could = np.isfinite(_hour_of(value, asked.own_nanos * asked.probability))
+        planned = (asked.plan_share > 0) & could
 
         def reached(factor: Floats) -> Floats:
             own = _hour_of(value, asked.own_nanos * factor)
             at_most = _hour_of(value, asked.own_nanos * asked.probability * factor)
-            line = _hour_of(traffic, gone + np.maximum(0, 1 - END_EARLY_SHARE - gone) * factor)
+            line = _hour_of(traffic, gone + np.maximum(0, asked.plan_share - gone) * factor)
             own = np.where(planned, np.maximum(line, at_most), own)
             return np.minimum(own, _hour_of(together, asked.campaign_nanos * factor))
 

@@ -40,7 +40,7 @@ _RATE_CONSTANT: Final = 3
 _LEAST_SERVED: Final = 0.1
 """Of that time an ad group counts as served for so much at least: after five minutes without, its
 rate fades; and where a fleet goes on serving after a pause, it is ten times too large at most."""
-_LONGEST_DELAY_MS: Final = 60_000.0
+LONGEST_DELAY_MS: Final = 60_000.0
 """Ingest delays count up to here: a longer one is an outage, and the billing lag's business."""
 _FULL_BILLABLE: Final = 4_000.0
 """Responses, and what is billed over what impressions are won at, forget by halving when so many
@@ -143,7 +143,7 @@ class InflightModel:
         faded = self._add_and_decay(seen)
         self._learn_curve(seen, basis, campaign, faded)
         self._learn_rates(seen, basis, campaign)
-        since_ms = min(seen.now_ms - self._turn_ms, 2 * _LONGEST_DELAY_MS)
+        since_ms = min(seen.now_ms - self._turn_ms, 2 * LONGEST_DELAY_MS)
         self._turn_ms = seen.now_ms
         self._learn_delay(seen, since_ms)
         self._follow_stops(seen, since_ms)
@@ -258,12 +258,12 @@ class InflightModel:
         if impressions == 0:
             return
         # One of yesterday is no reason to take all of this turn for as late.
-        ages_ms = np.minimum(seen.mean_age_ms, _LONGEST_DELAY_MS + since_ms)
+        ages_ms = np.minimum(seen.mean_age_ms, LONGEST_DELAY_MS + since_ms)
         age_ms = float((ages_ms * seen.impressions).sum()) / impressions
         newest_ms = max(0, seen.now_ms - int(seen.last_impression_ms.max()))
         # Half the time between turns, as a rule; less where they came all at once.
         waited_ms = min(since_ms / 2, max(0.0, age_ms - newest_ms))
-        delay_ms = min(age_ms - waited_ms, _LONGEST_DELAY_MS)
+        delay_ms = min(age_ms - waited_ms, LONGEST_DELAY_MS)
         self._delay += (delay_ms * impressions, impressions)
         if self._delay[1] > 10_000.0:
             self._delay *= 0.5
@@ -314,16 +314,18 @@ class InflightModel:
         return self._rate(rows, self._recent(rows, now_ms), now_ms)
 
     def price_nanos(self, rows: Rows) -> Floats:
-        """What a billable event of each ad group costs now; 0 where none was seen.
+        """What a billable event of each ad group costs now; 0 where nothing was seen.
 
-        The price of what was billed, moved as the prices of impressions have moved since.
+        The price of what was billed, moved as the prices of impressions have moved since; before
+        anything was billed, what impressions are won at.
         """
         now = self.offered_nanos(rows)
         count = np.maximum(self.groups.billable[rows], 1e-9)
         then = self.groups.offered_then[rows] / count
         known = (then > 0) & (now > 0)
         moved = np.where(known, now / np.maximum(then, 1e-9), 1.0)
-        return np.asarray(self.groups.value_nanos[rows] / count * np.clip(moved, 0.2, 5.0))
+        billed = self.groups.value_nanos[rows] / count * np.clip(moved, 0.2, 5.0)
+        return np.where(self.groups.billable[rows] > 0, billed, now)
 
     def predict(self, rows: Rows, basis: Rows, campaign: Rows, now_ms: int) -> Inflight:
         """What would still come of each ad group if it were paused now."""

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.contract.vocabulary import MS_PER_DAY
+
 Rows = npt.NDArray[np.int64]
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+
+_HOUR_MS: Final = 3_600_000
+_CHANGE_HOUR: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,21 @@ class Today:
     day: Rows
     start_ms: Int64s
     end_ms: Int64s
+
+    def hours(self, zone: Rows, time_ms: Int64s | Floats | int) -> Floats:
+        """The hour on the clock at these times, 0 to 24; days before and after are cut off.
+
+        Where clocks change they do so within the first hours, as a rule at two.
+        """
+        elapsed = (time_ms - self.start_ms[zone]) / _HOUR_MS
+        before_end = (self.end_ms[zone] - time_ms) / _HOUR_MS
+        return np.clip(np.where(elapsed < _CHANGE_HOUR, elapsed, 24 - before_end), 0.0, 24.0)
+
+    def times_ms(self, zone: Rows, hours: Floats) -> Floats:
+        """When the clock shows these hours; of two such times, the later."""
+        early = (hours < _CHANGE_HOUR) & (self.end_ms - self.start_ms <= MS_PER_DAY)[zone]
+        from_start = self.start_ms[zone] + hours * _HOUR_MS
+        return np.where(early, from_start, self.end_ms[zone] - (24 - hours) * _HOUR_MS)
 
 
 def by_group(events: Events) -> Seen:

@@ -13,7 +13,7 @@ States and transitions: `pipeline.pacing.serving`. Beside the limits of the plai
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 import numpy as np
@@ -113,6 +113,7 @@ class Predictive:
             probability=(0, 1.0),
             throttled_at_ms=(0, 0.0),
             resumed_ms=(self.tuning.resumes_an_hour, 0.0),
+            active=(0, 1.0),
             **_PAUSED,
         )
         self._campaigns = Columns(resumed_ms=(self.tuning.resumes_an_hour, 0.0), **_PAUSED)
@@ -123,10 +124,10 @@ class Predictive:
         self._lines: dict[int, tuple[int, even.Line]] = {}
         """Row -> billing day and the plan of it, where pacing is even."""
         self._last_prediction: tuple[tuple[str, bytes, int], Inflight] | None = None
-        self._changed: list[tuple[int, float]] = []
-        """Ad groups that this turn's signals are of, and the probabilities before them."""
+        self._changed: dict[int, float] = {}
+        """Ad groups that are served otherwise since this turn, and the probabilities before."""
         self._turned: list[int] = []
-        """Those, and all of the campaigns that they are of."""
+        """The same."""
         self._paused: list[int] = []
         """Those that it pauses, those of paused campaigns among them ..."""
         self._expected: list[tuple[Standing, str]] = []
@@ -163,7 +164,8 @@ class Predictive:
         groups.even[rows] = facts.is_even
 
     def _probabilities(self, rows: Rows) -> Floats:
-        own = self._groups.probability[rows] if len(rows) else np.empty(0)
+        self._groups.reserve(rows)
+        own = self._groups.probability[rows] * self._groups.active[rows]
         if not self._campaign_probability:
             return np.asarray(own)
         campaigns = self._groups.campaign[rows].astype(np.int64).tolist()
@@ -251,15 +253,16 @@ class Predictive:
             event_nanos=self.model.price_nanos(rows),
             offered_nanos=self.model.offered_nanos(rows),
             unit_error=self.model.unit_error(rows),
-            paced=self._paced(rows),
+            plan_share=self._plan_share(rows),
         )
         return self.forecasts.exhaustion(asked, now_ms)
 
-    def _paced(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Whether even pacing decides when these limits are reached: an ad group's own of a day."""
+    def _plan_share(self, rows: Rows) -> Floats:
+        """By when even pacing reaches these limits: an ad group's own of a day; 0 where it does
+        not."""
         lines = [self._lines.get(row) for row in rows.tolist()]
-        planned = np.array([line is not None for line in lines], dtype=np.bool_)
-        return np.asarray(planned & (self._groups.even[rows] > 0))
+        shares = np.array([0.0 if line is None else line[1].to_share for line in lines])
+        return np.where(self._groups.even[rows] > 0, shares, 0.0)
 
     # -- what is due --------------------------------------------------------------------------
 
@@ -352,17 +355,16 @@ class Predictive:
     def _note_signal(self, standing: Standing, signal: Signal, now_ms: int) -> None:
         row, groups = standing.row, self._groups
         if not standing.is_ad_group:
-            self._campaign_probability[row] = signal.serve_probability
             members = self._campaign_groups.get(row, [])
-            self._turned += members
+            self._note_change(np.array(members, dtype=np.int64))
+            self._campaign_probability[row] = signal.serve_probability
             if self._is_first_pause(self._campaigns, row, signal, now_ms):
                 self._paused += members
                 for member in members:
-                    if groups.probability[member] > 0:
+                    if groups.probability[member] > 0 and groups.active[member]:
                         self.forecasts.ran_out(member, now_ms)
             return
-        self._changed.append((row, float(groups.probability[row])))
-        self._turned.append(row)
+        self._note_change(np.array([row]))
         groups.probability[row] = signal.serve_probability
         first = self._is_first_pause(groups, row, signal, now_ms)
         if signal.action != "pause":
@@ -373,11 +375,26 @@ class Predictive:
             self._expected.append((standing, signal.billing_day))
             self.forecasts.ran_out(row, now_ms)
 
+    def note_active(self, rows: Rows, active: npt.NDArray[np.bool_]) -> None:
+        self._groups.reserve(rows)
+        changed = self._groups.active[rows] != active
+        self._note_change(rows[changed])
+        self._groups.active[rows] = active
+
+    def _note_change(self, rows: Rows) -> None:
+        """These are about to be served otherwise."""
+        before = self._probabilities(rows).tolist()
+        for row, probability in zip(rows.tolist(), before, strict=True):
+            self._changed.setdefault(row, probability)
+            self._turned.append(row)
+
     def end_reviews(self, now_ms: int) -> None:
         # What is learned of the signals costs as much for one as for all.
         if self._changed:
-            rows, probabilities = zip(*self._changed, strict=True)
-            self.forecasts.note_changes(np.array(rows), now_ms, np.array(probabilities))
+            rows, before = (
+                np.array(list(part)) for part in zip(*self._changed.items(), strict=True)
+            )
+            self.forecasts.note_changes(rows, now_ms, before)
         if self._paused:
             self.model.note_pauses(np.array(self._paused), now_ms)
         if self._expected:
@@ -386,7 +403,7 @@ class Predictive:
         if self._turned:
             turned = np.array(self._turned)
             self.model.note_serving(turned, self._probabilities(turned) > 0, now_ms)
-        self._changed, self._turned, self._paused, self._expected = [], [], [], []
+        self._changed, self._turned, self._paused, self._expected = {}, [], [], []
 
     def _is_first_pause(self, of_level: Columns, row: int, signal: Signal, now_ms: int) -> bool:
         """Whether serving ends with this signal; how long to wait until it is sent again."""
@@ -405,6 +422,8 @@ class Predictive:
 
     def _pace(self, standing: Standing, now_ms: int) -> Signal | None:
         row = standing.row
+        if not (standing.is_alive and self._probabilities(np.array([row]))[0]):
+            return None  # it is not served, whatever it is told
         current = 1.0 if standing.last is None else standing.last.serve_probability
         since_ms = now_ms - float(self._groups.throttled_at_ms[row])
         wanted = self._wanted(standing, now_ms)
@@ -414,7 +433,7 @@ class Predictive:
         if since_ms < self.tuning.even_apart_ms and 0.5 < wanted / max(current, 1e-9) < 2.0:
             return None
         left = min(1 - use.spend_nanos / max(1, use.limit_nanos) for use in standing.uses)
-        probability = even.next_probability(current, wanted, error, left)
+        probability = even.next_probability(current, wanted, error, left, float(known))
         if probability is None:
             return None
         return serving(standing, now_ms, EVEN_PACING, probability)
@@ -425,36 +444,57 @@ class Predictive:
             return 1.0
         use = min(uses, key=lambda use: use.limit_nanos - use.spend_nanos)
         left = use.limit_nanos - use.spend_nanos - use.inflight_nanos
-        self.forecasts.catch_up(standing.row, now_ms, float(self._groups.probability[standing.row]))
-        share = self.forecasts.share_to_come(standing.row, now_ms)
+        probability = float(self._probabilities(np.array([standing.row]))[0])
+        self.forecasts.catch_up(standing.row, now_ms, probability)
+        end_ms = standing.day_end_ms
+        if standing.ends_ms:
+            end_ms = min(end_ms, standing.ends_ms)
+        share, end_share = self.forecasts.shares_gone(standing.row, now_ms, end_ms)
+        to_come = max(0.0, end_share - share)
         # What is to come is judged by the prices to come: it may be worth much less than now.
         offered = float(self.model.offered_nanos(np.array([standing.row]))[0])
-        worth = share * self.forecasts.price_to_come(standing.row, now_ms, offered)
+        worth = to_come * self.forecasts.price_to_come(standing.row, now_ms, end_ms, offered)
+        potential = self.forecasts.potential
         if use.limit == "ad_group_daily":
-            return self._along_the_line(standing, use, 1.0 - share, worth)
-        if standing.ends_ms > standing.day_end_ms:
-            days = (standing.ends_ms - standing.day_end_ms) / MS_PER_DAY
-            worth += days * self.forecasts.usual_price(standing.row, offered)
-        budget = even.Budget(left, worth)
-        return even.wanted_probability(budget, self.forecasts.potential.nanos_per_day(standing.row))
+            wanted = self._along_the_line(standing, use, share, end_share, worth)
+        else:
+            if standing.ends_ms > standing.day_end_ms:
+                days = (standing.ends_ms - standing.day_end_ms) / MS_PER_DAY
+                worth += days * self.forecasts.usual_price(standing.row, offered)
+            budget = even.Budget(left, worth)
+            wanted = even.wanted_probability(budget, potential.nanos_per_day(standing.row))
+        if potential.is_known(standing.row):
+            return wanted
+        current = 1.0 if standing.last is None else standing.last.serve_probability
+        return max(wanted, min(current, even.FIRST_PROBABILITY))
 
     def _along_the_line(
-        self, standing: Standing, use: LimitUse, share: float, worth_to_come: float
+        self,
+        standing: Standing,
+        use: LimitUse,
+        share: float,
+        end_share: float,
+        worth_to_come: float,
     ) -> float:
         row, spend, limit = standing.row, float(use.spend_nanos), float(use.limit_nanos)
         day, line = self._lines.get(row, (0, None))
         if day != standing.billing_day:
             # A day that has just begun is planned from its beginning.
             line = even.Line(0.0, 0.0, limit)
-        if line is None or not line.holds(share, spend, limit):
-            line = even.Line(share, spend, limit)
+        price = float(self.model.price_nanos(np.array([row]))[0])
+        to_share = end_share - even.end_early(limit, price)
+        if line is not None:
+            line = replace(line, to_share=to_share)
+        if line is None or not line.holds(share, spend, limit, price):
+            line = even.Line(share, spend, limit, to_share)
         self._lines[row] = standing.billing_day, line
         nanos = spend + use.inflight_nanos
-        ahead = even.look_ahead(limit, float(self.model.price_nanos(np.array([row]))[0]))
+        ahead = even.look_ahead(limit, price)
         potential = self.forecasts.potential.nanos_per_day(row)
         wanted = even.probability_along(line, share, nanos, potential, ahead)
         budget = even.Budget(limit - nanos, worth_to_come)
-        return even.with_scarce_traffic(wanted, budget, potential)
+        known = float(self.forecasts.potential.relative_error(np.array([row]))[0])
+        return even.with_scarce_traffic(wanted, budget, potential, known)
 
     # -- target CPI ---------------------------------------------------------------------------
 

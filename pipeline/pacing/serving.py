@@ -83,6 +83,8 @@ class Standing:
     """Whether the catalog asks for even pacing."""
     ends_ms: int = 0
     """When an ad group's dates end; for the days that a lifetime budget is spread over."""
+    is_alive: bool = True
+    """Whether the catalog has it still."""
 
     @property
     def level(self) -> str:
@@ -173,6 +175,11 @@ class Policy(Protocol):
         """These are the ad groups of the shard that was taken over."""
         ...
 
+    def note_active(self, rows: Rows, active: npt.NDArray[np.bool_]) -> None:
+        """Whether these ad groups serve, as far as their and their campaigns' status goes; told
+        in each turn that it may have changed in, before the reviews."""
+        ...
+
     def end_reviews(self, now_ms: int) -> None:
         """The reviews of this turn are over."""
         ...
@@ -251,6 +258,9 @@ class PlainLimits:
         return True
 
     def note_recalled(self, rows: Rows, facts: Facts) -> None:
+        pass
+
+    def note_active(self, rows: Rows, active: npt.NDArray[np.bool_]) -> None:
         pass
 
     def end_reviews(self, now_ms: int) -> None:

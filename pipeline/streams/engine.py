@@ -240,9 +240,14 @@ class Engine:
 
     def predicted_exhaustion_ms(self, groups: Rows, now_ms: int) -> Rows:
         """When the tightest limit of each ad group will have been reached, as far as pacing can
-        tell: shape (3, n), the likeliest time and an interval of 80 %; 0 where not in its day."""
+        tell: shape (3, n), the likeliest time and an interval of 80 %; 0 where not in its day, or
+        only after its dates have ended."""
         room = self.room_nanos(groups, now_ms, before_stop=True)
-        return self._pacing.exhaustion(groups, room, now_ms)
+        found = self._pacing.exhaustion(groups, room, now_ms)
+        ends_ms = self.terms.group.end_ms[groups]
+        found[:2] = np.where(found[:2] < ends_ms, found[:2], 0)
+        found[2] = np.where(found[0] > 0, np.minimum(found[2], ends_ms), 0)
+        return found
 
     def room_nanos(self, groups: Rows, now_ms: int, *, before_stop: bool) -> Rows:
         """Shape (2, n): what is left of the tightest own limit of each ad group, and of its
@@ -305,6 +310,8 @@ class Engine:
         spent = np.flatnonzero(outcome.disposition >= OVER_BUDGET)
         rows = {"ad_group": outcome.group[spent], "campaign": outcome.campaign[spent]}
         changed, self.terms.limits_changed = self.terms.limits_changed, set()
+        if changed and self._pacing.predicts:
+            self._note_statuses(changed, now_ms)
         due = self._stopped.resume_due(now_ms)
         looked_at: dict[str, Rows] = {}
         for level, touched in rows.items():
@@ -318,6 +325,25 @@ class Engine:
                 self._bids.take_back(sorted(more), self.shards, drafts, now_ms)
             looked_at[level] = np.union1d(concerned, np.array(asked, dtype=np.int64))
         return looked_at["campaign"]
+
+    def _note_statuses(self, changed: set[tuple[str, int]], now_ms: int) -> None:
+        """Tell pacing which ad groups serve now, of those whose terms have changed."""
+        terms, count = self.terms, len(self.terms.group_ids)
+        parents = terms.group.campaign[:count]
+        of = {
+            level: np.array([row for where, row in changed if where == level], dtype=np.int64)
+            for level in _LIMITS_OF
+        }
+        concerned = np.isin(parents, of["campaign"])
+        concerned[of["ad_group"]] = True
+        # A version that is still to come is told when it comes into force.
+        in_force = (terms.group.since_ms[:count] <= now_ms) & (
+            terms.campaign.since_ms[parents] <= now_ms
+        )
+        rows = np.flatnonzero(concerned & in_force & (parents >= 0))
+        campaigns = parents[rows]
+        active = terms.group.active[rows] & terms.campaign.active[campaigns]
+        self._pacing.note_active(rows, active)
 
     def _review_lag(
         self, batch: Batch, looked_at: Rows, drafts: dict[int, Draft], now_ms: int
@@ -428,6 +454,7 @@ class Engine:
             row=row,
             is_even=level == "ad_group" and bool(terms.group.even[row]),
             ends_ms=int(terms.group.end_ms[row]) if level == "ad_group" else 0,
+            is_alive=bool(self._columns_of(level).alive[row]),
         )
         signal = self._pacing.review(standing, now_ms)
         if signal is not None:

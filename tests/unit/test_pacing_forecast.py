@@ -31,6 +31,7 @@ def step(
     campaign: np.ndarray,
     impressions: float = 5.0 * PER_MINUTE,
     basis: int = CPM,
+    age_ms: float = 1_000.0,
 ) -> None:
     """Five minutes' impressions of two ad groups, each with a billed event."""
     day = now_ms // MS_PER_DAY
@@ -40,7 +41,7 @@ def step(
         now_ms=now_ms,
         group=TWO,
         impressions=count,
-        mean_age_ms=np.full(2, 1_000.0),
+        mean_age_ms=np.full(2, age_ms),
         last_impression_ms=np.full(2, now_ms - 1_000),
         billable=count,
         value_nanos=count * price,
