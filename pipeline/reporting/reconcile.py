@@ -272,16 +272,16 @@ _IDENTITIES: Final = (
     ),
     _Identity(
         "blocks_hold_no_more_than_accrued",
-        "an ad group's posted impressions and amounts never exceed those that were charged",
-        "SELECT ad_group_id, posting_day, sum(accrued) AS events_nanos, "
+        "an ad group's posted impressions and amounts of a day never exceed those charged of it",
+        "SELECT ad_group_id, billing_day, posting_day, sum(accrued) AS events_nanos, "
         "sum(posted) AS blocks_nanos, sum(impressions) AS charged_impressions, "
         "sum(quantity) AS posted_impressions "
-        "FROM (SELECT ad_group_id, posting_day, amount_nanos AS accrued, 1 AS impressions, "
-        "0 AS posted, 0 AS quantity FROM billing.events WHERE basis = 'cpm' "
+        "FROM (SELECT ad_group_id, billing_day, posting_day, amount_nanos AS accrued, "
+        "1 AS impressions, 0 AS posted, 0 AS quantity FROM billing.events WHERE basis = 'cpm' "
         f"AND {_on('posting_day')} "
-        "UNION ALL SELECT ad_group_id, posting_day, 0, 0, amount_nanos, quantity "
+        "UNION ALL SELECT ad_group_id, billing_day, posting_day, 0, 0, amount_nanos, quantity "
         f"FROM billing.charges WHERE basis = 'cpm' AND amount_nanos >= 0 AND {_on('posting_day')}) "
-        "GROUP BY ad_group_id, posting_day "
+        "GROUP BY ad_group_id, billing_day, posting_day "
         "HAVING blocks_nanos > events_nanos OR posted_impressions > charged_impressions "
         "OR charged_impressions - posted_impressions >= 1000",
         "days",
