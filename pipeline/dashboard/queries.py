@@ -217,7 +217,10 @@ def time_zone_of(account_id: str) -> Query:
 
 
 def closed_days(last_days: int) -> Query:
-    """The last closed days by currency, each amount as four tables have it: they must be equal."""
+    """The last closed days by currency, each amount as four tables have it: they must be equal.
+
+    A credit has no event of its own: billing.credits counts with billing.events.
+    """
     closed = (
         "(account_id, {column}) IN (SELECT account_id, billing_day FROM billing.day_closes "
         "WHERE billing_day > (SELECT max(billing_day) FROM billing.day_closes) - {days:UInt16})"
@@ -238,6 +241,9 @@ def closed_days(last_days: int) -> Query:
         f"WHERE {recent.replace('{column}', 'billing_day')} GROUP BY day, currency "
         "UNION ALL SELECT posting_day, currency, 0, 0, sum(amount_nanos), 0, 0, 0, "
         f"sum(free_nanos), 0 FROM billing.events WHERE {where['posting_day']} "
+        "GROUP BY posting_day, currency "
+        "UNION ALL SELECT posting_day, currency, 0, 0, sum(amount_nanos), 0, 0, 0, 0, 0 "
+        f"FROM billing.credits WHERE refused = '' AND {where['posting_day']} "
         "GROUP BY posting_day, currency "
         "UNION ALL SELECT posting_day, currency, 0, 0, 0, sum(amount_nanos), 0, 0, 0, 0 "
         f"FROM billing.charges WHERE {where['posting_day']} GROUP BY posting_day, currency "

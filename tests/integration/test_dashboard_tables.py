@@ -1,0 +1,72 @@
+"""What the dashboard shows of books made by engine and reporter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pipeline.dashboard import queries
+from pipeline.dashboard.queries import Query
+from tests.integration.small_books import SmallBooks, at
+
+UNIT = 1_000_000_000
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallBooks]:
+    """Two closed days and an open one. Amounts of 30 units for each click of `k` and `l`."""
+    one = SmallBooks(tmp_path_factory.mktemp("dashboard_tables"))
+    one.open("k", "traffic", campaign={"lifetime_spend_limit_micros": 100_000_000})
+    lifetime = {"budget_type": "lifetime", "budget_micros": 100_000_000, "end_ms": at(300)}
+    one.open("l", "traffic", group=lifetime)
+    one.open("dear", "awareness", group={"bid_micros": 10**15})
+    one.open("anew", "awareness", campaign={"daily_spend_limit_micros": 7_000_000})
+    one.open("tardy", "traffic")
+    thirty = 30_000_000
+    one.judge(
+        at(2),
+        one.event("k", "click", at(2), thirty, event_id="credited"),
+        one.event("l", "click", at(2), thirty),
+        one.event("anew", "impression", at(2)),
+    )
+    recreated = {"campaign_id": "anew-c", "account_id": "anew", "objective": "awareness"}
+    one.publish("campaign:anew-c", None, at(2, 15))
+    one.publish("campaign:anew-c", recreated, at(2, 16))
+    one.judge(at(3, 3))
+    one.judge(
+        at(3),
+        one.event("k", "click", at(3), thirty),
+        one.event("l", "click", at(3), thirty),
+        one.event("anew", "impression", at(3)),
+        *(one.event("dear", "impression", at(3), 10**15) for _ in range(12)),
+    )
+    one.judge(at(3, 13), one.event("tardy", "click", at(2, 20), 5_000_000, recorded_ms=at(3, 13)))
+    one.report()
+    one.credit("credited", at(3, 14))
+    one.judge(at(4, 3))
+    one.judge(
+        at(4),
+        one.event("k", "click", at(4), thirty),
+        one.event("l", "click", at(4), thirty),
+    )
+    one.report()
+    yield one
+    one.store.close()
+
+
+def rows(books: SmallBooks, query: Query) -> list[dict[str, Any]]:
+    return books.store.dicts(query.sql, query.parameters)
+
+
+def test_the_books_behind_these_pages_are_right(books: SmallBooks) -> None:
+    assert books.failed() == {}
+
+
+def test_the_four_tables_agree_on_a_day_with_credits(books: SmallBooks) -> None:
+    days = {str(row["day"]): row for row in rows(books, queries.closed_days(14))}
+    assert all(day["agrees"] for day in days.values())
+    clicks, late, credited, dear, anew = 2 * 30, 5, -30, 12 * 1_000_000, UNIT // 1_000
+    spent = (clicks + late + credited + dear) * UNIT + anew
+    assert days["2026-03-03"]["events_nanos"] == days["2026-03-03"]["closes_nanos"] == spent
