@@ -47,12 +47,16 @@ _SPEND_BY_BASIS: Final = {
 }
 """By whether the day is open."""
 _SUMS: Final = (
-    ",\n".join(f"    sum(row_{name}) AS {name}" for name in _COLUMNS)
+    # What is free may be beyond any limit; an Int64 holds 9.2 billion units.
+    ",\n".join(
+        f"    sum({'toInt128' if name == 'free_nanos' else ''}(row_{name})) AS {name}"
+        for name in _COLUMNS
+    )
     + """,
     clicks + closeups + saves AS engagements,
     if(impressions = 0, 0, clicks / impressions) AS ctr,
     intDiv(sum(row_cpc_nanos), greatest(charged_clicks, 1)) AS cpc_nanos,
-    intDiv(sum(row_cpm_nanos) * 1000, greatest(charged_impressions, 1)) AS cpm_nanos,
+    intDiv(toInt128(sum(row_cpm_nanos)) * 1000, greatest(charged_impressions, 1)) AS cpm_nanos,
     intDiv(sum(row_cpe_nanos), greatest(charged_engagements, 1)) AS cpe_nanos"""
 )
 

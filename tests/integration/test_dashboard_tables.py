@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import date
 from typing import Any
 
 import pytest
 
 from pipeline.dashboard import queries
 from pipeline.dashboard.queries import Query
+from pipeline.dashboard.view import parse_view
 from tests.integration.small_books import SmallBooks, at
 
 UNIT = 1_000_000_000
+DAY = date(2026, 3, 3)
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +73,13 @@ def test_the_four_tables_agree_on_a_day_with_credits(books: SmallBooks) -> None:
     clicks, late, credited, dear, anew = 2 * 30, 5, -30, 12 * 1_000_000, UNIT // 1_000
     spent = (clicks + late + credited + dear) * UNIT + anew
     assert days["2026-03-03"]["events_nanos"] == days["2026-03-03"]["closes_nanos"] == spent
+
+
+def test_a_cpm_is_right_of_any_spend(books: SmallBooks) -> None:
+    """12 impressions of a million units each: their nanos times 1,000 are beyond an Int64."""
+    day = {"from": "2026-03-03", "to": "2026-03-03"}
+    view = parse_view({"level": "campaigns", "campaign_id": "dear-c"} | day, DAY)
+    [row] = rows(books, queries.figures(view, live=False))
+    assert (row["cpm_nanos"], row["charged_impressions"]) == (10**9 * UNIT, 12)
+    [total] = rows(books, queries.totals(view, live=False))
+    assert total["cpm_nanos"] == row["cpm_nanos"]
