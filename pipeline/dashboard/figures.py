@@ -104,6 +104,12 @@ def limits_on(rows: Iterable[Row], day_start_ms: int) -> dict[str, dict[str, Any
     return found
 
 
+def has_lifetime_limit(fields: Mapping[str, Any]) -> bool:
+    """Whether an ad group's budget, or a limit of a campaign's, is for all its days."""
+    limit = fields.get("lifetime_spend_limit_micros")
+    return bool(limit) or fields.get("budget_type") == "lifetime"
+
+
 def budget_of(
     fields: Mapping[str, Any], spend_nanos: int, days: int, lifetime_nanos: int
 ) -> Budget:

@@ -143,12 +143,19 @@ def limits(entities: Sequence[str], before_ms: int) -> Query:
     )
 
 
-def lifetime_spend(ad_group_ids: Sequence[str]) -> Query:
-    """What ad groups have spent on all closed days."""
+def lifetime_spend(column: str, account_ids: Sequence[str], ids: Sequence[str]) -> Query:
+    """What campaigns or ad groups (`column`: their ids') have ever been charged, open days too.
+
+    Credits are left out, for they give no limit back. The accounts are for speed: tables are sorted
+    by them.
+    """
+    whose = f"account_id IN {{accounts:Array(String)}} AND {column} IN {{ids:Array(String)}}"
     return Query(
-        "SELECT ad_group_id, sum(spend_nanos) AS spend_nanos FROM reporting.daily "
-        "WHERE ad_group_id IN {ids:Array(String)} GROUP BY ad_group_id",
-        {"ids": list(ad_group_ids)},
+        f"SELECT {column} AS id, sum(charged) AS charged_nanos FROM ("
+        f"SELECT {column}, spend_nanos - credit_nanos AS charged FROM reporting.daily "
+        f"WHERE {whose} UNION ALL SELECT {column}, spend_nanos FROM reporting.live_rows "
+        f"WHERE {whose} AND spend_nanos > 0) GROUP BY id",
+        {"accounts": list(account_ids), "ids": list(ids)},
     )
 
 

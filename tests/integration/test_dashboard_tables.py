@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from datetime import date
 from typing import Any
 
 import pytest
 
-from pipeline.dashboard import queries
+from pipeline.dashboard import pages, queries
+from pipeline.dashboard.figures import Budget
 from pipeline.dashboard.queries import Query
 from pipeline.dashboard.view import parse_view
 from tests.integration.small_books import SmallBooks, at
@@ -63,6 +65,13 @@ def rows(books: SmallBooks, query: Query) -> list[dict[str, Any]]:
     return books.store.dicts(query.sql, query.parameters)
 
 
+def budgets(books: SmallBooks, level: str, day: str, *, live: bool = False) -> dict[str, Budget]:
+    """The budget of each row of a page, by the row's own id."""
+    view = parse_view({"level": level, "from": day, "to": day}, DAY)
+    found = asyncio.run(pages.table(pages.Source(books.store, []), view, live=live))
+    return {row[view.ids[-1]]: budget for row, budget in found["rows"]}
+
+
 def test_the_books_behind_these_pages_are_right(books: SmallBooks) -> None:
     assert books.failed() == {}
 
@@ -83,3 +92,14 @@ def test_a_cpm_is_right_of_any_spend(books: SmallBooks) -> None:
     assert (row["cpm_nanos"], row["charged_impressions"]) == (10**9 * UNIT, 12)
     [total] = rows(books, queries.totals(view, live=False))
     assert total["cpm_nanos"] == row["cpm_nanos"]
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize(("level", "id_"), [("campaigns", "k-c"), ("ad-groups", "l-g")])
+def test_a_lifetime_limit_is_used_by_all_that_was_charged_whatever_the_page_shows(
+    books: SmallBooks, level: str, id_: str, live: bool
+) -> None:
+    """Three clicks of 30 units, one of them in an open day. The credit of `k` gives none back."""
+    day = "2026-03-04" if live else "2026-03-03"
+    budget = budgets(books, level, day, live=live)[id_]
+    assert (budget.text, budget.used_text) == ("100.00 lifetime", "90.0%")
