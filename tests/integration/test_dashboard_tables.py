@@ -103,3 +103,18 @@ def test_a_lifetime_limit_is_used_by_all_that_was_charged_whatever_the_page_show
     day = "2026-03-04" if live else "2026-03-03"
     budget = budgets(books, level, day, live=live)[id_]
     assert (budget.text, budget.used_text) == ("100.00 lifetime", "90.0%")
+
+
+def test_adjusted_spend_sums_to_spend_though_an_accounts_first_event_is_late(
+    books: SmallBooks,
+) -> None:
+    late = 5 * UNIT
+    found = books.store.rows(
+        "SELECT toString(billing_day), spend_nanos, for_earlier_days_nanos, late_nanos, "
+        "adjusted_spend_nanos FROM reporting.daily_adjusted WHERE account_id = 'tardy' "
+        "ORDER BY billing_day"
+    )
+    assert [tuple(row) for row in found] == [
+        ("2026-03-02", 0, 0, late, late),
+        ("2026-03-03", late, late, 0, 0),
+    ]
