@@ -60,7 +60,13 @@ _SUMS: Final = (
     intDiv(sum(row_cpe_nanos), greatest(charged_engagements, 1)) AS cpe_nanos"""
 )
 
-_RECENT: Final = "posting_day >= (SELECT max(posting_day) FROM billing.events) - 1"
+# The first day that some account has open. What the tables have of later days says nothing of the
+# time: an event without a day of its own is posted in the day that its record was stamped with.
+_OPEN_FROM: Final = (
+    "(SELECT greatest(min(first_open_day), toDate('1971-01-01')) FROM reporting.open_days)"
+)
+_RECENT: Final = f"posting_day >= {_OPEN_FROM} - 1"
+_LAST_DECIDED: Final = f"(SELECT max(decided_at_ms) FROM billing.events WHERE {_RECENT})"
 
 _CLOSED: Final = (
     "(account_id, billing_day) IN (SELECT account_id, billing_day FROM billing.day_closes "
@@ -283,8 +289,8 @@ def adjustments(last_days: int) -> Query:
     return Query(
         "SELECT posting_day, adjusts_day, currency, uniqExact(account_id) AS accounts, "
         "count() AS charges, sum(amount_nanos) AS amount_nanos FROM billing.charges "
-        "WHERE is_adjustment AND posting_day > (SELECT max(posting_day) FROM billing.charges) "
-        "- {days:UInt16} GROUP BY posting_day, adjusts_day, currency "
+        f"WHERE is_adjustment AND posting_day > {_OPEN_FROM} - {{days:UInt16}} "
+        "GROUP BY posting_day, adjusts_day, currency "
         "ORDER BY posting_day DESC, adjusts_day DESC, currency LIMIT 200",
         {"days": last_days},
     )
@@ -295,7 +301,7 @@ def free_by_cause(last_days: int) -> Query:
     return Query(
         "SELECT posting_day, currency, limit, count() AS events, sum(e.free_nanos) AS free_nanos, "
         "uniqExact(ad_group_id) AS ad_groups FROM billing.events AS e WHERE e.free_nanos > 0 "
-        "AND posting_day > (SELECT max(posting_day) FROM billing.events) - {days:UInt16} "
+        f"AND posting_day > {_OPEN_FROM} - {{days:UInt16}} "
         "GROUP BY posting_day, currency, limit ORDER BY posting_day DESC, currency, limit",
         {"days": last_days},
     )
@@ -321,8 +327,7 @@ def rates() -> Query:
         "SELECT intDiv(decided_at_ms, 60000) * 60000 AS at_ms, count() AS events, "
         "countIf(disposition = 'charged') AS charged, "
         "countIf(disposition IN ('malformed', 'future', 'expired', 'unknown')) AS turned_away "
-        f"FROM billing.events WHERE {_RECENT} AND decided_at_ms > "
-        f"(SELECT max(decided_at_ms) FROM billing.events WHERE {_RECENT}) - 3600000 "
+        f"FROM billing.events WHERE {_RECENT} AND decided_at_ms > {_LAST_DECIDED} - 3600000 "
         "GROUP BY at_ms ORDER BY at_ms DESC"
     )
 
@@ -344,11 +349,11 @@ def signal_latency() -> Query:
 
 
 def dispositions() -> Query:
-    """What became of the events of the latest day that the tables have."""
+    """What became of the events judged in the last 24 hours that the tables have."""
     return Query(
-        "SELECT posting_day, disposition, count() AS events FROM billing.events "
-        "WHERE posting_day = (SELECT max(posting_day) FROM billing.events) "
-        "GROUP BY posting_day, disposition ORDER BY events DESC"
+        "SELECT disposition, count() AS events FROM billing.events "
+        f"WHERE {_RECENT} AND decided_at_ms > {_LAST_DECIDED} - 86400000 "
+        "GROUP BY disposition ORDER BY events DESC"
     )
 
 

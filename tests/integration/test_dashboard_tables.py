@@ -21,7 +21,10 @@ DAY = date(2026, 3, 3)
 
 @pytest.fixture(scope="module")
 def books(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallBooks]:
-    """Two closed days and an open one. Amounts of 30 units for each click of `k` and `l`."""
+    """Two closed days and an open one. Clicks of `k` and `l` are 30 units each, while limits last.
+
+    One record of the open day is stamped some eighty years too late.
+    """
     one = SmallBooks(tmp_path_factory.mktemp("dashboard_tables"))
     one.open("k", "traffic", campaign={"lifetime_spend_limit_micros": 100_000_000})
     lifetime = {"budget_type": "lifetime", "budget_micros": 100_000_000, "end_ms": at(300)}
@@ -55,6 +58,8 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallBooks]:
         at(4),
         one.event("k", "click", at(4), thirty),
         one.event("l", "click", at(4), thirty),
+        one.event("l", "click", at(4), thirty),
+        one.event("k", "click", at(4), recorded_ms=at(30_000)),
     )
     one.report()
     yield one
@@ -95,14 +100,16 @@ def test_a_cpm_is_right_of_any_spend(books: SmallBooks) -> None:
 
 
 @pytest.mark.parametrize("live", [False, True])
-@pytest.mark.parametrize(("level", "id_"), [("campaigns", "k-c"), ("ad-groups", "l-g")])
+@pytest.mark.parametrize(
+    ("level", "id_", "used"), [("campaigns", "k-c", "90.0%"), ("ad-groups", "l-g", "100.0%")]
+)
 def test_a_lifetime_limit_is_used_by_all_that_was_charged_whatever_the_page_shows(
-    books: SmallBooks, level: str, id_: str, live: bool
+    books: SmallBooks, level: str, id_: str, used: str, live: bool
 ) -> None:
-    """Three clicks of 30 units, one of them in an open day. The credit of `k` gives none back."""
+    """Clicks of 30 units in three days, one of them open. The credit of `k` gives none back."""
     day = "2026-03-04" if live else "2026-03-03"
     budget = budgets(books, level, day, live=live)[id_]
-    assert (budget.text, budget.used_text) == ("100.00 lifetime", "90.0%")
+    assert (budget.text, budget.used_text) == ("100.00 lifetime", used)
 
 
 def test_adjusted_spend_sums_to_spend_though_an_accounts_first_event_is_late(
@@ -117,4 +124,18 @@ def test_adjusted_spend_sums_to_spend_though_an_accounts_first_event_is_late(
     assert [tuple(row) for row in found] == [
         ("2026-03-02", 0, 0, late, late),
         ("2026-03-03", late, late, 0, 0),
+    ]
+
+
+def test_a_record_stamped_far_in_the_future_hides_nothing(books: SmallBooks) -> None:
+    """It has a row in the day of its stamp, as all that has no billing day of its own."""
+    found = books.store.rows("SELECT max(posting_day) > '2100-01-01' FROM billing.events")
+    assert [tuple(row) for row in found] == [(1,)]
+    [free] = rows(books, queries.free_by_cause(14))
+    assert (free["free_nanos"], free["limit"]) == (20 * UNIT, "ad_group_lifetime")
+    counts = {row["disposition"]: row["events"] for row in rows(books, queries.dispositions())}
+    assert counts == {"charged": 4, "expired": 1}
+    assert [row["events"] for row in rows(books, queries.rates())] == [4]
+    assert [str(row["adjusts_day"]) for row in rows(books, queries.adjustments(14))] == [
+        "2026-03-02"
     ]

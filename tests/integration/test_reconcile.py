@@ -14,12 +14,20 @@ from tests.integration.small_books import SmallBooks, at
 def books(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallBooks]:
     """Late impressions of a closed day and the open day's own, none of them in a block yet.
 
-    And a click on each day, the first one credited, of an account that had no event on the second.
+    And two clicks, the first one credited, of an account that had no event in the day between, and
+    an account that moved to the far east after its only click.
     """
     one = SmallBooks(tmp_path_factory.mktemp("reconcile"))
     one.open("seen", "awareness")
     one.open("clicked", "traffic")
-    one.judge(at(1), one.event("clicked", "click", at(1), event_id="credited"))
+    one.open("moved", "traffic")
+    one.judge(
+        at(1),
+        one.event("clicked", "click", at(1), event_id="credited"),
+        one.event("moved", "click", at(1)),
+    )
+    there = {"account_id": "moved", "country": "US", "currency": "USD"}
+    one.publish("account:moved", there | {"time_zone": "Pacific/Kiritimati"}, at(1, 13))
     one.judge(at(2, 3))
     one.report()
     one.judge(at(2), one.event("seen", "impression", at(2)))
@@ -36,6 +44,17 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallBooks]:
 def test_an_open_day_may_hold_an_open_block_for_each_day_that_it_adjusts(
     books: SmallBooks,
 ) -> None:
+    assert books.failed() == {}
+
+
+def test_an_account_that_moved_east_may_have_closed_more_than_its_old_zone(
+    books: SmallBooks,
+) -> None:
+    closed = books.store.rows(
+        "SELECT account_id, toString(max(billing_day)) FROM billing.day_closes "
+        "WHERE account_id IN ('clicked', 'moved') GROUP BY account_id ORDER BY account_id"
+    )
+    assert [tuple(row) for row in closed] == [("clicked", "2026-03-02"), ("moved", "2026-03-03")]
     assert books.failed() == {}
 
 
