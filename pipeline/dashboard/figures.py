@@ -97,6 +97,9 @@ def limits_on(rows: Iterable[Row], day_start_ms: int) -> dict[str, dict[str, Any
         # A change's value is JSON; the empty string is a field that was taken away.
         value = json.loads(row["new"]) if row["new"] else None
         fields = found.setdefault(row["entity"], {})
+        if row["field"] == "deleted":
+            fields.clear()
+            continue
         held = fields.get(row["field"])
         if int(row["effective_ms"]) > day_start_ms and isinstance(held, int):
             value = None if value is None else max(held, value)

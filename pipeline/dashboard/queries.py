@@ -35,7 +35,8 @@ _COUNTED_BY: Final = {
     "cpe": "charged_engagements",
 }
 # A campaign is charged by one thing alone, so what was charged by clicks, say, is on a closed day
-# the spend of the rows with charged clicks. A row of an open day says what it was charged by.
+# the spend of the rows with charged clicks; but for a day on which its objective changed, of which
+# no row has its spend by basis. A row of an open day says what it was charged by.
 _SPEND_BY_BASIS: Final = {
     False: "".join(
         f", if({counted} > 0, spend_nanos, 0) AS row_{basis}_nanos"
@@ -139,11 +140,14 @@ def live_days() -> Query:
 
 
 def limits(entities: Sequence[str], before_ms: int) -> Query:
-    """The limits of ad groups and campaigns: every change that was in effect before a time."""
+    """The limits of ad groups and campaigns: every change that was in effect before a time.
+
+    Deletions as well: what is made again under the id of what was deleted has only its own limits.
+    """
     return Query(
         "SELECT entity, field, effective_ms, new FROM reporting.changes "
-        "WHERE entity IN {entities:Array(String)} AND field IN ('budget_type', 'budget_micros', "
-        "'daily_spend_limit_micros', 'lifetime_spend_limit_micros') "
+        "WHERE entity IN {entities:Array(String)} AND field IN ('deleted', 'budget_type', "
+        "'budget_micros', 'daily_spend_limit_micros', 'lifetime_spend_limit_micros') "
         "AND effective_ms < {before:Int64} ORDER BY effective_ms, catalog_offset, change_number",
         {"entities": list(entities), "before": before_ms},
     )

@@ -112,6 +112,10 @@ def test_a_lifetime_limit_is_used_by_all_that_was_charged_whatever_the_page_show
     assert (budget.text, budget.used_text) == ("100.00 lifetime", used)
 
 
+def test_a_campaign_made_again_without_its_limit_has_none(books: SmallBooks) -> None:
+    assert budgets(books, "campaigns", "2026-03-03")["anew-c"].text == "—"
+
+
 def test_adjusted_spend_sums_to_spend_though_an_accounts_first_event_is_late(
     books: SmallBooks,
 ) -> None:
