@@ -97,11 +97,20 @@ def limits_on(rows: Iterable[Row], day_start_ms: int) -> dict[str, dict[str, Any
         # A change's value is JSON; the empty string is a field that was taken away.
         value = json.loads(row["new"]) if row["new"] else None
         fields = found.setdefault(row["entity"], {})
+        if row["field"] == "deleted":
+            fields.clear()
+            continue
         held = fields.get(row["field"])
         if int(row["effective_ms"]) > day_start_ms and isinstance(held, int):
             value = None if value is None else max(held, value)
         fields[row["field"]] = value
     return found
+
+
+def has_lifetime_limit(fields: Mapping[str, Any]) -> bool:
+    """Whether an ad group's budget, or a limit of a campaign's, is for all its days."""
+    limit = fields.get("lifetime_spend_limit_micros")
+    return bool(limit) or fields.get("budget_type") == "lifetime"
 
 
 def budget_of(

@@ -21,6 +21,7 @@ from pipeline.dashboard.figures import (
     Row,
     budget_of,
     entity_of,
+    has_lifetime_limit,
     limits_on,
     money,
     to_csv,
@@ -70,7 +71,7 @@ async def closed(source: Source, request: web.Request) -> Values:
     """Closed days: what is shown is what was billed."""
     last_day = await _last_closed_day(source)
     view = parse_view(request.query, last_day)
-    values = await _table(source, view, live=False)
+    values = await table(source, view, live=False)
     presets = {
         "Last closed day": view.query(first_day=last_day, last_day=last_day, page=1),
         "7 days": view.query(first_day=last_day - timedelta(6), last_day=last_day, page=1),
@@ -89,7 +90,7 @@ async def today(source: Source, request: web.Request) -> Values:
     days = await source.rows(queries.live_days())
     latest: date = days[0]["billing_day"] if days else _NO_DAY
     view = parse_view(request.query, latest)
-    values = await _table(source, view, live=True)
+    values = await table(source, view, live=True)
     return "today.html", values | {
         "tab": "today",
         "days": [
@@ -122,7 +123,8 @@ async def _last_closed_day(source: Source) -> date:
     return day
 
 
-async def _table(source: Source, view: View, *, live: bool) -> dict[str, Any]:
+async def table(source: Source, view: View, *, live: bool) -> dict[str, Any]:
+    """A page of figures with each row's budget, and the totals of all pages."""
     rows, totals = await source.all(
         queries.figures(view, live=live), queries.totals(view, live=live)
     )
@@ -149,21 +151,22 @@ async def _budgets(source: Source, view: View, rows: list[Row]) -> list[Budget]:
     start_ms = from_iso(view.last_day.isoformat()) * MS_PER_DAY
     changes = await source.rows(queries.limits(named, start_ms + MS_PER_DAY))
     of_entity = limits_on(changes, start_ms)
-    lifetime = {
-        entity.partition(":")[2]
-        for entity in named
-        if of_entity.get(entity, {}).get("budget_type") == "lifetime"
-    }
+    limited = [
+        (row["account_id"], row[view.ids[-1]])
+        for entity, row in zip(entities, rows, strict=True)
+        if has_lifetime_limit(of_entity.get(entity or "", {}))
+    ]
     ever: dict[str, int] = {}
-    if lifetime:
-        for row in await source.rows(queries.lifetime_spend(sorted(lifetime))):
-            ever[row["ad_group_id"]] = int(row["spend_nanos"])
+    if limited:
+        accounts, ids = (sorted(set(names)) for names in zip(*limited, strict=True))
+        for row in await source.rows(queries.lifetime_spend(view.ids[-1], accounts, ids)):
+            ever[row["id"]] = int(row["charged_nanos"])
     return [
         budget_of(
             of_entity.get(entity or "", {}),
             int(row["spend_nanos"]),
             view.days,
-            ever.get(row.get("ad_group_id", ""), int(row["spend_nanos"])),
+            ever.get(row[view.ids[-1]], 0),
         )
         for entity, row in zip(entities, rows, strict=True)
     ]

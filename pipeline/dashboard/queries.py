@@ -35,7 +35,8 @@ _COUNTED_BY: Final = {
     "cpe": "charged_engagements",
 }
 # A campaign is charged by one thing alone, so what was charged by clicks, say, is on a closed day
-# the spend of the rows with charged clicks. A row of an open day says what it was charged by.
+# the spend of the rows with charged clicks; but for a day on which its objective changed, of which
+# no row has its spend by basis. A row of an open day says what it was charged by.
 _SPEND_BY_BASIS: Final = {
     False: "".join(
         f", if({counted} > 0, spend_nanos, 0) AS row_{basis}_nanos"
@@ -47,16 +48,26 @@ _SPEND_BY_BASIS: Final = {
 }
 """By whether the day is open."""
 _SUMS: Final = (
-    ",\n".join(f"    sum(row_{name}) AS {name}" for name in _COLUMNS)
+    # What is free may be beyond any limit; an Int64 holds 9.2 billion units.
+    ",\n".join(
+        f"    sum({'toInt128' if name == 'free_nanos' else ''}(row_{name})) AS {name}"
+        for name in _COLUMNS
+    )
     + """,
     clicks + closeups + saves AS engagements,
     if(impressions = 0, 0, clicks / impressions) AS ctr,
     intDiv(sum(row_cpc_nanos), greatest(charged_clicks, 1)) AS cpc_nanos,
-    intDiv(sum(row_cpm_nanos) * 1000, greatest(charged_impressions, 1)) AS cpm_nanos,
+    intDiv(toInt128(sum(row_cpm_nanos)) * 1000, greatest(charged_impressions, 1)) AS cpm_nanos,
     intDiv(sum(row_cpe_nanos), greatest(charged_engagements, 1)) AS cpe_nanos"""
 )
 
-_RECENT: Final = "posting_day >= (SELECT max(posting_day) FROM billing.events) - 1"
+# The first day that some account has open. What the tables have of later days says nothing of the
+# time: an event without a day of its own is posted in the day that its record was stamped with.
+_OPEN_FROM: Final = (
+    "(SELECT greatest(min(first_open_day), toDate('1971-01-01')) FROM reporting.open_days)"
+)
+_RECENT: Final = f"posting_day >= {_OPEN_FROM} - 1"
+_LAST_DECIDED: Final = f"(SELECT max(decided_at_ms) FROM billing.events WHERE {_RECENT})"
 
 _CLOSED: Final = (
     "(account_id, billing_day) IN (SELECT account_id, billing_day FROM billing.day_closes "
@@ -129,22 +140,32 @@ def live_days() -> Query:
 
 
 def limits(entities: Sequence[str], before_ms: int) -> Query:
-    """The limits of ad groups and campaigns: every change that was in effect before a time."""
+    """The limits of ad groups and campaigns: every change that was in effect before a time.
+
+    Deletions as well: what is made again under the id of what was deleted has only its own limits.
+    """
     return Query(
         "SELECT entity, field, effective_ms, new FROM reporting.changes "
-        "WHERE entity IN {entities:Array(String)} AND field IN ('budget_type', 'budget_micros', "
-        "'daily_spend_limit_micros', 'lifetime_spend_limit_micros') "
+        "WHERE entity IN {entities:Array(String)} AND field IN ('deleted', 'budget_type', "
+        "'budget_micros', 'daily_spend_limit_micros', 'lifetime_spend_limit_micros') "
         "AND effective_ms < {before:Int64} ORDER BY effective_ms, catalog_offset, change_number",
         {"entities": list(entities), "before": before_ms},
     )
 
 
-def lifetime_spend(ad_group_ids: Sequence[str]) -> Query:
-    """What ad groups have spent on all closed days."""
+def lifetime_spend(column: str, account_ids: Sequence[str], ids: Sequence[str]) -> Query:
+    """What campaigns or ad groups (`column`: their ids') have ever been charged, open days too.
+
+    Credits are left out, for they give no limit back. The accounts are for speed: tables are sorted
+    by them.
+    """
+    whose = f"account_id IN {{accounts:Array(String)}} AND {column} IN {{ids:Array(String)}}"
     return Query(
-        "SELECT ad_group_id, sum(spend_nanos) AS spend_nanos FROM reporting.daily "
-        "WHERE ad_group_id IN {ids:Array(String)} GROUP BY ad_group_id",
-        {"ids": list(ad_group_ids)},
+        f"SELECT {column} AS id, sum(charged) AS charged_nanos FROM ("
+        f"SELECT {column}, spend_nanos - credit_nanos AS charged FROM reporting.daily "
+        f"WHERE {whose} UNION ALL SELECT {column}, spend_nanos FROM reporting.live_rows "
+        f"WHERE {whose} AND spend_nanos > 0) GROUP BY id",
+        {"accounts": list(account_ids), "ids": list(ids)},
     )
 
 
@@ -217,7 +238,10 @@ def time_zone_of(account_id: str) -> Query:
 
 
 def closed_days(last_days: int) -> Query:
-    """The last closed days by currency, each amount as four tables have it: they must be equal."""
+    """The last closed days by currency, each amount as four tables have it: they must be equal.
+
+    A credit has no event of its own: billing.credits counts with billing.events.
+    """
     closed = (
         "(account_id, {column}) IN (SELECT account_id, billing_day FROM billing.day_closes "
         "WHERE billing_day > (SELECT max(billing_day) FROM billing.day_closes) - {days:UInt16})"
@@ -238,6 +262,9 @@ def closed_days(last_days: int) -> Query:
         f"WHERE {recent.replace('{column}', 'billing_day')} GROUP BY day, currency "
         "UNION ALL SELECT posting_day, currency, 0, 0, sum(amount_nanos), 0, 0, 0, "
         f"sum(free_nanos), 0 FROM billing.events WHERE {where['posting_day']} "
+        "GROUP BY posting_day, currency "
+        "UNION ALL SELECT posting_day, currency, 0, 0, sum(amount_nanos), 0, 0, 0, 0, 0 "
+        f"FROM billing.credits WHERE refused = '' AND {where['posting_day']} "
         "GROUP BY posting_day, currency "
         "UNION ALL SELECT posting_day, currency, 0, 0, 0, sum(amount_nanos), 0, 0, 0, 0 "
         f"FROM billing.charges WHERE {where['posting_day']} GROUP BY posting_day, currency "
@@ -266,8 +293,8 @@ def adjustments(last_days: int) -> Query:
     return Query(
         "SELECT posting_day, adjusts_day, currency, uniqExact(account_id) AS accounts, "
         "count() AS charges, sum(amount_nanos) AS amount_nanos FROM billing.charges "
-        "WHERE is_adjustment AND posting_day > (SELECT max(posting_day) FROM billing.charges) "
-        "- {days:UInt16} GROUP BY posting_day, adjusts_day, currency "
+        f"WHERE is_adjustment AND posting_day > {_OPEN_FROM} - {{days:UInt16}} "
+        "GROUP BY posting_day, adjusts_day, currency "
         "ORDER BY posting_day DESC, adjusts_day DESC, currency LIMIT 200",
         {"days": last_days},
     )
@@ -278,7 +305,7 @@ def free_by_cause(last_days: int) -> Query:
     return Query(
         "SELECT posting_day, currency, limit, count() AS events, sum(e.free_nanos) AS free_nanos, "
         "uniqExact(ad_group_id) AS ad_groups FROM billing.events AS e WHERE e.free_nanos > 0 "
-        "AND posting_day > (SELECT max(posting_day) FROM billing.events) - {days:UInt16} "
+        f"AND posting_day > {_OPEN_FROM} - {{days:UInt16}} "
         "GROUP BY posting_day, currency, limit ORDER BY posting_day DESC, currency, limit",
         {"days": last_days},
     )
@@ -304,8 +331,7 @@ def rates() -> Query:
         "SELECT intDiv(decided_at_ms, 60000) * 60000 AS at_ms, count() AS events, "
         "countIf(disposition = 'charged') AS charged, "
         "countIf(disposition IN ('malformed', 'future', 'expired', 'unknown')) AS turned_away "
-        f"FROM billing.events WHERE {_RECENT} AND decided_at_ms > "
-        f"(SELECT max(decided_at_ms) FROM billing.events WHERE {_RECENT}) - 3600000 "
+        f"FROM billing.events WHERE {_RECENT} AND decided_at_ms > {_LAST_DECIDED} - 3600000 "
         "GROUP BY at_ms ORDER BY at_ms DESC"
     )
 
@@ -327,11 +353,11 @@ def signal_latency() -> Query:
 
 
 def dispositions() -> Query:
-    """What became of the events of the latest day that the tables have."""
+    """What became of the events judged in the last 24 hours that the tables have."""
     return Query(
-        "SELECT posting_day, disposition, count() AS events FROM billing.events "
-        "WHERE posting_day = (SELECT max(posting_day) FROM billing.events) "
-        "GROUP BY posting_day, disposition ORDER BY events DESC"
+        "SELECT disposition, count() AS events FROM billing.events "
+        f"WHERE {_RECENT} AND decided_at_ms > {_LAST_DECIDED} - 86400000 "
+        "GROUP BY disposition ORDER BY events DESC"
     )
 
 

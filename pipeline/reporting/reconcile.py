@@ -196,6 +196,66 @@ def _daily_sql() -> str:
     )
 
 
+_ACCOUNTS: Final = (
+    "SELECT known.account_id AS account_id, first_day, zone, zones > 1 OR named > 1 AS moved FROM ("
+    "SELECT account_id, min(first_day) AS first_day, uniqExact(time_zone) AS zones, "
+    "argMax(time_zone, (seen_at_ms, journal_partition, journal_offset)) AS zone "
+    "FROM reporting.accounts GROUP BY account_id) AS known "
+    "LEFT JOIN (SELECT substring(entity, length('account:') + 1) AS account_id, "
+    "uniqExact(new) AS named FROM reporting.changes "
+    "WHERE startsWith(entity, 'account:') AND field = 'time_zone' GROUP BY account_id) AS terms "
+    "ON known.account_id = terms.account_id"
+)
+"""Each account's first day and zone. One that moved has no single zone that closes its days: its
+zone is known of here with its first event after the move, and its days go by the old one before."""
+
+
+def _closed_at_sql() -> str:
+    """closed_at_ms against the shards' closes: of each shard the first that covers the day."""
+    return (
+        "SELECT account_id, billing_day, closed_at_ms, shards_at_ms FROM ("
+        "SELECT closes.account_id AS account_id, billing_day, closed_at_ms, zone "
+        f"FROM billing.day_closes AS closes INNER JOIN ({_ACCOUNTS}) AS account "
+        f"ON closes.account_id = account.account_id WHERE {_on('billing_day')} AND NOT moved"
+        ") AS closed INNER JOIN ("
+        "SELECT time_zone, day, max(at_ms) AS shards_at_ms FROM ("
+        "SELECT time_zone, journal_partition, day, min(closed_at_ms) AS at_ms "
+        "FROM reporting.shard_closes CROSS JOIN ("
+        f"SELECT DISTINCT billing_day AS day FROM billing.day_closes WHERE {_on('billing_day')}"
+        ") AS days WHERE closed_through >= day GROUP BY time_zone, journal_partition, day) "
+        "GROUP BY time_zone, day) AS shards "
+        "ON closed.zone = shards.time_zone AND closed.billing_day = shards.day "
+        "WHERE closed_at_ms != shards_at_ms"
+    )
+
+
+def _gaps_sql() -> str:
+    """An account's closes against its first day and the shards' closes.
+
+    An account that moved closes by the zone that it left for a day or two more, and by whichever
+    of its zones it may be: it may be up to two days behind its own, and ahead of them all.
+    """
+    return (
+        "WITH zones AS (SELECT time_zone, min(through) AS through, count() AS shards FROM ("
+        "SELECT time_zone, journal_partition, max(closed_through) AS through "
+        "FROM reporting.shard_closes GROUP BY time_zone, journal_partition) GROUP BY time_zone "
+        "HAVING shards = (SELECT uniqExact(log_partition) FROM reporting.reporter_batches "
+        "WHERE topic = 'billing.journal')) "
+        "SELECT account.account_id AS account_id, rows, days, first, last, first_day, "
+        "through AS closed_through "
+        f"FROM ({_ACCOUNTS}) AS account "
+        "LEFT JOIN (SELECT account_id, count() AS rows, uniqExact(billing_day) AS days, "
+        "min(billing_day) AS first, max(billing_day) AS last FROM billing.day_closes "
+        "GROUP BY account_id) AS closes ON account.account_id = closes.account_id "
+        "LEFT JOIN zones ON account.zone = zones.time_zone "
+        "WHERE rows != days "
+        "OR (rows > 0 AND (rows != dateDiff('day', first, last) + 1 OR first != first_day)) "
+        "OR (through >= first_day AND dateDiff('day', if(rows = 0, first_day - 1, last), through) "
+        "> if(moved, 2, 0)) "
+        "OR (rows > 0 AND last > if(moved, (SELECT max(through) FROM zones) + 2, through))"
+    )
+
+
 _IDENTITIES: Final = (
     _Identity(
         "shard_sequence",
@@ -222,6 +282,24 @@ _IDENTITIES: Final = (
         ") AS plan LEFT JOIN (SELECT journal_partition, count() AS rows FROM billing.events "
         "GROUP BY journal_partition) AS found ON plan.log_partition = found.journal_partition "
         "WHERE judged != rows",
+        "all",
+    ),
+    _Identity(
+        "rows_are_of_read_records",
+        "no row is of a shard that there is not, nor of a journal record not read yet",
+        "SELECT in_table, journal_partition, last, next_offset, elsewhere FROM ("
+        "SELECT 'billing.events' AS in_table, journal_partition, max(journal_offset) AS last, "
+        "countIf(source_partition != journal_partition) AS elsewhere FROM billing.events "
+        "GROUP BY journal_partition "
+        "UNION ALL SELECT 'billing.charges', journal_partition, max(journal_offset), 0 "
+        "FROM billing.charges GROUP BY journal_partition "
+        "UNION ALL SELECT 'billing.credits', journal_partition, max(journal_offset), 0 "
+        "FROM billing.credits GROUP BY journal_partition) AS found "
+        # A plan is written before the rows of its records; a shard without one has offset 0 here.
+        "LEFT JOIN (SELECT log_partition, argMax(next_offset, batch) AS next_offset "
+        "FROM reporting.reporter_batches WHERE topic = 'billing.journal' GROUP BY log_partition"
+        ") AS plan ON found.journal_partition = plan.log_partition "
+        "WHERE last >= next_offset OR elsewhere > 0",
         "all",
     ),
     _Identity(
@@ -271,16 +349,16 @@ _IDENTITIES: Final = (
     ),
     _Identity(
         "blocks_hold_no_more_than_accrued",
-        "an ad group's posted impressions and amounts never exceed those that were charged",
-        "SELECT ad_group_id, posting_day, sum(accrued) AS events_nanos, "
+        "an ad group's posted impressions and amounts of a day never exceed those charged of it",
+        "SELECT ad_group_id, billing_day, posting_day, sum(accrued) AS events_nanos, "
         "sum(posted) AS blocks_nanos, sum(impressions) AS charged_impressions, "
         "sum(quantity) AS posted_impressions "
-        "FROM (SELECT ad_group_id, posting_day, amount_nanos AS accrued, 1 AS impressions, "
-        "0 AS posted, 0 AS quantity FROM billing.events WHERE basis = 'cpm' "
+        "FROM (SELECT ad_group_id, billing_day, posting_day, amount_nanos AS accrued, "
+        "1 AS impressions, 0 AS posted, 0 AS quantity FROM billing.events WHERE basis = 'cpm' "
         f"AND {_on('posting_day')} "
-        "UNION ALL SELECT ad_group_id, posting_day, 0, 0, amount_nanos, quantity "
+        "UNION ALL SELECT ad_group_id, billing_day, posting_day, 0, 0, amount_nanos, quantity "
         f"FROM billing.charges WHERE basis = 'cpm' AND amount_nanos >= 0 AND {_on('posting_day')}) "
-        "GROUP BY ad_group_id, posting_day "
+        "GROUP BY ad_group_id, billing_day, posting_day "
         "HAVING blocks_nanos > events_nanos OR posted_impressions > charged_impressions "
         "OR charged_impressions - posted_impressions >= 1000",
         "days",
@@ -330,28 +408,16 @@ _IDENTITIES: Final = (
         "days",
     ),
     _Identity(
+        "closes_are_the_shards'",
+        "each row of billing.day_closes is of the time at which the last shard closed the day",
+        _closed_at_sql(),
+        "days",
+    ),
+    _Identity(
         "days_without_gaps",
         "an account has one row of billing.day_closes for each day from its first event on, up to "
-        "the last day that all shards have closed",
-        # An account that moved closes by the zone that it left for a day or two more.
-        "SELECT account.account_id AS account_id, rows, days, first, last, first_day, "
-        "closed_through FROM ("
-        "SELECT account_id, min(first_day) AS first_day, uniqExact(time_zone) AS zones, "
-        "argMax(time_zone, (seen_at_ms, journal_partition, journal_offset)) AS zone "
-        "FROM reporting.accounts GROUP BY account_id) AS account "
-        "LEFT JOIN (SELECT account_id, count() AS rows, uniqExact(billing_day) AS days, "
-        "min(billing_day) AS first, max(billing_day) AS last FROM billing.day_closes "
-        "GROUP BY account_id) AS closes ON account.account_id = closes.account_id "
-        "LEFT JOIN (SELECT time_zone, min(through) AS closed_through, count() AS shards FROM ("
-        "SELECT time_zone, journal_partition, max(closed_through) AS through "
-        "FROM reporting.shard_closes GROUP BY time_zone, journal_partition) GROUP BY time_zone) "
-        "AS shard ON account.zone = shard.time_zone "
-        "WHERE rows != days "
-        "OR (rows > 0 AND (rows != dateDiff('day', first, last) + 1 OR first != first_day)) "
-        "OR (shards = (SELECT uniqExact(log_partition) FROM reporting.reporter_batches "
-        "WHERE topic = 'billing.journal') AND closed_through >= first_day "
-        "AND dateDiff('day', if(rows = 0, first_day - 1, last), closed_through) "
-        "> if(zones > 1, 2, 0))",
+        "the last day that all shards have closed, and no further",
+        _gaps_sql(),
         "all",
     ),
 )

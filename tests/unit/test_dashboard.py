@@ -72,6 +72,13 @@ def test_a_view_survives_its_own_query_string() -> None:
     assert {name: values[0] for name, values in parse_qs(view.query()).items()} == asked
 
 
+def test_any_id_of_the_catalog_can_be_asked_for() -> None:
+    for id_ in (" spaced ", "x" * 256):
+        view = parse_view({"campaign_id": id_, "q": id_}, DAY)
+        assert view.filters == (("campaign_id", id_),)
+        assert view.text == id_.strip()
+
+
 @pytest.mark.parametrize(
     ("asked", "text"),
     [
@@ -83,7 +90,7 @@ def test_a_view_survives_its_own_query_string() -> None:
         ({"from": "2026-03-02", "to": "2026-03-01"}, "is before"),
         ({"page": "0"}, "page: a number from 1 on"),
         ({"page": "²"}, "page: a number from 1 on"),
-        ({"q": "x" * 129}, "at most 128 characters"),
+        ({"q": "x" * 257}, "at most 256 characters"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_told_why(asked: dict[str, str], text: str) -> None:
