@@ -90,7 +90,9 @@ async def run_replay(settings: Settings, window: Window, policy: ReplayPolicy) -
     """Replay every shard. Raises `ReplayError`."""
     options = settings.kafka_client_options()
     catalog = await read_catalog(options)
-    change = Change(policy.catalog, bool(policy.pacing), policy.reaction_ms)
+    # The recording's own policy, by its name.
+    is_own = policy.pacing in ("", settings.pacing_policy) and not policy.catalog
+    change = Change(policy.catalog, bool(policy.pacing) and not is_own, policy.reaction_ms)
     replayed = Replayed()
     for shard in range(settings.partitions):
         pacing = PACING_POLICIES[policy.pacing or settings.pacing_policy]()

@@ -7,8 +7,10 @@ published. Under the policy of the recording the outcome is the recorded one, to
 
 Under another policy some events would not have happened: an impression whose ad group or campaign
 had been paused (by the replayed signals) for longer than the ad servers' reaction time is withheld,
-and so is every action on an impression that was withheld. Events that another policy would have
-let happen in addition are not known to anybody, and so are not in the figures.
+and so is every action on an impression that was withheld. Where the replayed probability is lower
+than the recorded one, by which the impression was served, it is kept by the ratio of the two.
+Events that another policy would have let happen in addition are not known to anybody, and so are
+not in the figures.
 """
 
 from __future__ import annotations
@@ -95,7 +97,8 @@ class Replay:
         self._change = change
         self._recorded = Catalog() if change.catalog else None
         self._assembler = Assembler()
-        self._heard: dict[str, list[Signal]] = {}
+        self._recorded_signals: dict[str, list[Signal]] = {}
+        self._replayed_signals: dict[str, list[Signal]] = {}
         self._withheld: set[str] = set()
         self._began = False
 
@@ -141,6 +144,9 @@ class Replay:
         if not self._began:
             self._began = True
             self.engine.adopt(self.shard)
+            for entity, signal in self.engine.shards[self.shard].standing.items():
+                self._recorded_signals[entity] = [signal]
+                self._replayed_signals[entity] = [signal]
         kept = [record for record in sources if self._would_happen(record)]
         batch = self._assembler.assemble(_chunks(kept, self.shard, header.sources))
         through = {self.shard: READ_TO_THE_END if header.closed else 0}
@@ -148,8 +154,8 @@ class Replay:
         for signal in header.signals:
             self.engine.shards[self.shard].note_bid(signal)
         if self._change.withholds:
-            for signal in turn.drafts[self.shard].signals:
-                self._heard.setdefault(signal.entity, []).append(signal)
+            _note(self._recorded_signals, header.signals)
+            _note(self._replayed_signals, turn.drafts[self.shard].signals)
         for signal in header.signals:
             self._tally(signal.entity).recorded_signals += 1
         for signal in turn.drafts[self.shard].signals:
@@ -176,18 +182,14 @@ class Replay:
             return event.impression_id not in self._withheld
         draw = xxhash.xxh32_intdigest(event.impression_id.encode()) / _DRAWS
         for entity in (f"ad_group:{event.ad_group_id}", f"campaign:{event.campaign_id}"):
-            if draw >= self._probability(entity, event.event_time_ms):
+            obeyed_ms = event.event_time_ms - self._change.reaction_ms
+            # What was served in spite of a pause was served to all.
+            recorded = _probability(self._recorded_signals.get(entity, ()), obeyed_ms) or 1.0
+            replayed = _probability(self._replayed_signals.get(entity, ()), obeyed_ms)
+            if draw * recorded >= replayed:
                 self._withheld.add(event.impression_id)
                 return False
         return True
-
-    def _probability(self, entity: str, time_ms: int) -> float:
-        """What the ad servers obeyed at a time, by the replayed signals."""
-        obeyed_ms = time_ms - self._change.reaction_ms
-        for signal in reversed(self._heard.get(entity, ())):
-            if signal.decided_at_ms <= obeyed_ms:
-                return signal.serve_probability
-        return 1.0
 
     # -- side by side -------------------------------------------------------------------------
 
@@ -228,6 +230,19 @@ class Replay:
             tally.replayed_free_nanos += row["again_free_nanos"]
             tally.withheld += row["withheld"]
             tally.differs += row["differs"]
+
+
+def _note(of_entity: dict[str, list[Signal]], signals: Iterable[Signal]) -> None:
+    for signal in signals:
+        of_entity.setdefault(signal.entity, []).append(signal)
+
+
+def _probability(signals: Sequence[Signal], obeyed_ms: int) -> float:
+    """By the last of an entity's signals up to a time."""
+    for signal in reversed(signals):
+        if signal.decided_at_ms <= obeyed_ms:
+            return signal.serve_probability
+    return 1.0
 
 
 def _key_of(record: LogRecord) -> str:

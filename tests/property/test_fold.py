@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pipeline.billing import fold
 from pipeline.billing.batch import Assembler
 from pipeline.billing.journal import decode, seal
+from pipeline.pacing.serving import Policy
 from pipeline.streams.engine import Engine, Turn
 from pipeline.streams.writer import Entry, prepare
 from tests.property.worlds import (
@@ -38,8 +39,10 @@ def _append(engine: Engine, entry: Entry) -> bytes:
     return value
 
 
-def run(world: World, batch: int) -> tuple[Engine, list[dict[int, bytes]]]:
-    engine = make_engine()
+def run(
+    world: World, batch: int, pacing: Policy | None = None
+) -> tuple[Engine, list[dict[int, bytes]]]:
+    engine = make_engine(pacing=pacing)
     for record in catalog_records(world):
         engine.apply_catalog(record, world.now_ms)
     assembler, journal = Assembler(), []

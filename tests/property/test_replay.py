@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pipeline.billing.journal import decode
 from pipeline.contract.log import LogRecord
 from pipeline.contract.partitioning import partition_of
-from pipeline.pacing.serving import PlainLimits
+from pipeline.contract.signals import Signal
+from pipeline.pacing.serving import PlainLimits, Standing, serving
 from pipeline.pacing.serving import Policy as PacingPolicy
 from pipeline.streams.replay import Change, Replay, ReplayError, Tally
 from tests.auditor import SourceRecord
@@ -128,6 +129,22 @@ def test_ad_servers_that_obey_save_what_comes_after_their_reaction_time() -> Non
     # The limit is reached at 20 s: the impression at 30 s still comes, those from 40 s on do not.
     assert (tally.replayed_nanos, tally.replayed_free_nanos) == (6_000_000, 2_000_000)
     assert (tally.withheld, tally.differs) == (6, 6)
+
+
+class Throttling(PlainLimits):
+    """Serves everything with half the probability, from its first event on."""
+
+    def review(self, standing: Standing, now_ms: int) -> Signal | None:
+        return None if standing.last else serving(standing, now_ms, "test", 0.5)
+
+
+def test_what_was_thinned_is_not_thinned_again() -> None:
+    world, change = limited_world(), Change(withholds=True, reaction_ms=0)
+    for recorded_under, is_thinned in ((Throttling(), False), (PlainLimits(), True)):
+        _, journal = run(world, 1, recorded_under)
+        replays = replayed(world, journal, Throttling(), change)
+        tallies = [tally for replay in replays for tally in replay.tallies.values()]
+        assert any(tally.withheld for tally in tallies) == is_thinned
 
 
 def test_another_limit_is_judged_by() -> None:
