@@ -153,19 +153,34 @@ def limits(entities: Sequence[str], before_ms: int) -> Query:
     )
 
 
-def lifetime_spend(column: str, account_ids: Sequence[str], ids: Sequence[str]) -> Query:
-    """What campaigns or ad groups (`column`: their ids') have ever been charged, open days too.
+def closed_by_all() -> Query:
+    """The day before which every account has closed all its days: what they hold never changes."""
+    return Query("SELECT min(first_open_day) AS day FROM reporting.open_days")
 
-    Credits are left out, for they give no limit back. The accounts are for speed: tables are sorted
-    by them.
+
+def charged_before(column: str, ids: Sequence[str], day: date) -> Query:
+    """What campaigns or ad groups (`column`: their ids') were charged on closed days before a day.
+
+    Credits are left out, for they give no limit back.
     """
-    whose = f"account_id IN {{accounts:Array(String)}} AND {column} IN {{ids:Array(String)}}"
+    return Query(
+        f"SELECT {column} AS id, sum(spend_nanos - credit_nanos) AS charged_nanos "
+        f"FROM reporting.daily WHERE {column} IN {{ids:Array(String)}} "
+        "AND billing_day < {day:Date} GROUP BY id",
+        {"ids": list(ids), "day": day},
+    )
+
+
+def charged_since(column: str, ids: Sequence[str], day: date) -> Query:
+    """The same from a day on, open days included."""
+    whose = f"{column} IN {{ids:Array(String)}}"
     return Query(
         f"SELECT {column} AS id, sum(charged) AS charged_nanos FROM ("
         f"SELECT {column}, spend_nanos - credit_nanos AS charged FROM reporting.daily "
-        f"WHERE {whose} UNION ALL SELECT {column}, spend_nanos FROM reporting.live_rows "
+        f"WHERE {whose} AND billing_day >= {{day:Date}} "
+        f"UNION ALL SELECT {column}, spend_nanos FROM reporting.live_rows "
         f"WHERE {whose} AND spend_nanos > 0) GROUP BY id",
-        {"accounts": list(account_ids), "ids": list(ids)},
+        {"ids": list(ids), "day": day},
     )
 
 
