@@ -377,6 +377,12 @@ class Terms:
         basis, is_target_cpi = OBJECTIVE_BASIS[campaign.objective], _is_target_cpi(group)
         return AdTerms(serves, basis, bid_for(group, keyword), is_target_cpi)
 
+    def is_active(self, group_row: int, time_ms: int) -> bool:
+        """Whether an ad group and its campaign were active at a time."""
+        group = self.catalog.ad_groups[self.group_ids.text(group_row)].at(time_ms)
+        campaign = self.catalog.campaigns[group.campaign_id].at(time_ms)
+        return group.status == "active" and campaign.status == "active"
+
     def rows_of_shard(self, shard: int) -> tuple[Rows, Rows]:
         """The ad group rows and the campaign rows that belong to a shard."""
         campaigns = self.campaign.shard[: len(self.campaign_ids)]

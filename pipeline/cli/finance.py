@@ -65,6 +65,14 @@ def statement_dict(lines: Sequence[Line]) -> dict[str, Any]:
     }
 
 
+def format_of(to: Path | None) -> StatementFormat:
+    """How a statement is written where nothing says it."""
+    if to is None:
+        return StatementFormat.TABLE
+    of_suffix = {".parquet": StatementFormat.PARQUET, ".json": StatementFormat.JSON}
+    return of_suffix.get(to.suffix.lower(), StatementFormat.CSV)
+
+
 def write_statement(lines: Sequence[Line], form: StatementFormat, to: Path | None) -> None:
     """Write a statement to a file, or to standard output; Parquet to a file only, tables to none.
 
@@ -216,8 +224,9 @@ def register(app: typer.Typer) -> None:
         account: Annotated[str, typer.Option(help="The account's id.")],
         month: Annotated[str, typer.Option(help="YYYY-MM")],
         form: Annotated[
-            StatementFormat, typer.Option("--format", help="How to write it.")
-        ] = StatementFormat.TABLE,
+            StatementFormat | None,
+            typer.Option("--format", help="How to write it; else a table, or as --out ends (CSV)."),
+        ] = None,
         to: Annotated[Path | None, typer.Option("--out", help="A file to write.")] = None,
         data: DataOption = None,
     ) -> None:
@@ -227,7 +236,8 @@ def register(app: typer.Typer) -> None:
         """
         first_day = parse_month(month)
         store = Store(wiring.settings_for(data).clickhouse_dsn)
-        write_statement(read_statement(store, account, first_day), form, to)
+        lines = read_statement(store, account, first_day)
+        write_statement(lines, form or format_of(to), to)
 
     @app.command("credit")
     def credit_command(

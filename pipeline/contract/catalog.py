@@ -38,7 +38,7 @@ from pipeline.contract.catalog_entities import (
 from pipeline.contract.catalog_repeats import Repeated, repeated_by
 from pipeline.contract.days import Calendar, changed_calendar, from_iso, valid_zone
 from pipeline.contract.log import LogRecord
-from pipeline.contract.money import COUNTRY_CURRENCY, minimum_bid_micros
+from pipeline.contract.money import COUNTRY_CURRENCY, CURRENCIES, minimum_bid_micros
 from pipeline.contract.vocabulary import CATALOG, MS_PER_DAY
 
 __all__ = [
@@ -153,6 +153,8 @@ class Catalog:
         """Largest timestamp of the records read: a change of zone takes no effect before it."""
         self._zones: dict[str, tuple[str, tuple[tuple[int, str], ...]]] = {}
         """Account -> its first time zone, and its changes: (day of the change, zone after it)."""
+        self._rates: dict[str, list[tuple[int, int, Decimal]]] | None = None
+        """By currency; None: to be made anew of `fx`."""
         self._histories: dict[str, dict[str, Any]] = {
             "account": self.accounts,
             "campaign": self.campaigns,
@@ -282,6 +284,7 @@ class Catalog:
         if isinstance(entity, FxRates):
             old = self.fx.get(entity_id)
             self.fx[entity_id] = Version(effective_ms, offset, entity)
+            self._rates = None
             return None if old is None else old.entity
         if isinstance(entity, DayClose):
             day = from_iso(entity.day)
@@ -312,6 +315,7 @@ class Catalog:
             return Refused("malformed", "key", "a credit cannot be taken back")
         if kind == "fx":
             self.fx.pop(entity_id, None)
+            self._rates = None
         elif kind in self._histories:
             history = self._histories[kind].get(entity_id)
             if history is not None:
@@ -354,20 +358,22 @@ class Catalog:
         that, the one read last of any day; None where there is none.
         """
         day = effective_ms // MS_PER_DAY
-        rates = {
-            (from_iso(fx_day), version.offset): rate
-            for fx_day, version in self.fx.items()
-            for name, rate in version.entity.usd_per_unit.items()
-            if name == currency
-        }
-        past = [place for place in rates if place[0] <= day]
+        rates = self._rates_of(currency)
+        past = bisect_right(rates, day, key=lambda rate: rate[0])
         if past:
-            chosen = rates[max(past)]
-        elif rates:
-            chosen = rates[max(rates, key=lambda place: place[1])]
-        else:
-            return None
-        return Decimal(chosen)
+            return rates[past - 1][2]
+        return max(rates, key=lambda rate: rate[1])[2] if rates else None
+
+    def _rates_of(self, currency: str) -> list[tuple[int, int, Decimal]]:
+        """(day, offset, rate) of every day that has a rate of the currency, by day."""
+        if self._rates is None:
+            self._rates = {}
+            for fx_day, version in sorted(self.fx.items()):
+                for name, rate in version.entity.usd_per_unit.items():
+                    if name in CURRENCIES:
+                        place = from_iso(fx_day), version.offset
+                        self._rates.setdefault(name, []).append((*place, Decimal(rate)))
+        return self._rates.get(currency, [])
 
     def past_of(self, entity: Entity) -> History[Any] | None:
         """The entity's history, deleted or not."""

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from pipeline.contract.money import COUNTRY_CURRENCY, MAX_AMOUNT_MICROS
+from pipeline.contract.money import CURRENCIES, MAX_AMOUNT_MICROS
 
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
 Micros = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -225,7 +225,7 @@ def _check_day(entity: FxRates | DayClose) -> Refused | None:
         return Refused("malformed", name, str(error))
     if isinstance(entity, FxRates):
         for currency, rate in entity.usd_per_unit.items():
-            if currency in COUNTRY_CURRENCY.values() and not _is_rate(rate):
+            if currency in CURRENCIES and not _is_rate(rate):
                 return Refused("malformed", "usd_per_unit", f"{currency}: {rate!r} is no rate")
     return None
 

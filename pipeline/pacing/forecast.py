@@ -152,8 +152,8 @@ class Forecasts:
         day, hours = today.day[facts.zone], today.hours(facts.zone, seen.now_ms)
         hour = _whole(hours)
         before_ms = self._groups.seen_ms[seen.group]
-        # What an outage has held up is not of this hour.
-        since_turn_ms = min(seen.now_ms - self._turn_ms, 2 * LONGEST_DELAY_MS)
+        # What an outage has held up is not of this hour, but for its first turn.
+        since_turn_ms = seen.now_ms - self._turn_ms
         self._turn_ms = seen.now_ms
         timely = seen.mean_age_ms <= LONGEST_DELAY_MS + since_turn_ms
         self.prices.observe(
@@ -361,14 +361,14 @@ class Forecasts:
         rows: Rows,
         names: list[str],
         predicted: Int64s,
-        served: npt.NDArray[np.bool_],
+        has_run_out: npt.NDArray[np.bool_],
         now_ms: int,
     ) -> None:
-        """Record forecasts that are new or have moved; shapes as of `exhaustion`. What is not
-        `served` has run out: what was foretold of that stays."""
+        """Record forecasts that are new or have moved; shapes as of `exhaustion`. What was foretold
+        of what has run out stays."""
         near = rows[(predicted[0] > 0) & (predicted[0] < now_ms + NEAR_MS)]
         self._near = np.concatenate((self._near[~np.isin(self._near, rows)], near))
-        for at in np.flatnonzero(served & (self._groups.zone[rows] >= 0)).tolist():
+        for at in np.flatnonzero(~has_run_out & (self._groups.zone[rows] >= 0)).tolist():
             self._record_one(int(rows[at]), names[at], predicted[:, at].tolist(), now_ms)
 
     def _record_one(self, row: int, entity: str, times_ms: list[int], now_ms: int) -> None:
@@ -426,8 +426,15 @@ class Forecasts:
         """A day is over: what was last foretold, an hour or more ahead, has come or has not."""
         day = self._said.pop(row)
         ahead = [note for note in day.notes if note.made_at_ms <= note.predicted - HOUR_MS]
-        if ahead and not day.ran_out:
-            self._notes.append((row, replace(ahead[-1], realised=0, realised_at_ms=day.end_ms)))
+        if day.ran_out or not ahead:
+            return
+        last = ahead[-1]
+        is_taken_back = any(
+            note.predicted == 0 and last.made_at_ms < note.made_at_ms <= last.predicted - HOUR_MS
+            for note in day.notes
+        )
+        if not is_taken_back:
+            self._notes.append((row, replace(last, realised=0, realised_at_ms=day.end_ms)))
 
     def take_notes(self) -> list[tuple[int, PacingNote]]:
         """What is to be recorded; given out once."""

@@ -465,8 +465,9 @@ class Predictive:
             wanted = even.wanted_probability(budget, potential.nanos_per_day(standing.row))
         if potential.is_known(standing.row):
             return wanted
-        current = 1.0 if standing.last is None else standing.last.serve_probability
-        return max(wanted, min(current, even.FIRST_PROBABILITY))
+        # A pause says nothing of how much is to be served after it.
+        current = standing.last.serve_probability if standing.last else 0.0
+        return max(wanted, min(current or 1.0, even.FIRST_PROBABILITY))
 
     def _along_the_line(
         self,
@@ -578,7 +579,11 @@ class Predictive:
         return self.forecasts.due(now_ms)
 
     def record(self, rows: Rows, names: list[str], predicted: Int64s, now_ms: int) -> None:
-        self.forecasts.record(rows, names, predicted, self._probabilities(rows) > 0, now_ms)
+        is_active = self._groups.active[rows] > 0
+        # One that its advertiser has stopped will not run out, however much has been foretold.
+        predicted = np.where(is_active, predicted, 0)
+        has_run_out = is_active & (self._probabilities(rows) <= 0)
+        self.forecasts.record(rows, names, predicted, has_run_out, now_ms)
 
     def take_notes(self) -> list[tuple[int, PacingNote]]:
         notes, self._notes = self._notes, []

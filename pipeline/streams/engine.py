@@ -143,6 +143,8 @@ class Engine:
             log.warning("shard %d: what pacing had learned cannot be read, relearning", shard)
         groups, _ = terms.rows_of_shard(shard)
         self._pacing.note_recalled(groups, facts_of(terms, groups))
+        # What the catalog has changed while another worker had the shard is looked at anew.
+        terms.limits_changed.update(("ad_group", row) for row in groups.tolist())
         for entity, signal in self.shards[shard].standing.items():
             level, _, name = entity.partition(":")
             known = self.terms.group_row if level == "ad_group" else self.terms.campaign_row
@@ -328,21 +330,22 @@ class Engine:
 
     def _note_statuses(self, changed: set[tuple[str, int]], now_ms: int) -> None:
         """Tell pacing which ad groups serve now, of those whose terms have changed."""
-        terms, count = self.terms, len(self.terms.group_ids)
-        parents = terms.group.campaign[:count]
+        terms = self.terms
         of = {
             level: np.array([row for where, row in changed if where == level], dtype=np.int64)
             for level in _LIMITS_OF
         }
-        concerned = np.isin(parents, of["campaign"])
-        concerned[of["ad_group"]] = True
-        # A version that is still to come is told when it comes into force.
-        in_force = (terms.group.since_ms[:count] <= now_ms) & (
-            terms.campaign.since_ms[parents] <= now_ms
-        )
-        rows = np.flatnonzero(concerned & in_force & (parents >= 0))
-        campaigns = parents[rows]
+        rows = of["ad_group"]
+        if len(of["campaign"]):
+            parents = terms.group.campaign[: len(terms.group_ids)]
+            rows = np.union1d(rows, np.flatnonzero(np.isin(parents, of["campaign"])))
+        rows = rows[terms.group.campaign[rows] >= 0]
+        campaigns = terms.group.campaign[rows]
         active = terms.group.active[rows] & terms.campaign.active[campaigns]
+        newest = (terms.group.since_ms[rows], terms.campaign.since_ms[campaigns])
+        # The columns tell of the newest versions, which may be still to come.
+        for at in np.flatnonzero(np.maximum(*newest) > now_ms).tolist():
+            active[at] = terms.is_active(int(rows[at]), now_ms)
         self._pacing.note_active(rows, active)
 
     def _review_lag(

@@ -176,7 +176,7 @@ class Replay:
             return True
         try:
             event = _served.decode(record.value)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return True  # malformed then, malformed now
         if record.topic != EVENT_TOPICS[0]:
             return event.impression_id not in self._withheld

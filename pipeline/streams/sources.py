@@ -8,13 +8,17 @@ where they are lost, what waits could be charged again.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from pipeline.contract.vocabulary import EVENT_TOPICS
+from pipeline.streams.log_reader import ANSWER_WITHIN_S, AWAY
 from pipeline.streams.recovery import Owned
+
+log = logging.getLogger(__name__)
 
 _RAISE_RETENTION = (
     "Deleted by retention or by hand: raise the topic's retention over the longest outage. Restore "
@@ -84,7 +88,8 @@ async def troubles(consumer: AIOKafkaConsumer, owned: Iterable[Owned]) -> dict[i
     """Shard -> why it cannot go on from its sources as they are now; the others are left out.
 
     What is found is looked at once more: a broker that has just become the leader tells an end
-    that is too low until the other replicas have fetched from it.
+    that is too low until the other replicas have fetched from it. A source that Kafka tells
+    nothing of, because it has no leader, stops nothing: there is nothing to be read of it.
     """
     shards = {one.state.shard: one for one in owned}
     found = await _troubles_now(consumer, shards)
@@ -95,11 +100,22 @@ async def troubles(consumer: AIOKafkaConsumer, owned: Iterable[Owned]) -> dict[i
 
 
 async def _troubles_now(consumer: AIOKafkaConsumer, owned: Mapping[int, Owned]) -> dict[int, str]:
-    found: dict[int, str] = {}
-    for source in await _sources(consumer, owned):
+    try:
+        async with asyncio.timeout(ANSWER_WITHIN_S):
+            sources = await _sources(consumer, owned)
+    except AWAY:
+        if len(owned) > 1:
+            one_by_one = [{shard: one} for shard, one in owned.items()]
+            found = await asyncio.gather(*(_troubles_now(consumer, one) for one in one_by_one))
+            return {shard: trouble for of_one in found for shard, trouble in of_one.items()}
+        [(shard, one)] = owned.items()
+        log.warning("Kafka does not tell where the sources of shard %d begin and end", shard)
+        return {shard: f"its sources cannot be asked. {_IDS_LOST}"} if one.judges_from_ms else {}
+    found_of: dict[int, str] = {}
+    for source in sources:
         if trouble := source.trouble():
-            found.setdefault(source.shard, trouble)
-    return found
+            found_of.setdefault(source.shard, trouble)
+    return found_of
 
 
 async def _sources(consumer: AIOKafkaConsumer, owned: Mapping[int, Owned]) -> list[Source]:

@@ -235,13 +235,30 @@ def test_what_was_foretold_and_did_not_come_is_settled_when_the_day_is_over() ->
     say(policy, NOON_MS, [NOON_MS + 3 * HOUR_MS] * 2)
     say(policy, NOON_MS + HOUR_MS, [NOON_MS + 5 * HOUR_MS, 0])
     assert limit_reached(policy, NAMES[1], 1, NOON_MS + HOUR_MS + MINUTE_MS)
-    say(policy, NOON_MS + 2 * HOUR_MS, [0, 0])
+    say(policy, NOON_MS + 4 * HOUR_MS + MINUTE_MS, [0, 0])
     [note] = turn_the_day(policy)
     assert (note.entity, note.made_at_ms) == (NAMES[0], NOON_MS + HOUR_MS)
     assert (note.predicted, note.realised) == (NOON_MS + 5 * HOUR_MS, 0)
     assert note.realised_at_ms == END_MS
     step(policy, END_MS + 2 * MINUTE_MS, PRICE, TWO)
     assert taken(policy) == []
+
+
+def test_what_was_taken_back_an_hour_before_is_no_miss() -> None:
+    policy = watched(STEADY)
+    say(policy, NOON_MS, [NOON_MS + 3 * HOUR_MS] * 2)
+    say(policy, NOON_MS + 2 * HOUR_MS, [0, NOON_MS + 3 * HOUR_MS])
+    assert [note.entity for note in turn_the_day(policy)] == NAMES[1:]
+
+
+def test_what_was_foretold_of_an_ad_group_that_is_paused_in_the_catalog_is_taken_back() -> None:
+    policy = watched(STEADY)
+    foretold = [NOON_MS + 3 * HOUR_MS] * 2
+    say(policy, NOON_MS, foretold)
+    policy.note_active(TWO, np.array([False, True]))
+    policy.end_reviews(NOON_MS + MINUTE_MS)
+    assert say(policy, NOON_MS + HOUR_MS, foretold) == [(NAMES[0], 0)]
+    assert [note.entity for note in turn_the_day(policy)] == NAMES[1:]
 
 
 def test_days_that_are_over_are_settled_over_several_turns(
