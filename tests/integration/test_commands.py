@@ -305,10 +305,11 @@ def test_an_unknown_event_that_its_reject_had_no_room_for_is_named(product: Prod
         "key": None,
         "original": None,
     }
-    product.kafka.publish([Message(REJECTS, reject, NOON_MS)])
+    place = f"{CLICKS}-0-1000000000"
+    product.kafka.publish([Message(REJECTS, reject, NOON_MS, key=place.encode())])
     done = product.run("redrive")
     assert done.returncode == 0
-    assert f"{CLICKS}-0-1000000000: its reject had no room for the event" in done.stderr
+    assert f"{place}: its reject had no room for the event" in done.stderr
 
 
 # -- simulate --from ------------------------------------------------------------------------------
