@@ -83,7 +83,8 @@ async def _load(settings: Settings, paths: list[Path], at_ms: int | None, skip: 
 
 
 def in_force(catalog: Catalog, entity: str | None, now_ms: int) -> list[dict[str, Any]]:
-    """The version in force of every entity, or of one, with those that are to follow it."""
+    """The version in force of every entity, or of one, with those that are to follow it, if any, as
+    `scheduled`."""
     found: list[dict[str, Any]] = []
     kinds: list[tuple[str, dict[str, Any]]] = [
         ("account", catalog.accounts),
@@ -97,23 +98,17 @@ def in_force(catalog: Catalog, entity: str | None, now_ms: int) -> list[dict[str
             if history.deleted or entity not in (None, name):
                 continue
             current = history.at(now_ms)
-            later = [v for v in history.versions if v.effective_ms > now_ms]
-            found.append(
-                {
-                    "entity": name,
-                    "versions": len(history.versions),
-                    "value": _fields(current),
-                    "scheduled": [
-                        {"effective_ms": version.effective_ms, "value": _fields(version.entity)}
-                        for version in later
-                        if version.entity is not current
-                    ],
-                }
-            )
+            row = {"entity": name, "versions": len(history.versions), "value": _fields(current)}
+            later = [
+                {"effective_ms": version.effective_ms, "value": _fields(version.entity)}
+                for version in history.versions
+                if version.effective_ms > now_ms and version.entity is not current
+            ]
+            found.append(row | {"scheduled": later} if later else row)
     for day, rates in catalog.fx.items():
         if entity in (None, f"fx:{day}"):
             value = _fields(rates.entity)
-            found.append({"entity": f"fx:{day}", "versions": 1, "value": value, "scheduled": []})
+            found.append({"entity": f"fx:{day}", "versions": 1, "value": value})
     return found
 
 
@@ -122,7 +117,7 @@ def show_entities(found: Sequence[dict[str, Any]]) -> None:
     table = Table("entity", "versions", "value")
     for row in found:
         table.add_row(row["entity"], str(row["versions"]), json.dumps(row["value"]))
-        for later in row["scheduled"]:
+        for later in row.get("scheduled", ()):
             table.add_row("", f"from {later['effective_ms']}", json.dumps(later["value"]))
     out.print(table)
 
