@@ -15,7 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 from pipeline.cli import catalog_edit, wiring
-from pipeline.cli.catalog_topic import publish, read_catalog, read_dated_catalog, refusal_of
+from pipeline.cli.catalog_topic import publish, read_catalog, refusal_of
 from pipeline.cli.common import CommandError, DataOption, JsonOption, err, out
 from pipeline.cli.tables import now_by_clock_ms
 from pipeline.contract.catalog import Catalog
@@ -162,11 +162,11 @@ def register(app: typer.Typer) -> None:
         Example: `pipeline catalog show campaign:7 --json`
         """
         settings = wiring.settings_for(data)
-        catalog, catalog_ms = asyncio.run(read_dated_catalog(settings))
+        catalog = asyncio.run(read_catalog(settings))
         try:
-            now_ms = now_by_clock_ms(settings, catalog_ms)
+            now_ms = now_by_clock_ms(settings, catalog.read_ms)
         except StoreError:  # the tables are not there: what the catalog tells of a stream's clock
-            now_ms = catalog_ms
+            now_ms = catalog.read_ms
         found = in_force(catalog, entity, now_ms)
         if as_json:
             print(json.dumps(found))

@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from pipeline.cli import wiring
-from pipeline.cli.catalog_topic import publish, read_dated_catalog, record_of, refusal_of
+from pipeline.cli.catalog_topic import publish, read_catalog, record_of, refusal_of
 from pipeline.cli.common import CommandError, DataOption, JsonOption, err, out
 from pipeline.cli.tables import now_by_clock_ms
 from pipeline.contract.catalog import Catalog
@@ -155,9 +155,9 @@ def register(catalog_app: typer.Typer) -> None:
         if edit == Edit():
             raise CommandError("say what to change: --bid, --budget or --status")
         settings = wiring.settings_for(data)
-        catalog, catalog_ms = asyncio.run(read_dated_catalog(settings))
+        catalog = asyncio.run(read_catalog(settings))
         selection = GroupSelection(account, campaign, frozenset(ad_group or ()))
-        now_ms = now_by_clock_ms(settings, catalog_ms)
+        now_ms = now_by_clock_ms(settings, catalog.read_ms)
         at_ms = now_ms if effective_ms is None else effective_ms
         groups = list(selection.of(catalog, at_ms))
         unknown = selection.ad_group_ids - {group.ad_group_id for group in groups}

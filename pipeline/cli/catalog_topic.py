@@ -17,13 +17,7 @@ from pipeline.streams.log_reader import KafkaLogReader
 
 async def read_catalog(settings: Settings) -> Catalog:
     """The catalog as its topic has it now."""
-    catalog, _ = await read_dated_catalog(settings)
-    return catalog
-
-
-async def read_dated_catalog(settings: Settings) -> tuple[Catalog, int]:
-    """The catalog as its topic has it now, and the largest timestamp of its records."""
-    catalog, last_ms = Catalog(), 0
+    catalog = Catalog()
     reader = KafkaLogReader(CATALOG, settings.kafka_client_options())
     try:
         await reader.start()
@@ -31,10 +25,9 @@ async def read_dated_catalog(settings: Settings) -> tuple[Catalog, int]:
         while await reader.position(0) < end:
             for record in await reader.fetch(timeout_ms=500):
                 catalog.apply(record)
-                last_ms = max(last_ms, record.timestamp_ms)
     finally:
         await reader.stop()
-    return catalog, last_ms
+    return catalog
 
 
 def record_of(catalog: Catalog, entity: Entity, timestamp_ms: int) -> LogRecord:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -69,10 +70,7 @@ async def close_day(
                 raise CommandError(f"after {timeout_s:.0f} s still {condition}")
             await asyncio.sleep(_POLL_S)
 
-    async def all_in() -> bool:
-        return await settled(settings, store)
-
-    await wait_for("not every event is in the tables", all_in)
+    await wait_for("not every event is in the tables", partial(settled, settings, store))
     if force or settings.clock == "stream":
         await publish_day_close(settings, day, without_grace=force)
 

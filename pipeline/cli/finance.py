@@ -19,7 +19,7 @@ import typer
 from rich.table import Table
 
 from pipeline.cli import wiring
-from pipeline.cli.catalog_topic import publish, read_dated_catalog, record_of, refusal_of
+from pipeline.cli.catalog_topic import publish, read_catalog, record_of, refusal_of
 from pipeline.cli.common import CommandError, DataOption, JsonOption, err, out
 from pipeline.cli.tables import now_by_clock_ms
 from pipeline.contract.catalog import Catalog
@@ -270,10 +270,11 @@ def register(app: typer.Typer) -> None:
         selection = Selection(ids, account, campaign, ad_group, user_hash, _day(day))
         store = Store(settings.clickhouse_dsn)
         charged = find_charged(store, selection)
-        catalog, catalog_ms = asyncio.run(read_dated_catalog(settings))
+        catalog = asyncio.run(read_catalog(settings))
+        read_ms = catalog.read_ms  # planning goes on with it
         plan = plan_credits(catalog, charged, ids or [], reason, by)
         if post:
-            now_ms = now_by_clock_ms(settings, catalog_ms)
+            now_ms = now_by_clock_ms(settings, read_ms)
             records = [record_of(catalog, credit, now_ms) for credit in plan.to_post]
             asyncio.run(publish(settings, records))
         if as_json:

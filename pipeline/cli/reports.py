@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.cli import wiring
-from pipeline.cli.catalog_topic import read_dated_catalog
+from pipeline.cli.catalog_topic import read_catalog
 from pipeline.cli.common import CommandError, DataOption, JsonOption, err, out
 from pipeline.cli.source_ends import source_ends
 from pipeline.cli.tables import now_by_clock_ms
@@ -228,8 +228,8 @@ def register(app: typer.Typer) -> None:
         """
         settings = wiring.settings_for(data)
         store = Store(settings.clickhouse_dsn)
-        catalog, catalog_ms = asyncio.run(read_dated_catalog(settings))
-        sources = Sources(store, catalog, now_by_clock_ms(settings, catalog_ms))
+        catalog = asyncio.run(read_catalog(settings))
+        sources = Sources(store, catalog, now_by_clock_ms(settings, catalog.read_ms))
         found: Any
         if what.startswith("ad_group:"):
             found = explain_ad_group(sources, what.removeprefix("ad_group:"))

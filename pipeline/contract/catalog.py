@@ -149,7 +149,7 @@ class Catalog:
         self._records = 0
         self._orphans: dict[tuple[str, str], list[LogRecord]] = {}
         """(kind, id) of a missing parent -> records that wait for it, in their order."""
-        self._read_ms = 0
+        self.read_ms = 0
         """Largest timestamp of the records read: a change of zone takes no effect before it."""
         self._zones: dict[str, tuple[str, tuple[tuple[int, str], ...]]] = {}
         """Account -> its first time zone, and its changes: (day of the change, zone after it)."""
@@ -174,7 +174,7 @@ class Catalog:
         return self._take(record)
 
     def _take(self, record: LogRecord) -> Accepted | Refused:
-        self._read_ms = max(self._read_ms, record.timestamp_ms)
+        self.read_ms = max(self.read_ms, record.timestamp_ms)
         parsed = parse_key(record.key)
         if isinstance(parsed, Refused):
             return parsed
@@ -343,7 +343,7 @@ class Catalog:
             self._zones[account.account_id] = (account.time_zone, ())
             return
         first, changes = self._zones[account.account_id]
-        day = calendar.day_of(max(effective_ms, self._read_ms))
+        day = calendar.day_of(max(effective_ms, self.read_ms))
         merged = dict(changes) | {day: account.time_zone}
         kept: list[tuple[int, str]] = []
         for when, zone in sorted(merged.items()):

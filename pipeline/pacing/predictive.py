@@ -126,8 +126,6 @@ class Predictive:
         self._last_prediction: tuple[tuple[str, bytes, int], Inflight] | None = None
         self._changed: dict[int, float] = {}
         """Ad groups that are served otherwise since this turn, and the probabilities before."""
-        self._turned: list[int] = []
-        """The same."""
         self._paused: list[int] = []
         """Those that it pauses, those of paused campaigns among them ..."""
         self._expected: list[tuple[Standing, str]] = []
@@ -386,24 +384,21 @@ class Predictive:
         before = self._probabilities(rows).tolist()
         for row, probability in zip(rows.tolist(), before, strict=True):
             self._changed.setdefault(row, probability)
-            self._turned.append(row)
 
     def end_reviews(self, now_ms: int) -> None:
         # What is learned of the signals costs as much for one as for all.
-        if self._changed:
-            rows, before = (
-                np.array(list(part)) for part in zip(*self._changed.items(), strict=True)
-            )
-            self.forecasts.note_changes(rows, now_ms, before)
+        changed = np.array(list(self._changed), dtype=np.int64)
+        if len(changed):
+            before = np.array(list(self._changed.values()))
+            self.forecasts.note_changes(changed, now_ms, before)
         if self._paused:
             self.model.note_pauses(np.array(self._paused), now_ms)
         if self._expected:
             paused = np.array([standing.row for standing, _ in self._expected])
             self._settlements.expect(self._expected, *self._of_catalog(paused), now_ms)
-        if self._turned:
-            turned = np.array(self._turned)
-            self.model.note_serving(turned, self._probabilities(turned) > 0, now_ms)
-        self._changed, self._turned, self._paused, self._expected = {}, [], [], []
+        if len(changed):
+            self.model.note_serving(changed, self._probabilities(changed) > 0, now_ms)
+        self._changed, self._paused, self._expected = {}, [], []
 
     def _is_first_pause(self, of_level: Columns, row: int, signal: Signal, now_ms: int) -> bool:
         """Whether serving ends with this signal; how long to wait until it is sent again."""

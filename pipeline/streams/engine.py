@@ -308,37 +308,34 @@ class Engine:
 
     def _review_serving(self, outcome: Outcome, drafts: dict[int, Draft], now_ms: int) -> Rows:
         """Review every entity whose spend, limits or billing day may have changed. Returns the
-        rows of the campaigns among them."""
+        rows of the campaigns among them, where a bound on the lag asks for them."""
         spent = np.flatnonzero(outcome.disposition >= OVER_BUDGET)
         rows = {"ad_group": outcome.group[spent], "campaign": outcome.campaign[spent]}
         changed, self.terms.limits_changed = self.terms.limits_changed, set()
         if changed and self._pacing.predicts:
             self._note_statuses(changed, now_ms)
         due = self._stopped.resume_due(now_ms)
-        looked_at: dict[str, Rows] = {}
+        looked_at: Rows = np.empty(0, dtype=np.int64)
         for level, touched in rows.items():
-            more = [row for where, row in changed | due if where == level]
-            concerned = distinct(np.concatenate((touched, np.array(more, dtype=np.int64))))
+            more = _rows_of(changed | due, level)
+            concerned = distinct(np.concatenate((touched, more)))
             worth = self._worth_review(level, concerned, now_ms)
             asked = sorted({*worth, *self._pacing.due(level, now_ms).tolist()})
             for row, uses in zip(asked, self._uses(level, asked, now_ms), strict=True):
                 self._review(level, row, uses, drafts, now_ms)
             if level == "ad_group" and self.settings.decides_bids:
-                self._bids.take_back(sorted(more), self.shards, drafts, now_ms)
-            looked_at[level] = np.union1d(concerned, np.array(asked, dtype=np.int64))
-        return looked_at["campaign"]
+                self._bids.take_back(more.tolist(), self.shards, drafts, now_ms)
+            if level == "campaign" and self.settings.lag_bound_ms:
+                looked_at = np.union1d(concerned, np.array(asked, dtype=np.int64))
+        return looked_at
 
     def _note_statuses(self, changed: set[tuple[str, int]], now_ms: int) -> None:
         """Tell pacing which ad groups serve now, of those whose terms have changed."""
         terms = self.terms
-        of = {
-            level: np.array([row for where, row in changed if where == level], dtype=np.int64)
-            for level in _LIMITS_OF
-        }
-        rows = of["ad_group"]
-        if len(of["campaign"]):
+        rows, above = (_rows_of(changed, level) for level in ("ad_group", "campaign"))
+        if len(above):
             parents = terms.group.campaign[: len(terms.group_ids)]
-            rows = np.union1d(rows, np.flatnonzero(np.isin(parents, of["campaign"])))
+            rows = np.union1d(rows, np.flatnonzero(np.isin(parents, above)))
         rows = rows[terms.group.campaign[rows] >= 0]
         campaigns = terms.group.campaign[rows]
         active = terms.group.active[rows] & terms.campaign.active[campaigns]
@@ -482,6 +479,11 @@ class Engine:
                 figures = (int(column[n]) for column in (bounds, spend, inflight, reserve))
                 found[n].append(LimitUse(LIMITS[limit], *figures))
         return [tuple(uses) for uses in found]
+
+
+def _rows_of(named: set[tuple[str, int]], level: str) -> Rows:
+    """Those of a level, ascending."""
+    return np.array(sorted(row for where, row in named if where == level), dtype=np.int64)
 
 
 class _Stopped:
