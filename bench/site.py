@@ -126,7 +126,16 @@ class Site:
 
 @contextmanager
 def opened(partitions: int) -> Iterator[Site]:
-    """A site in a temporary directory, removed at the end."""
+    """A site in a temporary directory, removed at the end.
+
+    What a worker compiles at its first start is compiled before, on all cores: no run is to be the
+    one that begins with it.
+    """
+    subprocess.run(
+        [sys.executable, "-c", "from pipeline.streams.worker import warm_up; warm_up()"],
+        cwd=ROOT,
+        check=True,
+    )
     cores = Cores.choose()
     directory = Path(tempfile.mkdtemp(prefix="bench-"))
     try:

@@ -72,6 +72,12 @@ _STREAM_SETTLES_S = 1.0
 the clock moves with the data, so a producer's records in flight would else look late."""
 
 
+def warm_up() -> None:
+    """Compile the loops over bytes and keys, or load them as a start before has left them."""
+    for part in (decode, decide, record_batches, key_table):
+        part.warm_up()
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
     """How a worker runs; what it decides is in `engine`."""
@@ -219,10 +225,7 @@ class Worker:
 
         Not Faust's own tasks: those start only after the first recovery, which needs the loops.
         """
-        decode.warm_up()
-        decide.warm_up()
-        record_batches.warm_up()
-        key_table.warm_up()
+        warm_up()
         # Faust makes its own directory in it, and would not start without this one.
         self._settings.data_dir.mkdir(parents=True, exist_ok=True)
         self._tasks = [
