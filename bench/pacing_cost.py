@@ -1,18 +1,20 @@
-"""What pacing costs: the engine's rate over the same batches, without and with prediction.
+"""What pacing costs: the same events without and with prediction.
 
-`python -m bench.pacing_cost`: best of three passes each, alternating, one core, no Kafka. The
-engine alone (decide, post, review) is less than the whole job (decode, journal record, append), so
-the share printed is an upper bound of pacing's share of the whole.
+`python -m bench.pacing_cost`: the engine alone (decide, post, review; no Kafka), then whole workers
+on a real one, the events of `bench.scale`. The two policies take turns, so that a slow minute of
+the machine is both's; the best of three passes counts of the engine, the median of whole workers'.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from bench.scale import whole_job
 from pipeline.billing.batch import Assembler, Batch, Chunk
 from pipeline.billing.texts import Packed
 from pipeline.contract.vocabulary import IMPRESSION, KINDS
@@ -29,6 +31,8 @@ Int64s = npt.NDArray[np.int64]
 _PINNERS: Final = 2_000_000
 EVENTS: Final = 10_000
 TURNS: Final = 10
+WHOLE_EVENTS: Final = 1_000_000
+RUNS: Final = 3
 NOON_MS: Final = 1_772_366_400_000
 """2026-03-01T12:00Z: events of one minute of a busy day."""
 
@@ -95,17 +99,35 @@ def _seconds(batches: list[tuple[Batch, int]], pacing: PacingPolicy) -> float:
     return time.perf_counter() - started_s
 
 
-def main() -> None:
+def _engine_alone() -> None:
     batches = _batches()
     best = {"plain": 1e9, "inflight": 1e9}
-    for _ in range(3):
+    for _ in range(RUNS):
         best["plain"] = min(best["plain"], _seconds(batches, PlainLimits()))
         best["inflight"] = min(best["inflight"], _seconds(batches, Predictive()))
     events = sum(len(batch) for batch, _ in batches)
     for name, seconds in best.items():
-        print(f"{name}: {events / seconds:,.0f} events/s, {seconds / events * 1e9:.0f} ns an event")
-    more = best["inflight"] / best["plain"] - 1
-    print(f"prediction adds {more:.1%} to the engine's time")
+        print(f"engine alone, {name}: {seconds / events * 1e6:.3f} µs an event")
+    more_us = (best["inflight"] - best["plain"]) / events * 1e6
+    print(f"engine alone: prediction adds {more_us:.3f} µs to an event")
+
+
+def _whole_workers() -> None:
+    costs_us: dict[str, list[float]] = {"plain": [], "inflight": []}
+    for _ in range(RUNS):
+        for name, taken_us in costs_us.items():
+            run = whole_job(4, 1, WHOLE_EVENTS, {"PIPELINE_PACING_POLICY": name})
+            taken_us.append(run["cpu_us_per_event"])
+    median_us = {name: statistics.median(taken_us) for name, taken_us in costs_us.items()}
+    for name, cost_us in median_us.items():
+        print(f"whole worker, {name}: {cost_us:.2f} CPU µs an event")
+    more = median_us["inflight"] / median_us["plain"] - 1
+    print(f"prediction adds {more:+.1%} to the whole job's CPU time")
+
+
+def main() -> None:
+    _engine_alone()
+    _whole_workers()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,8 +40,8 @@ def scale(events: int, seconds: int) -> dict[str, Any]:
     """All of it; `events` for each run of workers, `seconds` at each low load."""
     about = machine.described(" ".join(["python -m bench", *sys.argv[1:]]))
     engine = _engines()
-    workers = [_workers(partitions, 1, events) for partitions in PARTITIONS]
-    workers += [_workers(4, number, events) for number in WORKERS if number > 1]
+    workers = [whole_job(partitions, 1, events) for partitions in PARTITIONS]
+    workers += [whole_job(4, number, events) for number in WORKERS if number > 1]
     return {"about": about, "engine": engine, "workers": workers, "low_load": _low_load(seconds)}
 
 
@@ -118,13 +118,15 @@ class _Worker:
         return len(health["shards"]) if health["state"] == "running" else 0
 
 
-def _workers(partitions: int, number: int, events: int) -> dict[str, Any]:
+def whole_job(
+    partitions: int, number: int, events: int, settings: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """The rate and the cost of so many workers, each with its share of the shards when the events
     are shown to them.
 
     One worker has a core to itself; several share all cores with the broker.
     """
-    with opened(partitions) as site:
+    with opened(partitions, settings) as site:
         found = asyncio.run(_measured(site, number, events))
     say(json.dumps(found))
     return found

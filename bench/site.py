@@ -45,11 +45,19 @@ class Site:
     without naming cores, is on `cores.others`.
     """
 
-    def __init__(self, directory: Path, kafka: EmbeddedKafka, cores: Cores, partitions: int):
+    def __init__(
+        self,
+        directory: Path,
+        kafka: EmbeddedKafka,
+        cores: Cores,
+        partitions: int,
+        settings: Mapping[str, str],
+    ) -> None:
         self.directory = directory
         self.bootstrap = kafka.bootstrap
         self.cores = cores
         self.partitions = partitions
+        self._settings = settings
         self._runs = 0
 
     def run_directory(self, name: str) -> Path:
@@ -72,6 +80,7 @@ class Site:
             PIPELINE_WORKER_WEB_PORT=str(free_port()),
             # One core: a second thread would only take turns with the first.
             POLARS_MAX_THREADS="1",
+            **self._settings,
         )
 
     def pipeline(self, *arguments: str, data_dir: Path) -> str:
@@ -125,8 +134,9 @@ class Site:
 
 
 @contextmanager
-def opened(partitions: int) -> Iterator[Site]:
-    """A site in a temporary directory, removed at the end.
+def opened(partitions: int, settings: Mapping[str, str] | None = None) -> Iterator[Site]:
+    """A site in a temporary directory, removed at the end; `settings` are environment variables of
+    its processes, all else is as it comes.
 
     What a worker compiles at its first start is compiled before, on all cores: no run is to be the
     one that begins with it.
@@ -140,7 +150,7 @@ def opened(partitions: int) -> Iterator[Site]:
     directory = Path(tempfile.mkdtemp(prefix="bench-"))
     try:
         with on_cores(cores.others), EmbeddedKafka(directory) as kafka:
-            yield Site(directory, kafka, cores, partitions)
+            yield Site(directory, kafka, cores, partitions, settings or {})
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
