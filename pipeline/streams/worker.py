@@ -225,7 +225,7 @@ class Worker:
 
         Not Faust's own tasks: those start only after the first recovery, which needs the loops.
         """
-        warm_up()
+        await asyncio.to_thread(warm_up)  # a first start compiles long enough to look dead
         # Faust makes its own directory in it, and would not start without this one.
         self._settings.data_dir.mkdir(parents=True, exist_ok=True)
         self._tasks = [
