@@ -202,7 +202,11 @@ class _PacedConsumer(Consumer):
         self._fetcher._proc_fetch_request = _paced(self._fetcher._proc_fetch_request)
 
 
-def _paced(fetch: Callable[..., Awaitable[bool]]) -> Callable[..., Awaitable[bool]]:
+def _paced(
+    fetch: Callable[..., Awaitable[bool]],
+    clock_s: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> Callable[..., Awaitable[bool]]:
     """aiokafka's fetch, with a wait before each that would come too soon after the one before."""
     sent: dict[int, tuple[float, int, float]] = {}
     """By broker: when it was last asked, what had been fetched by then, how long to wait now."""
@@ -210,10 +214,10 @@ def _paced(fetch: Callable[..., Awaitable[bool]]) -> Callable[..., Awaitable[boo
     async def paced(assignment: Any, node_id: int, request: Any) -> bool:
         last_s, last_bytes, every_s = sent.get(node_id, (0.0, 0, 0.0))
         try:
-            await asyncio.sleep(max(0.0, last_s + every_s - time.monotonic()))
+            await sleep(max(0.0, last_s + every_s - clock_s()))
         except asyncio.CancelledError:
             return False  # as the fetch itself does
-        now_s, now_bytes = time.monotonic(), _FetchedRecords.all_bytes
+        now_s, now_bytes = clock_s(), _FetchedRecords.all_bytes
         is_slow = now_bytes - last_bytes < _SLOW_BYTES_A_S * (now_s - last_s)
         sent[node_id] = now_s, now_bytes, _SLOW_FETCH_EVERY_S if is_slow else _FETCH_EVERY_S
         return await fetch(assignment, node_id, request)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import pytest
@@ -13,29 +12,44 @@ from pipeline.streams import transport
 FETCHES = 12
 
 
+class Clock:
+    """Passes only while somebody sleeps: spacings are exact, however busy the machine is."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    async def sleep(self, duration_s: float) -> None:
+        self.now_s += duration_s
+
+
 class Broker:
     """Answers each fetch at once with as much as comes in the time between two."""
 
-    def __init__(self, bytes_a_s: float) -> None:
+    def __init__(self, bytes_a_s: float, clock: Clock) -> None:
         self._bytes_a_s = bytes_a_s
+        self._clock = clock
         self.asked_s: list[float] = []
 
     async def fetch(self, assignment: Any, node_id: int, request: Any) -> bool:
-        now_s = time.monotonic()
+        now_s = self._clock()
         passed_s = now_s - self.asked_s[-1] if self.asked_s else 0.0
         transport._FetchedRecords.all_bytes += int(self._bytes_a_s * passed_s)
         self.asked_s.append(now_s)
         return True
 
-    def shortest_s(self) -> float:
+    def spacings_s(self) -> list[float]:
         """Between two fetches, the first few left out."""
         pairs = zip(self.asked_s[3:], self.asked_s[4:], strict=False)
-        return min(after - before for before, after in pairs)
+        return [after - before for before, after in pairs]
 
 
 async def paced_by(bytes_a_s: float) -> Broker:
-    broker = Broker(bytes_a_s)
-    paced = transport._paced(broker.fetch)
+    clock = Clock()
+    broker = Broker(bytes_a_s, clock)
+    paced = transport._paced(broker.fetch, clock, clock.sleep)
     for _ in range(FETCHES):
         assert await paced(None, 0, None)
     return broker
@@ -43,14 +57,13 @@ async def paced_by(bytes_a_s: float) -> Broker:
 
 async def test_a_broker_is_asked_less_often_where_little_comes() -> None:
     slow = await paced_by(transport._SLOW_BYTES_A_S / 4)
-    assert slow.shortest_s() >= transport._SLOW_FETCH_EVERY_S - 0.001
+    assert slow.spacings_s() == pytest.approx([transport._SLOW_FETCH_EVERY_S] * (FETCHES - 4))
     fast = await paced_by(transport._SLOW_BYTES_A_S * 4)
-    assert fast.shortest_s() >= transport._FETCH_EVERY_S - 0.001
-    assert fast.shortest_s() < transport._SLOW_FETCH_EVERY_S
+    assert fast.spacings_s() == pytest.approx([transport._FETCH_EVERY_S] * (FETCHES - 4))
 
 
 async def test_a_wait_that_is_cancelled_fetches_nothing() -> None:
-    broker = Broker(0.0)
+    broker = Broker(0.0, Clock())
     paced = transport._paced(broker.fetch)
     await paced(None, 0, None)
     waiting = asyncio.ensure_future(paced(None, 0, None))
@@ -61,14 +74,15 @@ async def test_a_wait_that_is_cancelled_fetches_nothing() -> None:
 
 
 async def test_a_fetch_that_fails_is_paced_all_the_same() -> None:
+    clock = Clock()
     asked_s: list[float] = []
 
     async def fails(*_: Any) -> bool:
-        asked_s.append(time.monotonic())
+        asked_s.append(clock())
         raise ConnectionError
 
-    paced = transport._paced(fails)
+    paced = transport._paced(fails, clock, clock.sleep)
     for _ in range(2):
         with pytest.raises(ConnectionError):
             await paced(None, 0, None)
-    assert asked_s[1] - asked_s[0] >= transport._FETCH_EVERY_S - 0.001
+    assert asked_s[1] - asked_s[0] == pytest.approx(transport._SLOW_FETCH_EVERY_S)
