@@ -86,7 +86,7 @@ class EngineAlone:
         started_s = time.process_time()
         for chunks in turns:
             batch = self._assembler.assemble(chunks)
-            turn = self._engine.turn(batch, int(batch.order_ms[-1]), {})
+            turn = self._engine.turn(batch, int(batch.order_ms.max()), {})
             entries = prepare(self._engine, turn)
             self.journal_bytes += sum(len(entry.body) for entry in entries)
         return time.process_time() - started_s

@@ -1,23 +1,24 @@
 """Chunks of source records, and the batch that a worker decides in one pass.
 
 A chunk is what one fetch brought of one topic partition. A batch holds the chunks of all shards
-and topics, in the order of judgement: by the running maximum of the record timestamps of each
-partition (so offset order holds within each), then impressions, clicks, engagements.
+and topics: shard by shard, and within each in the order of judgement, which is by the running
+maximum of the record timestamps of each partition (so offset order holds within each), then
+impressions, clicks, engagements. Nothing that is judged hangs on another shard's events.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.billing.decode import Columns, Decoded, Decoder, decode_plain
-from pipeline.billing.texts import Bytes, Packed, Texts, lines_of
+from pipeline.billing.texts import Packed, Texts, lines_of
 from pipeline.contract.vocabulary import (
     CLICK,
     ENGAGEMENTS,
@@ -53,48 +54,52 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Batch(Columns):
-    """Events of many shards in the order of judgement; all columns have the same length."""
+    """Events of many shards, one shard's after the other's, each in the order of judgement; all
+    columns have the same length."""
 
     source: npt.NDArray[np.uint8]
     shard: npt.NDArray[np.int32]
+    """Never falls along the batch."""
     offset: Int64s
     record_ms: Int64s
     order_ms: Int64s
-    """Running maximum of the partition's record timestamps: never falls along the batch."""
-    chunk: npt.NDArray[np.int32]
-    """Position in `chunks` of the chunk that the row is from."""
-    position: npt.NDArray[np.int32]
-    """Position of the row within its chunk."""
-    malformed: Mask
+    """Running maximum of the partition's record timestamps: never falls along a shard's rows."""
     came_as: Int64s
-    """The row of `as_they_came`."""
-    as_they_came: Texts
-    """The events' texts in the order of the messages: they are not moved, for few are needed. Read
-    them by `texts` and `gathered`."""
+    """The record's number in `chunks`, these one after the other."""
+    malformed: Mask
+    texts: Texts
+    """With the names of EVENT_TEXTS."""
     chunks: tuple[Chunk, ...]
     ranges: dict[int, dict[str, tuple[int, int]]]
     """Shard -> topic -> the source offsets that the batch takes: from, up to but not including."""
+    spans: dict[int, slice]
+    """Shard -> its rows, one after the other; those that have some, ascending."""
 
     def __len__(self) -> int:
         return len(self.offset)
 
-    def texts(self, name: str, rows: Int64s) -> list[str | None]:
-        """A field of the events in these rows, one of EVENT_TEXTS."""
-        return self.as_they_came.column(name, self.came_as[rows])
-
-    def gathered(self, name: str, rows: Int64s) -> tuple[Int64s, Bytes]:
-        """The same as `Texts.gathered` gives it."""
-        return self.as_they_came.gathered(name, self.came_as[rows])
+    def by_shard(self, rows: Int64s) -> Iterator[tuple[int, slice]]:
+        """Each shard, and where its rows are among these, which ascend."""
+        ends = np.searchsorted(rows, [span.stop for span in self.spans.values()]).tolist()
+        for shard, (start, end) in zip(self.spans, pairwise([0, *ends]), strict=True):
+            if end > start:
+                yield shard, slice(start, end)
 
     def original(self, row: int) -> tuple[bytes | None, bytes | None]:
         """The record's key and value as they came."""
-        chunk, position = self.chunks[self.chunk[row]], int(self.position[row])
+        chunk, position = self._place(row)
         return chunk.keys[position], chunk.values[position]
 
     def headers(self, row: int) -> tuple[tuple[str, bytes], ...]:
         """The record's headers as they came."""
-        chunk: Chunk = self.chunks[self.chunk[row]]
+        chunk, _ = self._place(row)
         return chunk.headers.get(int(self.offset[row]), ())
+
+    def _place(self, row: int) -> tuple[Chunk, int]:
+        number = int(self.came_as[row])
+        starts = list(accumulate((len(chunk.values) for chunk in self.chunks), initial=0))
+        at = bisect_right(starts, number) - 1
+        return self.chunks[at], number - starts[at]
 
 
 class Assembler:
@@ -106,45 +111,47 @@ class Assembler:
 
     def assemble(self, chunks: Iterable[Chunk]) -> Batch:
         """One batch of all chunks; those of one partition must be given in offset order."""
-        # By topic, so that one call decodes all that came of it; partitions keep their order.
-        taken = tuple(sorted(chunks, key=lambda chunk: chunk.source))
+        taken = tuple(sorted(chunks, key=lambda chunk: (chunk.shard, chunk.source)))
         sizes = [len(chunk.values) for chunk in taken]
-        decoded = self._decode(taken)
-        source = np.repeat([chunk.source for chunk in taken], sizes).astype(np.uint8)
-        order_ms = self._order_ms(taken)
-        order = np.argsort(order_ms, kind="stable")
+        came_ms = self._order_ms(taken)
+        spans = _spans((chunk.shard, size) for chunk, size in zip(taken, sizes, strict=True))
+        order = _joined(
+            [np.argsort(came_ms[span], kind="stable") + span.start for span in spans.values()]
+        )
+        source = np.repeat([chunk.source for chunk in taken], sizes).astype(np.uint8)[order]
+        decoded = self._decode(taken, source, order)
         ranges: dict[int, dict[str, tuple[int, int]]] = {}
         for chunk in taken:
             topics = ranges.setdefault(chunk.shard, {})
             topic = EVENT_TOPICS[chunk.source]
             topics[topic] = (topics.get(topic, (chunk.start, 0))[0], chunk.end)
         return Batch(
-            source=source[order],
-            shard=np.repeat([chunk.shard for chunk in taken], sizes).astype(np.int32)[order],
+            source=source,
+            shard=np.repeat([chunk.shard for chunk in taken], sizes).astype(np.int32),
             offset=_joined([chunk.offsets for chunk in taken])[order],
             record_ms=_joined([chunk.timestamps_ms for chunk in taken])[order],
-            order_ms=order_ms[order],
-            chunk=np.repeat(np.arange(len(taken)), sizes).astype(np.int32)[order],
-            position=_joined([np.arange(size) for size in sizes]).astype(np.int32)[order],
-            **event_columns(decoded, source, order),
+            order_ms=came_ms[order],
+            came_as=order,
+            **event_columns(decoded, source),
             chunks=taken,
             ranges=ranges,
+            spans=spans,
         )
 
-    def _decode(self, chunks: tuple[Chunk, ...]) -> Decoded:
-        """All messages, in the order of the chunks (which is by topic).
+    def _decode(self, chunks: tuple[Chunk, ...], source: Codes, order: Int64s) -> Decoded:
+        """All messages in their order; `source` is of it.
 
         All at once; where that fails, each chunk by itself, so that one does not slow the others.
         """
         full = [chunk for chunk in chunks if len(chunk.values)]
         if len(full) > 1:
-            size = sum(len(chunk.values) for chunk in full)
-            plain = sum(len(c.values) for c in full if EVENT_TOPICS[c.source] != ENGAGEMENTS)
-            lines = lines_of([chunk.values for chunk in full])
-            together = None if lines is None else decode_plain(lines, size, plain)
+            lines = lines_of([chunk.values for chunk in full], order)
+            engaged = source == EVENT_TOPICS.index(ENGAGEMENTS)
+            together = None if lines is None else decode_plain(lines, engaged)
             if together is not None:
                 return together
-        return Decoded.joined([self._decoders[chunk.source].decode(chunk.values) for chunk in full])
+        each = Decoded.joined([self._decoders[chunk.source].decode(chunk.values) for chunk in full])
+        return each if len(full) <= 1 else each.in_order(order)
 
     def _order_ms(self, chunks: tuple[Chunk, ...]) -> Int64s:
         columns = []
@@ -156,7 +163,7 @@ class Assembler:
             column = np.maximum(column, self._running_max.get(partition, 0))
             self._running_max[partition] = int(column[-1])
             columns.append(column)
-        return np.concatenate(columns) if columns else np.empty(0, np.int64)
+        return _joined(columns)
 
     def read_up_to_ms(self, source: int, shard: int) -> int:
         """Running maximum of the record timestamps read of a partition; 0 before the first."""
@@ -176,31 +183,29 @@ def in_steps(batch: Batch, now_ms: int, boundaries_ms: Sequence[int]) -> list[tu
     before the first event the last one settles what the others would.
     """
     if not boundaries_ms:
-        return [(batch, max(now_ms, int(batch.order_ms[-1])))]
-    before_all = bisect_right(boundaries_ms, int(batch.order_ms[0]))
+        return [(batch, max(now_ms, int(batch.order_ms.max())))]
+    before_all = bisect_right(boundaries_ms, int(batch.order_ms.min()))
     times_ms = boundaries_ms[max(0, before_all - 1) :]
-    cuts: list[int] = np.searchsorted(batch.order_ms, times_ms).tolist()
+    part_of = np.searchsorted(times_ms, batch.order_ms, side="right")
     done: dict[tuple[int, str], int] = {}
-    empty = _part(batch, 0, 0, last=False, done=done)
+    empty = _part(batch, np.empty(0, np.int64), last=False, done=done)
     steps = []
-    for number, (start, end) in enumerate(pairwise([0, *cuts, len(batch)])):
+    for number in range(len(times_ms) + 1):
         if number:
             now_ms = times_ms[number - 1]
             steps.append((empty, now_ms))
-        part = _part(batch, start, end, last=number == len(cuts), done=done)
+        last = number == len(times_ms)
+        part = _part(batch, np.flatnonzero(part_of == number), last=last, done=done)
         if part.ranges:
-            now_ms = max([now_ms, *part.order_ms[-1:].tolist()])
+            now_ms = int(part.order_ms.max(initial=now_ms))
             steps.append((part, now_ms))
     return steps
 
 
-def _part(
-    batch: Batch, start: int, end: int, *, last: bool, done: dict[tuple[int, str], int]
-) -> Batch:
-    """Rows start..end of a batch; `done` holds how far each source was taken by earlier parts."""
-    rows = slice(start, end)
+def _part(batch: Batch, rows: Int64s, *, last: bool, done: dict[tuple[int, str], int]) -> Batch:
+    """These rows of a batch; `done` holds how far each source was taken by earlier parts."""
     ranges: dict[int, dict[str, tuple[int, int]]] = {}
-    for shard, topics in batch.ranges.items() if last or end > start else ():
+    for shard, topics in batch.ranges.items() if last or len(rows) else ():
         for topic, (first, after) in topics.items():
             begin = done.get((shard, topic), first)
             here = (batch.shard[rows] == shard) & (batch.source[rows] == EVENT_TOPICS.index(topic))
@@ -210,16 +215,28 @@ def _part(
                 ranges.setdefault(shard, {})[topic] = (begin, until)
                 done[shard, topic] = until
     columns = {name: getattr(batch, name)[rows] for name in _ROW_COLUMNS}
-    return replace(batch, ranges=ranges, **columns)
+    spans = _spans((shard, here.stop - here.start) for shard, here in batch.by_shard(rows))
+    texts = batch.texts.of_rows(rows)
+    return replace(batch, ranges=ranges, spans=spans, texts=texts, **columns)
 
 
-def event_columns(decoded: Decoded, source: Codes, order: Int64s) -> dict[str, Any]:
-    """What a batch has of its events, by field: `source` as the messages came, all in an order."""
+def event_columns(decoded: Decoded, source: Codes) -> dict[str, Any]:
+    """What a batch has of its events, by field; `source` is of the same rows."""
     columns = {field.name: getattr(decoded.columns, field.name) for field in fields(Columns)}
     columns["kind"] = _kinds(source, decoded.malformed, decoded.columns.kind)
-    columns["malformed"] = decoded.malformed
-    ordered = {name: column[order] for name, column in columns.items()}
-    return ordered | {"came_as": order, "as_they_came": decoded.texts}
+    return columns | {"malformed": decoded.malformed, "texts": decoded.texts}
+
+
+def _spans(sizes: Iterable[tuple[int, int]]) -> dict[int, slice]:
+    """Shard -> its rows, of the numbers of rows that come of each; a shard may come again."""
+    spans: dict[int, slice] = {}
+    end = 0
+    for shard, size in sizes:
+        if size:
+            start = spans[shard].start if shard in spans else end
+            end += size
+            spans[shard] = slice(start, end)
+    return spans
 
 
 def _joined(columns: Sequence[Int64s]) -> Int64s:
@@ -234,5 +251,7 @@ def _kinds(source: Codes, malformed: Mask, engagement: Codes) -> Codes:
 
 
 _ROW_COLUMNS = tuple(
-    field.name for field in fields(Batch) if field.name not in ("as_they_came", "chunks", "ranges")
+    field.name
+    for field in fields(Batch)
+    if field.name not in ("texts", "chunks", "ranges", "spans")
 )

@@ -175,7 +175,7 @@ def _rule_misrouted(outcome: Outcome, ads: InForce, terms: Terms) -> None:
     home = ads.shard[rows]
     unknown = np.flatnonzero(home < 0)
     if len(unknown):
-        strangers = outcome.batch.texts("campaign_id", rows[unknown])
+        strangers = outcome.batch.texts.column("campaign_id", rows[unknown])
         home[unknown] = [partition_of(name or "", terms.partitions) for name in strangers]
     outcome.disposition[rows[home != outcome.batch.shard[rows]]] = MISROUTED
 
@@ -196,14 +196,12 @@ def _rule_unknown(outcome: Outcome, ads: InForce) -> None:
 def _rule_duplicate(outcome: Outcome, shards: Mapping[int, Shard]) -> None:
     """Rule 5: seen before, or earlier in this batch by the same shard."""
     rows = _undecided(outcome)
-    keys = outcome.batch.event_keys[rows]
-    batch_shards = outcome.batch.shard[rows]
-    _, first = ids.first_occurrences(_within_shards(keys, batch_shards))
+    keys = outcome.batch.event_keys.take(rows, axis=0)
+    _, first = ids.first_occurrences(_within_shards(keys, outcome.batch.shard[rows]))
     outcome.disposition[rows[~first]] = DUPLICATE
-    for shard in distinct(batch_shards).tolist():
-        here = np.flatnonzero(batch_shards == shard)
+    for shard, here in outcome.batch.by_shard(rows):
         seen = shards[shard].ids.contains(keys[here])
-        outcome.disposition[rows[here[seen]]] = DUPLICATE
+        outcome.disposition[rows[here][seen]] = DUPLICATE
 
 
 def _within_shards(keys: ids.Keys, shards: npt.NDArray[np.int32]) -> ids.Keys:
@@ -223,7 +221,7 @@ def _rule_serving(
     single = np.flatnonzero(ads.one_by_one[rows])
     if len(single):
         times = outcome.batch.event_time_ms[rows[single]].tolist()
-        keywords = outcome.batch.texts("keyword", rows[single])
+        keywords = outcome.batch.texts.column("keyword", rows[single])
         for at, time_ms, keyword in zip(single.tolist(), times, keywords, strict=True):
             row = int(rows[at])
             ad = terms.ad_at(int(outcome.pin[row]), time_ms, keyword)
@@ -293,22 +291,21 @@ def _rule_repeat(outcome: Outcome, shards: Mapping[int, Shard]) -> Rows:
     if len(keyed) == 0:
         return rows
     _fill_unique_keys(outcome, keyed)
-    batch_shards = outcome.batch.shard[keyed]
-    for shard in distinct(batch_shards).tolist():
-        here = keyed[batch_shards == shard]
-        seen = shards[shard].unique.contains(outcome.unique_keys[here])
-        _mark_repeat(outcome, here[seen])
+    keys = outcome.unique_keys.take(keyed, axis=0)
+    for shard, here in outcome.batch.by_shard(keyed):
+        seen = shards[shard].unique.contains(keys[here])
+        _mark_repeat(outcome, keyed[here][seen])
     return _undecided(outcome)
 
 
 def _fill_unique_keys(outcome: Outcome, rows: Rows) -> None:
     """What must not be charged again: the clicked impression, or the engagement in its day."""
-    outcome.unique_keys[rows] = outcome.batch.impression_keys[rows]
+    outcome.unique_keys[rows] = outcome.batch.impression_keys.take(rows, axis=0)
     engaged = rows[outcome.basis[rows] == CPE]
     if len(engaged):
         words = (
-            outcome.batch.ad_keys[engaged],
-            outcome.user_keys[engaged],
+            outcome.batch.ad_keys.take(engaged, axis=0),
+            outcome.user_keys.take(engaged, axis=0),
             outcome.batch.kind[engaged].astype(np.uint64),
             outcome.billing_day[engaged].astype(np.uint64),
         )
@@ -399,7 +396,7 @@ def _repeat_groups(outcome: Outcome, rows: Rows) -> tuple[Int64s, Mask]:
     keyed = np.flatnonzero(outcome.basis[rows] != CPM)
     if len(keyed):
         at = rows[keyed]
-        keys = _within_shards(outcome.unique_keys[at], outcome.batch.shard[at])
+        keys = _within_shards(outcome.unique_keys.take(at, axis=0), outcome.batch.shard[at])
         groups[keyed], first[keyed] = ids.first_occurrences(keys)
     return groups, first
 

@@ -92,14 +92,13 @@ class Columns:
 
     @classmethod
     def of(
-        cls, texts: Texts, event_time_ms: Int64s, price_micros: Int64s, without_kind: int = 0
+        cls, texts: Texts, event_time_ms: Int64s, price_micros: Int64s, engaged: Mask | None = None
     ) -> Columns:
-        """Of texts with the names of EVENT_TEXTS, and the numbers beside them; the first
-        `without_kind` rows are of topics without a `kind`, where one means nothing."""
+        """Of texts with the names of EVENT_TEXTS, and the numbers beside them; `engaged` are the
+        engagements, where not all are: in other topics a `kind` means nothing."""
         kind = texts.codes("kind", KINDS)
-        kind[:without_kind] = 0
         return cls(
-            kind=kind,
+            kind=kind if engaged is None else kind * engaged,
             placement=texts.codes("placement", PLACEMENTS),
             event_time_ms=event_time_ms,
             price_micros=price_micros,
@@ -141,6 +140,11 @@ class Decoded:
             Columns(**columns),
         )
 
+    def in_order(self, rows: Int64s) -> Decoded:
+        """These rows, in this order."""
+        columns = {field.name: getattr(self.columns, field.name)[rows] for field in fields(Columns)}
+        return Decoded(self.texts.of_rows(rows), self.malformed[rows], Columns(**columns))
+
 
 _SCHEMA: Final = dict.fromkeys(EVENT_TEXTS, pl.String()) | dict.fromkeys(_INTEGERS, pl.Int64())
 
@@ -163,9 +167,9 @@ class Decoder:
 
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """The events of a chunk. Never raises on bad input."""
-        without_kind = 0 if self._has_kind else len(values)
         lines = lines_of([Packed.of(values)])
-        plain = None if lines is None else decode_plain(lines, len(values), without_kind)
+        engaged = np.full(len(values), self._has_kind)
+        plain = None if lines is None else decode_plain(lines, engaged)
         return plain or self._decode_each(values)
 
     def decode_one(self, value: bytes | None) -> Event | Fault:
@@ -195,19 +199,20 @@ class Decoder:
         return Decoded.of(pl.DataFrame(columns, schema=_SCHEMA), malformed)
 
 
-def decode_plain(lines: Bytes, size: int, without_kind: int) -> Decoded | None:
+def decode_plain(lines: Bytes, engaged: Mask) -> Decoded | None:
     """All messages as columns, or None where not all are plainly events.
 
-    `lines` are `size` messages, each with a newline behind it. The first `without_kind` of them
-    are of topics without a `kind`, the others are engagements.
+    `lines` are the messages, each with a newline behind it; `engaged` says of each whether it is an
+    engagement, which alone have a `kind`.
     """
+    size = len(engaged)
     scanned = _SCANNER.scan(lines, size) if size else None
     if scanned is None or not scanned.has_all_keys(*_STRINGS, *_INTEGERS):
         return None
     texts = scanned.texts
     event_time_ms, price_micros = (scanned.number(name) for name in _INTEGERS)
-    columns = Columns.of(texts, event_time_ms, price_micros, without_kind)
-    if not _within_bounds(texts, columns.kind[without_kind:], columns.placement):
+    columns = Columns.of(texts, event_time_ms, price_micros, engaged)
+    if not _within_bounds(texts, columns.kind[engaged], columns.placement):
         return None
     return Decoded(texts, np.zeros(size, dtype=np.bool_), columns)
 
@@ -232,7 +237,7 @@ def warm_up() -> None:
     decoder = Decoder(EVENT_TOPICS[0])
     # The one the fast way, the other message by message.
     for values in ([message], [message, b""]):
-        decoder.decode(values).texts.gathered("event_id", np.zeros(1, np.int64))
+        decoder.decode(values).texts.packed("event_id")
     packed = ByteRows()
     packed.append(message)
     packed.joined(np.zeros(1, np.int64))

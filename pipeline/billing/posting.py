@@ -6,7 +6,7 @@ A draft is a journal record without its place in the chain: the shard's writer a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -36,6 +36,7 @@ from pipeline.contract.vocabulary import CHARGED, CPM, NOT_SERVING, UNKNOWN
 
 Rows = npt.NDArray[np.int64]
 
+NO_ROWS = slice(0, 0)
 FIRST_CLOSE_MS = 1
 NO_CLOSE_MS = 2**62
 
@@ -46,7 +47,7 @@ class Draft:
 
     shard: int
     sources: dict[str, tuple[int, int]]
-    rows: Rows
+    rows: slice
     """The shard's rows of the outcome, in the order of judgement."""
     signals: list[Signal] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
@@ -72,22 +73,16 @@ def post(
         outcome.billing_day[rows],
         outcome.amount_nanos[rows],
     )
-    # Sorted by shard and no more, so that the order of judgement stays within each.
-    by_shard = np.argsort(batch.shard, kind="stable")
-    numbers = sorted(shards)
-    of_shard = batch.shard[by_shard]
-    starts = np.searchsorted(of_shard, numbers, side="left").tolist()
-    ends = np.searchsorted(of_shard, numbers, side="right").tolist()
     drafts = {
-        number: Draft(number, batch.ranges.get(number, {}), by_shard[start:end])
-        for number, start, end in zip(numbers, starts, ends, strict=True)
+        number: Draft(number, batch.ranges.get(number, {}), batch.spans.get(number, NO_ROWS))
+        for number in sorted(shards)
     }
-    for number, draft in drafts.items():
-        if len(draft.rows):
-            shard, here = shards[number], draft.rows
-            shard.log_time_ms = max(shard.log_time_ms, int(batch.record_ms[here].max()))
-            known = here[outcome.disposition[here] >= NOT_SERVING]
-            shard.remember(batch.event_keys[known], outcome.unique_keys[here], shard.log_time_ms)
+    for number, here in batch.spans.items():
+        shard = shards[number]
+        shard.log_time_ms = max(shard.log_time_ms, int(batch.record_ms[here].max()))
+        known = outcome.disposition[here] >= NOT_SERVING
+        event_keys, unique_keys = batch.event_keys[here], outcome.unique_keys[here]
+        shard.remember(event_keys.compress(known, axis=0), unique_keys, shard.log_time_ms)
     cpm = rows[outcome.basis[rows] == CPM]
     posted = balances.blocks.accrue(
         outcome.group[cpm],
@@ -143,63 +138,61 @@ def shard_events(outcome: Outcome, drafts: Mapping[int, Draft], terms: Terms) ->
 
     The columns are made once for all of them: their cost does not grow with the shards.
     """
-    rows = np.concatenate([np.empty(0, np.int64), *(draft.rows for draft in drafts.values())])
-    if len(rows) == 0:
+    if len(outcome.batch) == 0:
         return [NO_EVENTS] * len(drafts)
-    codes, named = _ad_codes(outcome, list(drafts.values()), rows, terms)
-    columns = _event_columns(outcome, rows, codes)
+    codes, named = _ad_codes(outcome, terms)
+    columns = _event_columns(outcome, codes)
     found = []
-    start = 0
-    for draft, (strangers, pins) in zip(drafts.values(), named, strict=True):
-        known = draft.rows[outcome.disposition[draft.rows] > UNKNOWN]
-        accounts = distinct(terms.campaign.account[outcome.campaign[known]]).tolist()
+    for draft in drafts.values():
+        here = draft.rows
+        if here.start == here.stop:
+            found.append(NO_EVENTS)
+            continue
+        strangers, pins = named[draft.shard]
+        known = outcome.disposition[here] > UNKNOWN
+        accounts = distinct(terms.campaign.account[outcome.campaign[here][known]]).tolist()
         names = [terms.account_ids.text(row) for row in accounts]
         packed = b"".join(map(pack_ad, strangers)) + terms.packed_ads(pins)
         found.append(
             ShardEvents(
-                columns.slice(start, len(draft.rows)),
+                columns.slice(here.start, here.stop - here.start),
                 pack_ads(packed, len(strangers) + len(pins)),
                 {name: account_terms(terms, name) for name in names},
             )
         )
-        start += len(draft.rows)
     return found
 
 
-def _event_columns(
-    outcome: Outcome, rows: Rows, ad_codes: npt.NDArray[np.uint32]
-) -> pa.RecordBatch:
-    """The journal's columns of these rows."""
+def _event_columns(outcome: Outcome, ad_codes: npt.NDArray[np.uint32]) -> pa.RecordBatch:
+    """The journal's columns of all rows."""
     batch = outcome.batch
-    charged = outcome.disposition[rows] == CHARGED
-    unique = outcome.unique_keys[rows]
     numbers: dict[str, npt.NDArray[Any]] = {
-        "source": batch.source[rows],
-        "source_offset": batch.offset[rows],
-        "disposition": outcome.disposition[rows],
-        "kind": batch.kind[rows],
-        "placement": batch.placement[rows],
-        "limit": outcome.limit[rows],
-        "basis": np.where(charged, outcome.basis[rows], 0).astype(np.uint8),
-        "event_time_ms": batch.event_time_ms[rows],
-        "billing_day": outcome.billing_day[rows].astype(np.int32),
-        "posting_day": outcome.posting_day[rows].astype(np.int32),
+        "source": batch.source,
+        "source_offset": batch.offset,
+        "disposition": outcome.disposition,
+        "kind": batch.kind,
+        "placement": batch.placement,
+        "limit": outcome.limit,
+        "basis": outcome.basis * (outcome.disposition == CHARGED),
+        "event_time_ms": batch.event_time_ms,
+        "billing_day": outcome.billing_day.astype(np.int32),
+        "posting_day": outcome.posting_day.astype(np.int32),
         "ad": ad_codes,
-        "price_micros": batch.price_micros[rows],
-        "amount_nanos": outcome.amount_nanos[rows],
-        "free_nanos": outcome.free_nanos[rows],
-        "unique_low": np.ascontiguousarray(unique[:, 0]),
-        "unique_high": np.ascontiguousarray(unique[:, 1]),
+        "price_micros": batch.price_micros,
+        "amount_nanos": outcome.amount_nanos,
+        "free_nanos": outcome.free_nanos,
+        "unique_low": np.ascontiguousarray(outcome.unique_keys[:, 0]),
+        "unique_high": np.ascontiguousarray(outcome.unique_keys[:, 1]),
     }
     parts: dict[str, tuple[npt.NDArray[Any], ...]] = {
         name: (column,) for name, column in numbers.items()
     }
     for name in ("event_id", "country", "device"):
-        parts[name] = batch.gathered(name, rows)
-    parts["user_hash"] = _user_hashes(outcome.user_keys[rows], batch.malformed[rows])
+        parts[name] = batch.texts.packed(name)
+    parts["user_hash"] = _user_hashes(outcome.user_keys, batch.malformed)
     # Of the buffers: converting arrays makes pyarrow import pandas.
     arrays = [
-        pa.Array.from_buffers(kind, len(rows), [None, *map(pa.py_buffer, parts[name])])
+        pa.Array.from_buffers(kind, len(batch), [None, *map(pa.py_buffer, parts[name])])
         for name, kind in zip(ARROW_SCHEMA.names, ARROW_SCHEMA.types, strict=True)
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=ARROW_SCHEMA)
@@ -221,32 +214,31 @@ def account_terms(terms: Terms, account_id: str) -> AccountTerms:
 
 
 def _ad_codes(
-    outcome: Outcome, drafts: Sequence[Draft], rows: Rows, terms: Terms
-) -> tuple[npt.NDArray[np.uint32], list[tuple[list[Ad], Rows]]]:
-    """Number the ads of each draft; the numbers of its rows, and its ads in their order: those that
-    the catalog does not know, then the rows of the others' pins.
-
-    `rows` are the drafts' rows one after the other.
-    """
-    codes = outcome.pin[rows]
+    outcome: Outcome, terms: Terms
+) -> tuple[npt.NDArray[np.uint32], dict[int, tuple[list[Ad], Rows]]]:
+    """Number the ads of each shard; the numbers of its rows, and its ads in their order: those that
+    the catalog does not know, then the rows of the others' pins."""
+    batch = outcome.batch
+    codes = outcome.pin.copy()
     strangers: dict[tuple[str, str, str], int] = {}
-    strange = np.flatnonzero(outcome.disposition[rows] <= UNKNOWN)
+    strange = np.flatnonzero(outcome.disposition <= UNKNOWN)
     if len(strange):
-        names = [outcome.batch.texts(name, rows[strange]) for name in AD_COLUMNS]
+        names = [batch.texts.column(name, strange) for name in AD_COLUMNS]
         for at, *named in zip(strange.tolist(), *names, strict=True):
             codes[at] = -1 - strangers.setdefault(tuple(named), len(strangers))
-    # One code an ad and draft, so that all are numbered at once: strangers first, then the pins.
+    # One code an ad and shard, so that all are numbered at once: strangers first, then the pins.
     span = len(strangers) + int(codes.max()) + 1
-    draft_of = np.repeat(np.arange(len(drafts)), [len(draft.rows) for draft in drafts])
-    unique, inverse = np.unique(draft_of * span + codes + len(strangers), return_inverse=True)
-    starts = np.searchsorted(unique, np.arange(len(drafts) + 1) * span)
+    sizes = [here.stop - here.start for here in batch.spans.values()]
+    place = np.repeat(np.arange(len(sizes)), sizes)
+    unique, inverse = np.unique(place * span + codes + len(strangers), return_inverse=True)
+    starts = np.searchsorted(unique, np.arange(len(sizes) + 1) * span)
     foreign = [Ad("", *named) for named in strangers]
-    ads = []
-    for start, end in pairwise(starts.tolist()):
+    ads = {}
+    for shard, (start, end) in zip(batch.spans, pairwise(starts.tolist()), strict=True):
         numbers = unique[start:end] % span - len(strangers)
         known = int(np.searchsorted(numbers, 0))
-        ads.append(([foreign[-1 - n] for n in numbers[:known].tolist()], numbers[known:]))
-    return (inverse - starts[draft_of]).astype(np.uint32), ads
+        ads[shard] = [foreign[-1 - n] for n in numbers[:known].tolist()], numbers[known:]
+    return (inverse - starts[place]).astype(np.uint32), ads
 
 
 def close_days(

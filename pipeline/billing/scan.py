@@ -147,15 +147,16 @@ def _members_at(
 ) -> tuple[int, int]:
     """Fill in a message; where its brace has closed, and whether its strings are not all ASCII.
 
-    `usual` holds the known key that came at each place in the last message: it is tried first.
+    `usual` holds the known key that last came after each, and the first one: it is tried first.
     """
-    high = place = others = 0
+    high = others = 0
+    before = len(sizes)
     while True:
         at = _after_space(text, at)
         if text[at] != _QUOTE:
             return _NOWHERE, high
         at += 1
-        key, other = usual[place], 0
+        key, other = usual[before], 0
         while key < len(sizes) and not _is_name_at(text, at, names[key], sizes[key]):
             key, other = other, other + 1
         seen = 0
@@ -166,8 +167,8 @@ def _members_at(
             end = _NOWHERE
         else:
             there[key, row] = 1
-            usual[place] = key
-            place += 1
+            usual[before] = key
+            before = key
             end = at + sizes[key]
         high |= seen
         if end == _NOWHERE:

@@ -16,6 +16,7 @@ from pipeline.native import compiled
 Bytes = npt.NDArray[np.uint8]
 Int64s = npt.NDArray[np.int64]
 Positions = npt.NDArray[np.signedinteger[Any]]
+Rows = Int64s | slice
 
 NO_CODE = 255
 _U = np.uint64
@@ -124,11 +125,15 @@ class Texts:
         buffer = self.buffer
         return [buffer[start:end].tobytes().decode() if start else None for start, end in places]
 
-    def gathered(self, name: str, rows: Int64s) -> tuple[Int64s, Bytes]:
-        """A column's texts in these rows, one after the other: where each starts and the last ends,
-        and their bytes. A null is empty."""
+    def packed(self, name: str) -> tuple[Int64s, Bytes]:
+        """A column's texts, one after the other: where each starts and the last ends, and their
+        bytes. A null is empty."""
         row = self.names.index(name)
-        return _gathered(self.buffer, self.starts[row, rows], self.ends[row, rows])
+        return _gathered(self.buffer, self.starts[row], self.ends[row])
+
+    def of_rows(self, rows: Rows) -> Texts:
+        """These rows, in this order."""
+        return Texts(self.buffer, self.names, self.starts[:, rows], self.ends[:, rows])
 
 
 class ByteRows:
@@ -177,31 +182,39 @@ def padded(texts: tuple[str, ...], room: int = 0) -> tuple[Bytes, Int64s]:
     return names, np.array([len(name) for name in encoded])
 
 
-def lines_of(parts: Sequence[Packed]) -> Bytes | None:
-    """All values, each with a newline behind it, or None where one of them is null."""
-    if any(int(part.sizes.min(initial=0)) < 0 for part in parts):
+def lines_of(parts: Sequence[Packed], order: Int64s | None = None) -> Bytes | None:
+    """All values, each with a newline behind it, or None where one of them is null.
+
+    `order` says which comes where, by their numbers as they are given.
+    """
+    sizes = np.concatenate([np.empty(0, np.int64), *(part.sizes for part in parts)])
+    if int(sizes.min(initial=0)) < 0:
         return None
-    size = sum(int(part.sizes.sum()) + len(part) for part in parts)
-    lines = np.empty(size, np.uint8)
-    end = 0
+    ordered = sizes if order is None else sizes[order]
+    ends = np.cumsum(ordered + 1)
+    places = ends - ordered - 1
+    if order is not None:
+        in_order, places = places, np.empty_like(places)
+        places[order] = in_order
+    lines = np.empty(ends[-1] if len(ends) else 0, np.uint8)
+    start = 0
     for part in parts:
-        end = _copy_lines(part.buffer, part.starts, part.sizes, lines, end)
+        here = places[start : start + len(part)]
+        _copy_lines(part.buffer, part.starts, part.sizes, lines, here)
+        start += len(part)
     return lines
 
 
 @compiled
-def _copy_lines(buffer: Bytes, starts: Int64s, sizes: Int64s, lines: Bytes, at: int) -> int:
-    """Copy every value to `lines` from `at` on, each with a newline behind; where they end."""
+def _copy_lines(buffer: Bytes, starts: Int64s, sizes: Int64s, lines: Bytes, places: Int64s) -> None:
+    """Copy every value to its place in `lines`, each with a newline behind."""
     for row in range(len(sizes)):
         # Of slices the compiler knows that they are not indexed from the end: it copies in blocks.
         value = buffer[starts[row] : starts[row] + sizes[row]]
-        line = lines[at : at + sizes[row]]
+        line = lines[places[row] : places[row] + sizes[row]]
         for byte in range(len(value)):
             line[byte] = value[byte]
-        at += len(value)
-        lines[at] = _NEWLINE
-        at += 1
-    return at
+        lines[places[row] + sizes[row]] = _NEWLINE
 
 
 @compiled

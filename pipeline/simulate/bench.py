@@ -289,11 +289,11 @@ class EventColumns:
             offset=offset,
             record_ms=arrival_ms,
             order_ms=arrival_ms,
-            chunk=np.zeros(size, dtype=np.int32),
-            position=np.arange(size, dtype=np.int32),
-            **event_columns(decoded, codes, np.arange(size)),
+            came_as=np.arange(size),
+            **event_columns(decoded, codes),
             chunks=(),
             ranges={0: ranges} if ranges else {},
+            spans={0: slice(0, size)} if size else {},
         )
 
 

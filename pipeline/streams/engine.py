@@ -354,8 +354,8 @@ class Engine:
         serve: by a resume, or by the catalog.
         """
         for number, shard in self.shards.items():
-            here = batch.order_ms[batch.shard == number]
-            age_ms = max(0, now_ms - int(here[0])) if len(here) else 0
+            span = batch.spans.get(number)
+            age_ms = 0 if span is None else max(0, now_ms - int(batch.order_ms[span.start]))
             lag = self._lag.observe(number, age_ms, now_ms)
             signals: list[Signal] = []
             if lag in ("begins", "lasts"):

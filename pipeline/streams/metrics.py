@@ -103,7 +103,7 @@ class WorkerMetrics:
         counts = np.bincount(outcome.disposition, minlength=len(DISPOSITIONS))
         for code in np.flatnonzero(counts).tolist():
             self._events[code].inc(int(counts[code]))
-        self._age_s.observe(max(0, outcome.now_ms - int(outcome.batch.order_ms[0])) / 1_000)
+        self._age_s.observe(max(0, outcome.now_ms - int(outcome.batch.order_ms.min())) / 1_000)
         self._count_money(outcome, terms)
 
     def _count_money(self, outcome: Outcome, terms: Terms) -> None:

@@ -259,12 +259,12 @@ def _fault_of(original: Original) -> tuple[str, str]:
     )
 
 
-def originals_of(outcome: Outcome, rows: np.ndarray[Any, np.dtype[np.int64]]) -> list[Original]:
+def originals_of(outcome: Outcome, rows: slice) -> list[Original]:
     """The records among these rows that are to be rejected or sent home.
 
     They are decoded once more, by the reference: it says what is wrong with a malformed one.
     """
-    concerned = rows[_CONCERNED[outcome.disposition[rows]]]
+    concerned = np.flatnonzero(_CONCERNED[outcome.disposition[rows]]) + rows.start
     batch = outcome.batch
     found = []
     for row in concerned.tolist():

@@ -566,7 +566,7 @@ class Worker:
         day's turn or close, at a change taking effect."""
         if not self._clock.follows_stream or len(batch) == 0:
             return [(batch, self._clock.now_ms())]
-        first_ms, last_ms = int(batch.order_ms[0]), int(batch.order_ms[-1])
+        first_ms, last_ms = int(batch.order_ms.min()), int(batch.order_ms.max())
         before_ms = self._clock.now_ms() or first_ms
         self._clock.observe(last_ms)
         return in_steps(batch, before_ms, self.engine.boundaries_ms(before_ms, last_ms))

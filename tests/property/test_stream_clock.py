@@ -37,7 +37,7 @@ def judged(world: World, sizes: list[int]) -> list[dict[str, Any]]:
         size = sizes[number % len(sizes)]
         batch = assembler.assemble(chunks_of(world.records[start : start + size]))
         _, before_ms = steps[-1]
-        boundaries_ms = engine.boundaries_ms(before_ms, int(batch.order_ms[-1]))
+        boundaries_ms = engine.boundaries_ms(before_ms, int(batch.order_ms.max()))
         steps = in_steps(batch, before_ms, boundaries_ms)
         for part, now_ms in steps:
             outcome = engine.turn(part, now_ms, TO_THE_END).outcome
@@ -63,7 +63,9 @@ def test_a_batch_in_steps_is_all_of_it_and_time_never_falls(world: World, hours:
     steps = in_steps(batch, START_MS, boundaries_ms)
     times_ms = [now_ms for _, now_ms in steps]
     assert times_ms == sorted(times_ms)
-    assert np.concatenate([part.offset for part, _ in steps]).tolist() == batch.offset.tolist()
+    for shard, span in batch.spans.items():
+        of_shard = [part.came_as[part.shard == shard] for part, _ in steps]
+        assert np.concatenate(of_shard).tolist() == batch.came_as[span].tolist()
     taken: dict[tuple[int, str], tuple[int, int]] = {}
     for part, now_ms in steps:
         assert (part.order_ms <= now_ms).all()

@@ -261,7 +261,7 @@ def verdict(outcome: Outcome, row: int) -> dict[str, Any]:
         "free_nanos": int(outcome.free_nanos[row]),
         "billing_day": iso(int(outcome.billing_day[row])),
         "kind": KINDS[outcome.batch.kind[row]],
-        "event_id": outcome.batch.texts("event_id", np.array([row]))[0],
+        "event_id": outcome.batch.texts.column("event_id", np.array([row]))[0],
         "basis": BASES[outcome.basis[row]] if disposition == "charged" else "",
     }
 
