@@ -26,10 +26,20 @@ import numpy.typing as npt
 import polars as pl
 
 from pipeline.billing import ids
-from pipeline.billing.scan import Scanner
+from pipeline.billing.scan import MAX_TEXT, NEWLINE, NOWHERE, names_of, scan_rows
 from pipeline.billing.terms import AD_COLUMNS
-from pipeline.billing.texts import ByteRows, Bytes, Int64s, Packed, Texts, lines_of
-from pipeline.billing.xxh3 import hash_rows
+from pipeline.billing.texts import (
+    ByteRows,
+    Bytes,
+    Int64s,
+    Packed,
+    Positions,
+    Texts,
+    fill_codes,
+    lines_of,
+    padded,
+)
+from pipeline.billing.xxh3 import fill_keys, hash_rows
 from pipeline.contract.events import EVENT_ID_MAX_LENGTH, EngagementEvent, Event
 from pipeline.contract.vocabulary import (
     ENGAGEMENT_KINDS,
@@ -38,6 +48,7 @@ from pipeline.contract.vocabulary import (
     KINDS,
     PLACEMENTS,
 )
+from pipeline.native import compiled
 
 _STRINGS: Final = (
     "event_id",
@@ -57,7 +68,21 @@ only engagements need; the row of a message that is no event holds empty texts a
 _BLANK: Final = dict.fromkeys(_STRINGS, "") | dict.fromkeys(_INTEGERS, 0)
 _FIELD_IN_ERROR: Final = re.compile(r"at `\$\.?([^`]*)`|field `([^`]*)`")
 
-_SCANNER: Final = Scanner(EVENT_TEXTS, _INTEGERS)
+_NAMES: Final = names_of((*EVENT_TEXTS, *_INTEGERS))
+_REQUIRED: Final = np.array(
+    [(*EVENT_TEXTS, *_INTEGERS).index(name) for name in (*_STRINGS, *_INTEGERS)]
+)
+_IDENTITIES: Final = tuple(
+    np.array([EVENT_TEXTS.index(name) for name in names])
+    for names in (("event_id",), AD_COLUMNS, ("user_id",), ("impression_id",))
+)
+"""The texts that make the keys of `Columns`, in their order."""
+_CODED: Final = (padded(KINDS), padded(PLACEMENTS))
+_EVENT_ID, _KIND, _PLACEMENT = (
+    EVENT_TEXTS.index(name) for name in ("event_id", "kind", "placement")
+)
+_BLOCK: Final = 256
+"""Messages that fit the inner caches while all is made of them that they hold."""
 
 Mask = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.uint8]
@@ -91,22 +116,20 @@ class Columns:
     impression_keys: ids.Keys
 
     @classmethod
-    def of(
-        cls, texts: Texts, event_time_ms: Int64s, price_micros: Int64s, engaged: Mask | None = None
+    def of(cls, texts: Texts, event_time_ms: Int64s, price_micros: Int64s) -> Columns:
+        """Of texts with the names of EVENT_TEXTS, and the numbers beside them."""
+        size = len(event_time_ms)
+        keys, codes = _no_keys(size), _no_codes(size)
+        engaged = np.ones(size, np.bool_)
+        _make(texts.buffer, texts.starts, texts.ends, engaged, 0, size, keys, codes)
+        return cls.made(event_time_ms, price_micros, keys, codes)
+
+    @classmethod
+    def made(
+        cls, event_time_ms: Int64s, price_micros: Int64s, keys: npt.NDArray[np.uint64], codes: Bytes
     ) -> Columns:
-        """Of texts with the names of EVENT_TEXTS, and the numbers beside them; `engaged` are the
-        engagements, where not all are: in other topics a `kind` means nothing."""
-        kind = texts.codes("kind", KINDS)
-        return cls(
-            kind=kind if engaged is None else kind * engaged,
-            placement=texts.codes("placement", PLACEMENTS),
-            event_time_ms=event_time_ms,
-            price_micros=price_micros,
-            event_keys=ids.hash_columns(texts, "event_id"),
-            ad_keys=ids.hash_columns(texts, *AD_COLUMNS),
-            user_keys=ids.hash_columns(texts, "user_id"),
-            impression_keys=ids.hash_columns(texts, "impression_id"),
-        )
+        """Of what `_make` has filled in."""
+        return cls(codes[0], codes[1], event_time_ms, price_micros, *keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,32 +226,104 @@ def decode_plain(lines: Bytes, engaged: Mask) -> Decoded | None:
     """All messages as columns, or None where not all are plainly events.
 
     `lines` are the messages, each with a newline behind it; `engaged` says of each whether it is an
-    engagement, which alone have a `kind`.
+    engagement: in other topics a `kind` means nothing.
     """
     size = len(engaged)
-    scanned = _SCANNER.scan(lines, size) if size else None
-    if scanned is None or not scanned.has_all_keys(*_STRINGS, *_INTEGERS):
+    if not size or len(lines) >= MAX_TEXT or lines[-1] != NEWLINE:
         return None
-    texts = scanned.texts
-    event_time_ms, price_micros = (scanned.number(name) for name in _INTEGERS)
-    columns = Columns.of(texts, event_time_ms, price_micros, engaged)
-    if not _within_bounds(texts, columns.kind[engaged], columns.placement):
+    starts = np.zeros((len(EVENT_TEXTS), size), dtype=np.int32)
+    ends = np.zeros_like(starts)
+    numbers = np.zeros((len(_INTEGERS), size), dtype=np.int64)
+    keys, codes = _no_keys(size), _no_codes(size)
+    found = _read(lines, engaged, starts, ends, numbers, keys, codes)
+    if found == _NO or (found == _NOT_ASCII and not _is_utf8(lines)):
         return None
+    texts = Texts(lines, EVENT_TEXTS, starts, ends)
+    columns = Columns.made(numbers[0], numbers[1], keys, codes)
     return Decoded(texts, np.zeros(size, dtype=np.bool_), columns)
 
 
-def _within_bounds(texts: Texts, kinds: Codes, placements: Codes) -> bool:
-    """Whether all values are surely within the bounds that the contract sets beyond types; `kinds`
-    are those of engagements."""
-    [starts], [ends] = texts.stretches("event_id")
-    sizes = ends - starts
-    return bool(
-        sizes.min() >= 1
-        and sizes.max() <= EVENT_ID_MAX_LENGTH  # bytes, so of characters there are no more
-        and placements.min() >= 1
-        and placements.max() < len(PLACEMENTS)
-        and _ENGAGEMENT_CODES[kinds].all()
-    )
+def _no_keys(size: int) -> npt.NDArray[np.uint64]:
+    return np.zeros((len(_IDENTITIES), size, 2), dtype=np.uint64)
+
+
+def _no_codes(size: int) -> Bytes:
+    return np.empty((len(_CODED), size), dtype=np.uint8)
+
+
+def _is_utf8(lines: Bytes) -> bool:
+    try:
+        lines.tobytes().decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+_NO, _ASCII, _NOT_ASCII = 0, 1, 2
+
+
+@compiled
+def _read(
+    lines: Bytes,
+    engaged: Mask,
+    starts: npt.NDArray[np.int32],
+    ends: npt.NDArray[np.int32],
+    numbers: Int64s,
+    keys: npt.NDArray[np.uint64],
+    codes: Bytes,
+) -> int:
+    """Fill in all columns, a block of messages at a time, so that each is read from memory once."""
+    names, sizes = _NAMES
+    usual = np.zeros(len(sizes) + 1, dtype=np.int64)
+    there = np.zeros((len(sizes), len(engaged)), dtype=np.uint8)
+    at = high = 0
+    for first in range(0, len(engaged), _BLOCK):
+        last = min(first + _BLOCK, len(engaged))
+        at, seen = scan_rows(
+            lines, at, first, last, names, sizes, usual, starts, ends, numbers, there
+        )
+        if at == NOWHERE:
+            return _NO
+        high |= seen
+        for key in _REQUIRED:
+            if not there[key, first:last].all():
+                return _NO
+        _make(lines, starts, ends, engaged, first, last, keys, codes)
+        # What the contract bounds beyond types. An id has no more characters than bytes.
+        for row in range(first, last):
+            size = ends[_EVENT_ID, row] - starts[_EVENT_ID, row]
+            if not 1 <= size <= EVENT_ID_MAX_LENGTH or not 1 <= codes[1, row] < len(PLACEMENTS):
+                return _NO
+            if engaged[row] and not _ENGAGEMENT_CODES[codes[0, row]]:
+                return _NO
+    if at != len(lines):
+        return _NO
+    return _NOT_ASCII if high else _ASCII
+
+
+@compiled
+def _make(
+    buffer: Bytes,
+    starts: Positions,
+    ends: Positions,
+    engaged: Mask,
+    first: int,
+    last: int,
+    keys: npt.NDArray[np.uint64],
+    codes: Bytes,
+) -> None:
+    """Fill in the keys and codes of `Columns` for the messages in these rows."""
+    event, ad, user, impression = _IDENTITIES
+    fill_keys(buffer, starts, ends, event, first, last, keys[0])
+    fill_keys(buffer, starts, ends, ad, first, last, keys[1])
+    fill_keys(buffer, starts, ends, user, first, last, keys[2])
+    fill_keys(buffer, starts, ends, impression, first, last, keys[3])
+    (kinds, kind_sizes), (placements, placement_sizes) = _CODED
+    fill_codes(buffer, starts[_KIND], ends[_KIND], first, last, kinds, kind_sizes, codes[0])
+    for row in range(first, last):
+        codes[0, row] *= engaged[row]
+    start, end = starts[_PLACEMENT], ends[_PLACEMENT]
+    fill_codes(buffer, start, end, first, last, placements, placement_sizes, codes[1])
 
 
 def warm_up() -> None:

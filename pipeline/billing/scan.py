@@ -8,18 +8,15 @@ accepts is valid: nothing has to be proven afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.billing.texts import Bytes, Int64s, Texts, padded, word_at
+from pipeline.billing.texts import Bytes, Int64s, padded, word_at
 from pipeline.native import compiled
 
 Int32s = npt.NDArray[np.int32]
 
-_NEWLINE, _SPACE, _QUOTE, _COMMA, _COLON = b'\n ",:'
+NEWLINE, _SPACE, _QUOTE, _COMMA, _COLON = b'\n ",:'
 _TAB, _RETURN, _BACKSLASH, _OPEN, _CLOSE = b"\t\r\\{}"
 _MINUS, _POINT, _ZERO, _NINE = b"-.09"
 _WORD_BYTES = 8
@@ -27,108 +24,62 @@ _MAX_DIGITS = 18
 """Of an integer that surely fits 64 bits."""
 _MAX_UNKNOWN = 8
 """Unknown keys of a message."""
-_MAX_TEXT = 1 << 31
+MAX_TEXT = 1 << 31
+NOWHERE = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Scanned:
-    """Messages that were plain: their strings and integers."""
-
-    texts: Texts
-    """A null where a message lacks the key: no string starts where the first message does."""
-    integers: tuple[str, ...]
-    numbers: Int64s
-    """Shape (integers, messages); 0 where a message lacks the key."""
-    there: Bytes
-    """Whether a message has the key; shape (strings + integers, messages)."""
-
-    def has_all_keys(self, *names: str) -> bool:
-        """Whether every message has these keys."""
-        keys = (*self.texts.names, *self.integers)
-        return bool(self.there[[keys.index(name) for name in names]].all())
-
-    def number(self, name: str) -> Int64s:
-        """The integers of a key that every message has."""
-        values: Int64s = self.numbers[self.integers.index(name)]
-        return values
+def names_of(keys: tuple[str, ...]) -> tuple[Bytes, Int64s]:
+    """The keys as `scan_rows` compares them: a row each, and their sizes."""
+    return padded(tuple(f'{key}"' for key in keys), room=_WORD_BYTES)
 
 
-class Scanner:
-    """Reads messages with these keys, of strings and of integers."""
+@compiled
+def scan_rows(
+    text: Bytes,
+    at: int,
+    first: int,
+    last: int,
+    names: Bytes,
+    sizes: Int64s,
+    usual: Int64s,
+    starts: Int32s,
+    ends: Int32s,
+    numbers: Int64s,
+    there: Bytes,
+) -> tuple[int, int]:
+    """Read the messages of rows first to last, the first of which begins at `at`, and fill in what
+    was found: where each string is, the integers, and which keys there are. Where the last has
+    ended, NOWHERE where one is not plain; and whether they are not all ASCII.
 
-    def __init__(self, strings: Sequence[str], integers: Sequence[str]) -> None:
-        self._strings, self._integers = tuple(strings), tuple(integers)
-        names = (*self._strings, *self._integers)
-        self._names, self._sizes = padded(tuple(f'{name}"' for name in names), room=_WORD_BYTES)
-
-    def scan(self, text: Bytes, messages: int) -> Scanned | None:
-        """What the messages hold, or None where they are not all plain.
-
-        `text` is the messages, each with a newline behind it.
-        """
-        if not len(text) or text[-1] != _NEWLINE or len(text) >= _MAX_TEXT:
-            return None
-        starts = np.zeros((len(self._strings), messages), dtype=np.int32)
-        ends = np.zeros_like(starts)
-        numbers = np.zeros((len(self._integers), messages), dtype=np.int64)
-        there = np.zeros((len(self._sizes), messages), dtype=np.uint8)
-        found = _scan(text, self._names, self._sizes, starts, ends, numbers, there)
-        if found == _NO or (found == _NOT_ASCII and not _is_utf8(text)):
-            return None
-        return Scanned(Texts(text, self._strings, starts, ends), self._integers, numbers, there)
-
-
-def _is_utf8(text: Bytes) -> bool:
-    try:
-        text.tobytes().decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+    `text` is messages, each with a newline behind it, and shorter than MAX_TEXT: the newline at its
+    end is where every loop stops at the latest. `names` and `sizes` are those of `names_of`, of
+    the strings' keys, then the integers'. `usual` holds the key that last came after each, and the
+    first one: it is tried first. The others are of the shape (keys, messages), zeros as given.
+    """
+    unknown = np.zeros((_MAX_UNKNOWN, 2), dtype=np.int64)
+    high = 0
+    for row in range(first, last):
+        if at == len(text):
+            return NOWHERE, high
+        at = _after_space(text, at)
+        if text[at] != _OPEN:
+            return NOWHERE, high
+        end, seen = _members_at(
+            text, at + 1, row, names, sizes, usual, unknown, starts, ends, numbers, there
+        )
+        if end == NOWHERE:
+            return NOWHERE, high
+        high |= seen
+        at = _after_space(text, end)
+        if text[at] != NEWLINE:
+            return NOWHERE, high
+        at += 1
+    return at, high
 
 
 _U = np.uint64
 _ONES, _HIGHS = _U(0x0101010101010101), _U(0x8080808080808080)
 _QUOTES, _BACKSLASHES, _SPACES = (_U(byte) * _ONES for byte in (_QUOTE, _BACKSLASH, _SPACE))
-_NO, _ASCII, _NOT_ASCII = 0, 1, 2
-_NOWHERE = -1
-
-# The newline at the text's end is where every loop stops at the latest: none goes past the last.
-
-
-@compiled
-def _scan(
-    text: Bytes,
-    names: Bytes,
-    sizes: Int64s,
-    starts: Int32s,
-    ends: Int32s,
-    numbers: Int64s,
-    there: Bytes,
-) -> int:
-    """Fill in what was found: where each string is, and the integers."""
-    usual = np.zeros(len(sizes) + 1, dtype=np.int64)
-    unknown = np.zeros((_MAX_UNKNOWN, 2), dtype=np.int64)
-    high = 0
-    at = 0
-    for row in range(starts.shape[1]):
-        if at == len(text):
-            return _NO
-        at = _after_space(text, at)
-        if text[at] != _OPEN:
-            return _NO
-        end, seen = _members_at(
-            text, at + 1, row, names, sizes, usual, unknown, starts, ends, numbers, there
-        )
-        if end == _NOWHERE:
-            return _NO
-        high |= seen
-        at = _after_space(text, end)
-        if text[at] != _NEWLINE:
-            return _NO
-        at += 1
-    if at != len(text):
-        return _NO
-    return _NOT_ASCII if high else _ASCII
 
 
 @compiled
@@ -145,16 +96,13 @@ def _members_at(
     numbers: Int64s,
     there: Bytes,
 ) -> tuple[int, int]:
-    """Fill in a message; where its brace has closed, and whether its strings are not all ASCII.
-
-    `usual` holds the known key that last came after each, and the first one: it is tried first.
-    """
+    """Fill in a message; where its brace has closed, and whether its strings are not all ASCII."""
     high = others = 0
     before = len(sizes)
     while True:
         at = _after_space(text, at)
         if text[at] != _QUOTE:
-            return _NOWHERE, high
+            return NOWHERE, high
         at += 1
         key, other = usual[before], 0
         while key < len(sizes) and not _is_name_at(text, at, names[key], sizes[key]):
@@ -164,18 +112,18 @@ def _members_at(
             end, seen = _unknown_key_at(text, at - 1, unknown, others)
             others += 1
         elif there[key, row]:
-            end = _NOWHERE
+            end = NOWHERE
         else:
             there[key, row] = 1
             usual[before] = key
             before = key
             end = at + sizes[key]
         high |= seen
-        if end == _NOWHERE:
-            return _NOWHERE, high
+        if end == NOWHERE:
+            return NOWHERE, high
         at = _after_space(text, end)
         if text[at] != _COLON:
-            return _NOWHERE, high
+            return NOWHERE, high
         at = _after_space(text, at + 1)
         seen = 0
         if key == len(sizes):
@@ -186,13 +134,13 @@ def _members_at(
         else:
             end, numbers[key - len(starts), row] = _integer_at(text, at)
         high |= seen
-        if end == _NOWHERE:
-            return _NOWHERE, high
+        if end == NOWHERE:
+            return NOWHERE, high
         at = _after_space(text, end) + 1
         if text[at - 1] == _CLOSE:
             return at, high
         if text[at - 1] != _COMMA:
-            return _NOWHERE, high
+            return NOWHERE, high
 
 
 @compiled
@@ -228,7 +176,7 @@ def _string_at(text: Bytes, at: int) -> tuple[int, int]:
     bytes that are flagged the lowest is surely one that a string ends at, or may not hold.
     """
     if text[at] != _QUOTE:
-        return _NOWHERE, 0
+        return NOWHERE, 0
     place, size, high = _U(at) + _U(1), _U(len(text)), _U(0)
     while place + _U(_WORD_BYTES) <= size:
         word = word_at(text, place)
@@ -245,7 +193,7 @@ def _string_at(text: Bytes, at: int) -> tuple[int, int]:
     while text[place] != _QUOTE:
         byte = text[place]
         if byte < _SPACE or byte == _BACKSLASH:
-            return _NOWHERE, 0
+            return NOWHERE, 0
         high |= _U(byte) & _HIGHS
         place += _U(1)
     return int(place) + 1, int(high > _U(0))
@@ -255,8 +203,8 @@ def _string_at(text: Bytes, at: int) -> tuple[int, int]:
 def _unknown_key_at(text: Bytes, at: int, unknown: Int64s, count: int) -> tuple[int, int]:
     """As `_string_at`, of a key that must not be among the message's `count` unknown ones yet."""
     end, seen = _string_at(text, at)
-    if end == _NOWHERE or count == len(unknown):
-        return _NOWHERE, seen
+    if end == NOWHERE or count == len(unknown):
+        return NOWHERE, seen
     size = end - at
     for index in range(count):
         start, same = unknown[index, 0], 0
@@ -264,7 +212,7 @@ def _unknown_key_at(text: Bytes, at: int, unknown: Int64s, count: int) -> tuple[
             while same < size and text[start + same] == text[at + same]:
                 same += 1
         if same == size:
-            return _NOWHERE, seen
+            return NOWHERE, seen
     unknown[count, 0], unknown[count, 1] = at, size
     return end, seen
 
@@ -279,19 +227,19 @@ def _any_value_at(text: Bytes, at: int) -> tuple[int, int]:
         if text[at] == literal[0]:
             for letter in literal:
                 if text[at] != letter:
-                    return _NOWHERE, 0
+                    return NOWHERE, 0
                 at += 1
             return at, 0
     if text[at] == _MINUS:
         at += 1
     at, _ = _integer_at(text, at)
-    if at != _NOWHERE and text[at] == _POINT:
+    if at != NOWHERE and text[at] == _POINT:
         start = at + 1
         at = start
         while _ZERO <= text[at] <= _NINE:
             at += 1
         if at == start:
-            return _NOWHERE, 0
+            return NOWHERE, 0
     return at, 0
 
 
@@ -301,9 +249,9 @@ def _integer_at(text: Bytes, at: int) -> tuple[int, int]:
     start, value = at, 0
     while _ZERO <= text[at] <= _NINE:
         if at - start == _MAX_DIGITS:
-            return _NOWHERE, 0
+            return NOWHERE, 0
         value = value * 10 + (text[at] - _ZERO)
         at += 1
     if at == start or (text[start] == _ZERO and at - start > 1):
-        return _NOWHERE, 0
+        return NOWHERE, 0
     return at, value

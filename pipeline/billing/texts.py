@@ -114,8 +114,10 @@ class Texts:
         empty."""
         row = self.names.index(name)
         names, sizes = padded(texts)
-        codes = np.full(self.starts.shape[1], NO_CODE, dtype=np.uint8)
-        _set_codes(self.buffer, self.starts[row], self.ends[row], names, sizes, codes)
+        codes = np.empty(self.starts.shape[1], dtype=np.uint8)
+        fill_codes(
+            self.buffer, self.starts[row], self.ends[row], 0, len(codes), names, sizes, codes
+        )
         return codes
 
     def column(self, name: str, rows: Int64s) -> list[str | None]:
@@ -229,12 +231,21 @@ def _copy_texts(buffer: Bytes, starts: Positions, edges: Int64s, gathered: Bytes
 
 
 @compiled
-def _set_codes(
-    buffer: Bytes, starts: Positions, ends: Positions, names: Bytes, sizes: Int64s, codes: Bytes
+def fill_codes(
+    buffer: Bytes,
+    starts: Positions,
+    ends: Positions,
+    first: int,
+    last: int,
+    names: Bytes,
+    sizes: Int64s,
+    codes: Bytes,
 ) -> None:
-    """Write the row among the names of each buffer[start:end] that is one of them."""
-    for row in range(len(starts)):
+    """Write the row among the names of each buffer[start:end], from the first up to the last; where
+    it is none of them NO_CODE."""
+    for row in range(first, last):
         start, size = starts[row], ends[row] - starts[row]
+        codes[row] = NO_CODE
         for name in range(len(sizes)):
             same = 0
             if sizes[name] == size:

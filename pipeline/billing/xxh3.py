@@ -57,9 +57,13 @@ def hash_joined(buffer: Bytes, starts: Positions, sizes: Positions) -> Keys:
     """
     if starts.shape != sizes.shape:
         raise ValueError("a stretch is a start and a size")
-    keys = np.zeros((starts.shape[1], 2), np.uint64)
-    if not _hash_all(buffer, np.ascontiguousarray(starts), np.ascontiguousarray(sizes), keys):
+    there = sizes >= 0
+    if ((starts < 0) | (starts > len(buffer) - sizes))[there].any():
         raise IndexError("a stretch leaves the buffer")
+    keys = np.zeros((starts.shape[1], 2), np.uint64)
+    places = np.ascontiguousarray(starts)
+    parts = np.arange(len(starts))
+    fill_keys(buffer, places, places + sizes, parts, 0, starts.shape[1], keys)
     return keys
 
 
@@ -72,39 +76,47 @@ def hash_rows(words: npt.NDArray[np.uint64]) -> Keys:
 
 
 @compiled
-def _hash_all(buffer: Bytes, starts: Positions, sizes: Positions, keys: Keys) -> bool:
-    """Fill in the keys of those without nulls; whether every stretch lies within the buffer."""
+def fill_keys(
+    buffer: Bytes,
+    starts: Positions,
+    ends: Positions,
+    parts: Positions,
+    first: int,
+    last: int,
+    keys: Keys,
+) -> None:
+    """As `hash_joined`, of the stretches in these rows of `starts` and `ends`, from the first
+    column up to the last; one that ends before it starts is a null. All must lie in the buffer."""
     longest = 0
-    for row in range(starts.shape[1]):
-        size = len(sizes)
-        for part in range(len(sizes)):
-            if sizes[part, row] >= 0:
-                if not 0 <= starts[part, row] <= len(buffer) - sizes[part, row]:
-                    return False
-                size += sizes[part, row]
+    for row in range(first, last):
+        size = len(parts)
+        for part in parts:
+            size += max(0, ends[part, row] - starts[part, row])
         longest = max(longest, size)
     sums = np.empty(8, np.uint64)
     joined = np.empty(longest, np.uint8)
-    for row in range(starts.shape[1]):
+    for row in range(first, last):
         null = False
-        for part in range(len(sizes)):
-            null |= sizes[part, row] < 0
+        for part in parts:
+            null |= ends[part, row] < starts[part, row]
         if null:
             continue
-        if len(sizes) == 1:
-            low, high = _hash(buffer, _U(starts[0, row]), _U(sizes[0, row]), sums)
+        if len(parts) == 1:
+            start = _U(starts[parts[0], row])
+            low, high = _hash(buffer, start, _U(ends[parts[0], row]) - start, sums)
         else:
-            at = 0
-            for part in range(len(sizes)):
-                if part:
+            at = _N0
+            for part in parts:
+                if part != parts[0]:
                     joined[at] = 0
-                    at += 1
-                for byte in range(sizes[part, row]):
-                    joined[at + byte] = buffer[starts[part, row] + byte]
-                at += sizes[part, row]
-            low, high = _hash(joined, _N0, _U(at), sums)
+                    at += _N1
+                byte, end = _U(starts[part, row]), _U(ends[part, row])
+                while byte < end:
+                    joined[at] = buffer[byte]
+                    at += _N1
+                    byte += _N1
+            low, high = _hash(joined, _N0, at, sums)
         keys[row, 0], keys[row, 1] = low, high
-    return True
 
 
 @compiled
