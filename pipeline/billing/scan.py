@@ -20,12 +20,15 @@ NEWLINE, _SPACE, _QUOTE, _COMMA, _COLON = b'\n ",:'
 _TAB, _RETURN, _BACKSLASH, _OPEN, _CLOSE = b"\t\r\\{}"
 _MINUS, _POINT, _ZERO, _NINE = b"-.09"
 _WORD_BYTES = 8
-_MAX_DIGITS = 18
+_MAX_DIGITS = np.uint64(18)
 """Of an integer that surely fits 64 bits."""
 _MAX_UNKNOWN = 8
 """Unknown keys of a message."""
 MAX_TEXT = 1 << 31
 NOWHERE = -1
+
+_U = np.uint64
+_1, _8, _BEYOND = _U(1), _U(_WORD_BYTES), _U(1 << 63)
 
 
 def names_of(keys: tuple[str, ...]) -> tuple[Bytes, Int64s]:
@@ -56,28 +59,28 @@ def scan_rows(
     the strings' keys, then the integers'. `usual` holds the key that last came after each, and the
     first one: it is tried first. The others are of the shape (keys, messages), zeros as given.
     """
-    unknown = np.zeros((_MAX_UNKNOWN, 2), dtype=np.int64)
+    unknown = np.zeros((_MAX_UNKNOWN, 2), dtype=np.uint64)
     high = 0
+    place = _U(at)
     for row in range(first, last):
-        if at == len(text):
+        if place == _U(len(text)):
             return NOWHERE, high
-        at = _after_space(text, at)
-        if text[at] != _OPEN:
+        place = _after_space(text, place)
+        if text[place] != _OPEN:
             return NOWHERE, high
         end, seen = _members_at(
-            text, at + 1, row, names, sizes, usual, unknown, starts, ends, numbers, there
+            text, place + _1, row, names, sizes, usual, unknown, starts, ends, numbers, there
         )
-        if end == NOWHERE:
+        if end == _BEYOND:
             return NOWHERE, high
         high |= seen
-        at = _after_space(text, end)
-        if text[at] != NEWLINE:
+        place = _after_space(text, end)
+        if text[place] != NEWLINE:
             return NOWHERE, high
-        at += 1
-    return at, high
+        place += _1
+    return int(place), high
 
 
-_U = np.uint64
 _ONES, _HIGHS = _U(0x0101010101010101), _U(0x8080808080808080)
 _QUOTES, _BACKSLASHES, _SPACES = (_U(byte) * _ONES for byte in (_QUOTE, _BACKSLASH, _SPACE))
 
@@ -85,140 +88,143 @@ _QUOTES, _BACKSLASHES, _SPACES = (_U(byte) * _ONES for byte in (_QUOTE, _BACKSLA
 @compiled
 def _members_at(
     text: Bytes,
-    at: int,
+    at: np.uint64,
     row: int,
     names: Bytes,
     sizes: Int64s,
     usual: Int64s,
-    unknown: Int64s,
+    unknown: npt.NDArray[np.uint64],
     starts: Int32s,
     ends: Int32s,
     numbers: Int64s,
     there: Bytes,
-) -> tuple[int, int]:
+) -> tuple[np.uint64, int]:
     """Fill in a message; where its brace has closed, and whether its strings are not all ASCII."""
     high = others = 0
     before = len(sizes)
     while True:
         at = _after_space(text, at)
         if text[at] != _QUOTE:
-            return NOWHERE, high
-        at += 1
+            return _BEYOND, high
+        at += _1
         key, other = usual[before], 0
         while key < len(sizes) and not _is_name_at(text, at, names[key], sizes[key]):
             key, other = other, other + 1
         seen = 0
         if key == len(sizes):
-            end, seen = _unknown_key_at(text, at - 1, unknown, others)
+            end, seen = _unknown_key_at(text, at - _1, unknown, others)
             others += 1
         elif there[key, row]:
-            end = NOWHERE
+            end = _BEYOND
         else:
             there[key, row] = 1
             usual[before] = key
             before = key
-            end = at + sizes[key]
+            end = at + _U(sizes[key])
         high |= seen
-        if end == NOWHERE:
-            return NOWHERE, high
+        if end == _BEYOND:
+            return _BEYOND, high
         at = _after_space(text, end)
         if text[at] != _COLON:
-            return NOWHERE, high
-        at = _after_space(text, at + 1)
+            return _BEYOND, high
+        at = _after_space(text, at + _1)
         seen = 0
         if key == len(sizes):
             end, seen = _any_value_at(text, at)
         elif key < len(starts):
             end, seen = _string_at(text, at)
-            starts[key, row], ends[key, row] = at + 1, end - 1
+            starts[key, row], ends[key, row] = at + _1, end - _1
         else:
             end, numbers[key - len(starts), row] = _integer_at(text, at)
         high |= seen
-        if end == NOWHERE:
-            return NOWHERE, high
-        at = _after_space(text, end) + 1
-        if text[at - 1] == _CLOSE:
-            return at, high
-        if text[at - 1] != _COMMA:
-            return NOWHERE, high
+        if end == _BEYOND:
+            return _BEYOND, high
+        at = _after_space(text, end)
+        if text[at] == _CLOSE:
+            return at + _1, high
+        if text[at] != _COMMA:
+            return _BEYOND, high
+        at += _1
 
 
 @compiled
-def _is_name_at(text: Bytes, at: int, name: Bytes, size: int) -> bool:
+def _is_name_at(text: Bytes, at: np.uint64, name: Bytes, size: int) -> bool:
     """Whether these bytes stand here; behind them in `name` is room for a word."""
-    place, whole, same = _U(at), _U(size), _U(0)
-    if place + whole + _U(_WORD_BYTES) > _U(len(text)):
-        while same < whole and text[place + same] == name[same]:
-            same += _U(1)
+    whole, same = _U(size), _U(0)
+    if at + whole + _8 > _U(len(text)):
+        while same < whole and text[at + same] == name[same]:
+            same += _1
         return bool(same == whole)
-    while same + _U(_WORD_BYTES) <= whole:
-        if word_at(text, place + same) != word_at(name, same):
+    while same + _8 <= whole:
+        if word_at(text, at + same) != word_at(name, same):
             return False
-        same += _U(_WORD_BYTES)
+        same += _8
     # Of the last word only what belongs to the name: its first bytes are the low ones.
-    beyond = _U(8) * (same + _U(_WORD_BYTES) - whole)
-    differ = word_at(text, place + same) ^ word_at(name, same)
+    beyond = _8 * (same + _8 - whole)
+    differ = word_at(text, at + same) ^ word_at(name, same)
     return bool(same == whole or differ << beyond == _U(0))
 
 
 @compiled
-def _after_space(text: Bytes, at: int) -> int:
-    while text[at] == _SPACE or text[at] == _TAB or text[at] == _RETURN:
-        at += 1
+def _after_space(text: Bytes, at: np.uint64) -> np.uint64:
+    while text[at] <= _SPACE and (text[at] == _SPACE or text[at] == _TAB or text[at] == _RETURN):
+        at += _1
     return at
 
 
 @compiled
-def _string_at(text: Bytes, at: int) -> tuple[int, int]:
+def _string_at(text: Bytes, at: np.uint64) -> tuple[np.uint64, int]:
     """Where the string that begins here has ended, and whether it is not all ASCII.
 
     Eight bytes at a time: https://graphics.stanford.edu/~seander/bithacks.html#ZeroInWord. Of the
     bytes that are flagged the lowest is surely one that a string ends at, or may not hold.
     """
     if text[at] != _QUOTE:
-        return NOWHERE, 0
-    place, size, high = _U(at) + _U(1), _U(len(text)), _U(0)
-    while place + _U(_WORD_BYTES) <= size:
+        return _BEYOND, 0
+    place, size, high = at + _1, _U(len(text)), _U(0)
+    while place + _8 <= size:
         word = word_at(text, place)
         quotes, slashes = word ^ _QUOTES, word ^ _BACKSLASHES
         flags = quotes - _ONES & ~quotes | slashes - _ONES & ~slashes | word - _SPACES & ~word
         flags &= _HIGHS
         if flags:
-            below = (flags & ~flags + _U(1)) - _U(1)
+            below = (flags & ~flags + _1) - _1
             high |= word & below & _HIGHS
-            place += ((below & _ONES) * _ONES >> _U(56)) - _U(1)
+            place += ((below & _ONES) * _ONES >> _U(56)) - _1
             break
         high |= word & _HIGHS
-        place += _U(_WORD_BYTES)
+        place += _8
     while text[place] != _QUOTE:
         byte = text[place]
         if byte < _SPACE or byte == _BACKSLASH:
-            return NOWHERE, 0
+            return _BEYOND, 0
         high |= _U(byte) & _HIGHS
-        place += _U(1)
-    return int(place) + 1, int(high > _U(0))
+        place += _1
+    return place + _1, int(high > _U(0))
 
 
 @compiled
-def _unknown_key_at(text: Bytes, at: int, unknown: Int64s, count: int) -> tuple[int, int]:
+def _unknown_key_at(
+    text: Bytes, at: np.uint64, unknown: npt.NDArray[np.uint64], count: int
+) -> tuple[np.uint64, int]:
     """As `_string_at`, of a key that must not be among the message's `count` unknown ones yet."""
     end, seen = _string_at(text, at)
-    if end == NOWHERE or count == len(unknown):
-        return NOWHERE, seen
+    if end == _BEYOND or count == len(unknown):
+        return _BEYOND, seen
     size = end - at
     for index in range(count):
-        start, same = unknown[index, 0], 0
+        start, same = unknown[index, 0], _U(0)
         if unknown[index, 1] == size:
             while same < size and text[start + same] == text[at + same]:
-                same += 1
+                same += _1
         if same == size:
-            return NOWHERE, seen
+            return _BEYOND, seen
     unknown[count, 0], unknown[count, 1] = at, size
     return end, seen
 
 
 @compiled
-def _any_value_at(text: Bytes, at: int) -> tuple[int, int]:
+def _any_value_at(text: Bytes, at: np.uint64) -> tuple[np.uint64, int]:
     """Where the string, number, true, false or null that begins here has ended, and whether it
     is a string that is not all ASCII."""
     if text[at] == _QUOTE:
@@ -227,31 +233,31 @@ def _any_value_at(text: Bytes, at: int) -> tuple[int, int]:
         if text[at] == literal[0]:
             for letter in literal:
                 if text[at] != letter:
-                    return NOWHERE, 0
-                at += 1
+                    return _BEYOND, 0
+                at += _1
             return at, 0
     if text[at] == _MINUS:
-        at += 1
+        at += _1
     at, _ = _integer_at(text, at)
-    if at != NOWHERE and text[at] == _POINT:
-        start = at + 1
+    if at != _BEYOND and text[at] == _POINT:
+        start = at + _1
         at = start
         while _ZERO <= text[at] <= _NINE:
-            at += 1
+            at += _1
         if at == start:
-            return NOWHERE, 0
+            return _BEYOND, 0
     return at, 0
 
 
 @compiled
-def _integer_at(text: Bytes, at: int) -> tuple[int, int]:
+def _integer_at(text: Bytes, at: np.uint64) -> tuple[np.uint64, int]:
     """Where the integer that begins here has ended, and its value."""
     start, value = at, 0
     while _ZERO <= text[at] <= _NINE:
         if at - start == _MAX_DIGITS:
-            return NOWHERE, 0
-        value = value * 10 + (text[at] - _ZERO)
-        at += 1
-    if at == start or (text[start] == _ZERO and at - start > 1):
-        return NOWHERE, 0
+            return _BEYOND, 0
+        value = value * 10 + int(text[at] - _ZERO)
+        at += _1
+    if at == start or (text[start] == _ZERO and at - start > _1):
+        return _BEYOND, 0
     return at, value
