@@ -292,7 +292,7 @@ class Shard:
     def remember(self, event_keys: Keys, unique_keys: Keys, log_time_ms: int) -> None:
         """Take over the ids that rule 5 must know, and the keys that rule 8 must (zeros: none)."""
         self.ids.add(event_keys, log_time_ms)
-        self.unique.add(unique_keys[unique_keys.any(axis=1)], log_time_ms)
+        self.unique.add(unique_keys[unique_keys[:, 0] | unique_keys[:, 1] != 0], log_time_ms)
 
     def closed_through(self, zone: str) -> int:
         """The zone's last closed billing day; -1 before the first."""

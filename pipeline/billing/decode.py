@@ -332,7 +332,7 @@ def warm_up() -> None:
     decoder = Decoder(EVENT_TOPICS[0])
     # The one the fast way, the other message by message.
     for values in ([message], [message, b""]):
-        decoder.decode(values).texts.packed("event_id")
+        decoder.decode(values).texts.packed("event_id", "country")
     packed = ByteRows()
     packed.append(message)
     packed.joined(np.zeros(1, np.int64))

@@ -187,8 +187,8 @@ def _event_columns(outcome: Outcome, ad_codes: npt.NDArray[np.uint32]) -> pa.Rec
     parts: dict[str, tuple[npt.NDArray[Any], ...]] = {
         name: (column,) for name, column in numbers.items()
     }
-    for name in ("event_id", "country", "device"):
-        parts[name] = batch.texts.packed(name)
+    names = ("event_id", "country", "device")
+    parts |= zip(names, batch.texts.packed(*names), strict=True)
     parts["user_hash"] = _user_hashes(outcome.user_keys, batch.malformed)
     # Of the buffers: converting arrays makes pyarrow import pandas.
     arrays = [
@@ -203,6 +203,8 @@ def _user_hashes(
 ) -> tuple[npt.NDArray[np.int64], ids.Keys]:
     """The keys' 16 bytes each, or none where malformed: where each starts and the last ends, and
     the bytes."""
+    if not malformed.any():
+        return np.arange(0, 16 * len(keys) + 1, 16), keys
     ends = np.cumsum(np.where(malformed, 0, 16), dtype=np.int64)
     return np.concatenate((np.zeros(1, np.int64), ends)), keys[~malformed]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any, overload
 
 import numpy as np
@@ -127,11 +128,10 @@ class Texts:
         buffer = self.buffer
         return [buffer[start:end].tobytes().decode() if start else None for start, end in places]
 
-    def packed(self, name: str) -> tuple[Int64s, Bytes]:
-        """A column's texts, one after the other: where each starts and the last ends, and their
-        bytes. A null is empty."""
-        row = self.names.index(name)
-        return _gathered(self.buffer, self.starts[row], self.ends[row])
+    def packed(self, *names: str) -> list[tuple[Int64s, Bytes]]:
+        """Of each column its texts, one after the other: where each starts and the last ends, and
+        their bytes. A null is empty."""
+        return _gathered(self.buffer, *self.stretches(*names))
 
     def of_rows(self, rows: Rows) -> Texts:
         """These rows, in this order."""
@@ -161,17 +161,21 @@ class ByteRows:
 
     def joined(self, rows: Int64s) -> bytes:
         """What these rows hold, one after the other."""
-        _, joined = _gathered(self._buffer, self._edges[rows], self._edges[rows + 1])
+        starts, ends = (self._edges[at].reshape(1, -1) for at in (rows, rows + 1))
+        [(_, joined)] = _gathered(self._buffer, starts, ends)
         return joined.tobytes()
 
 
-def _gathered(buffer: Bytes, starts: Positions, ends: Positions) -> tuple[Int64s, Bytes]:
-    """These stretches, one after the other: where each starts and the last ends, and the bytes."""
-    edges = np.zeros(len(starts) + 1, np.int64)
-    np.cumsum(ends - starts, out=edges[1:])
-    gathered = np.empty(edges[-1], np.uint8)
-    _copy_texts(buffer, starts, edges, gathered)
-    return edges, gathered
+def _gathered(buffer: Bytes, starts: Positions, ends: Positions) -> list[tuple[Int64s, Bytes]]:
+    """Of each row of stretches: one after the other, where each starts and the last ends, and the
+    bytes."""
+    edges = np.zeros((len(starts), starts.shape[1] + 1), np.int64)
+    np.cumsum(ends - starts, axis=1, out=edges[:, 1:])
+    bounds = np.concatenate((np.zeros(1, np.int64), np.cumsum(edges[:, -1])))
+    gathered = np.empty(bounds[-1], np.uint8)
+    _copy_texts(buffer, starts, edges, bounds, gathered)
+    parts = pairwise(bounds.tolist())
+    return [(of_row, gathered[a:b]) for of_row, (a, b) in zip(edges, parts, strict=True)]
 
 
 @cache
@@ -220,14 +224,18 @@ def _copy_lines(buffer: Bytes, starts: Int64s, sizes: Int64s, lines: Bytes, plac
 
 
 @compiled
-def _copy_texts(buffer: Bytes, starts: Positions, edges: Int64s, gathered: Bytes) -> None:
-    """Copy each text to where it belongs."""
-    for row in range(len(starts)):
-        size = edges[row + 1] - edges[row]
-        text = buffer[starts[row] : starts[row] + size]
-        place = gathered[edges[row] : edges[row + 1]]
-        for byte in range(len(text)):
-            place[byte] = text[byte]
+def _copy_texts(
+    buffer: Bytes, starts: Positions, edges: Int64s, bounds: Int64s, gathered: Bytes
+) -> None:
+    """Copy each text to where it belongs: message by message, for each is fetched from memory."""
+    for row in range(starts.shape[1]):
+        for column in range(len(starts)):
+            size = edges[column, row + 1] - edges[column, row]
+            text = buffer[starts[column, row] : starts[column, row] + size]
+            start = bounds[column] + edges[column, row]
+            place = gathered[start : start + size]
+            for byte in range(len(text)):
+                place[byte] = text[byte]
 
 
 @compiled

@@ -26,7 +26,7 @@ def check(texts: Texts, rows: list[tuple[str | None, str | None]]) -> None:
     for at, name in enumerate(SCHEMA):
         expected = [rows[row][at] for row in order]
         assert texts.column(name, order) == expected
-        edges, gathered = texts.of_rows(order).packed(name)
+        edges, gathered = texts.of_rows(order).packed(*SCHEMA)[at]
         pieces = [gathered[a:b].tobytes().decode() for a, b in pairwise(edges)]
         assert pieces == [text or "" for text in expected]
 
