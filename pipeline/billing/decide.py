@@ -18,7 +18,7 @@ from pipeline.billing import ids
 from pipeline.billing.batch import Batch
 from pipeline.billing.books import Balances, Shard
 from pipeline.billing.in_force import InForce, in_force
-from pipeline.billing.terms import Terms, distinct
+from pipeline.billing.terms import Terms
 from pipeline.billing.xxh3 import hash_rows
 from pipeline.contract.catalog import Catalog
 from pipeline.contract.days import LAST_DAY
@@ -52,6 +52,7 @@ from pipeline.contract.vocabulary import (
     SAVE,
     UNKNOWN,
 )
+from pipeline.dense import distinct
 from pipeline.native import compiled
 
 Int64s = npt.NDArray[np.int64]

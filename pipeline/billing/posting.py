@@ -28,11 +28,12 @@ from pipeline.billing.journal import (
     pack_ad,
     pack_ads,
 )
-from pipeline.billing.terms import AD_COLUMNS, Terms, distinct
+from pipeline.billing.terms import AD_COLUMNS, Terms
 from pipeline.contract.days import Calendar, iso
 from pipeline.contract.pacing_notes import PacingNote
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import CHARGED, CPM, NOT_SERVING, UNKNOWN
+from pipeline.dense import distinct, numbered
 
 Rows = npt.NDArray[np.int64]
 
@@ -232,7 +233,7 @@ def _ad_codes(
     span = len(strangers) + int(codes.max()) + 1
     sizes = [here.stop - here.start for here in batch.spans.values()]
     place = np.repeat(np.arange(len(sizes)), sizes)
-    unique, inverse = np.unique(place * span + codes + len(strangers), return_inverse=True)
+    unique, inverse = numbered(place * span + codes + len(strangers))
     starts = np.searchsorted(unique, np.arange(len(sizes) + 1) * span)
     foreign = [Ad("", *named) for named in strangers]
     ads = {}

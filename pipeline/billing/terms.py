@@ -75,14 +75,6 @@ _COLUMNS: dict[str, dict[str, tuple[type, Any]]] = {
 }
 
 
-def distinct(rows: npt.NDArray[np.integer]) -> Rows:
-    """Each of these rows, or other small numbers from 0 on, once and in order: a flag each tells
-    sooner than sorting."""
-    named = np.zeros(int(rows.max(initial=-1)) + 1, dtype=np.bool_)
-    named[rows] = True
-    return np.flatnonzero(named)
-
-
 class Columns:
     """Growing columns of one level, by attribute.
 

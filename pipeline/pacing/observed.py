@@ -9,11 +9,25 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.contract.vocabulary import MS_PER_DAY
+from pipeline.dense import numbered
+from pipeline.native import compiled
 
 Rows = npt.NDArray[np.int64]
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
+Mask = npt.NDArray[np.bool_]
+
+_SUMS: Final = (
+    "impressions",
+    "age_ms",
+    "billable",
+    "value_nanos",
+    "offered_nanos",
+    "clicks",
+    "click_age_ms",
+    "installs",
+)
 _HOUR_MS: Final = 3_600_000
 _CHANGE_HOUR: Final = 2
 
@@ -24,16 +38,16 @@ class Events:
 
     now_ms: int
     group: Rows
-    is_impression: npt.NDArray[np.bool_]
-    is_billable: npt.NDArray[np.bool_]
+    is_impression: Mask
+    is_billable: Mask
     """Charged, or free for a limit's sake only."""
     value_nanos: Int64s
     """Of billable events: what they cost, or would have without limits; else 0."""
     event_time_ms: Int64s
     price_nanos: Int64s
     """What a billable action would cost at the event's own price."""
-    is_install: npt.NDArray[np.bool_]
-    is_click: npt.NDArray[np.bool_]
+    is_install: Mask
+    is_click: Mask
     """Of campaigns whose objective is app installs, as the installs."""
 
 
@@ -67,7 +81,7 @@ class Facts:
     """Row of the campaign."""
     zone: Rows
     """Position of the account's time zone in `Today`."""
-    is_even: npt.NDArray[np.bool_]
+    is_even: Mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,39 +109,65 @@ class Today:
 
 
 def by_group(events: Events) -> Seen:
-    """A few group-bys; ages are cut off at 0 (clocks of ad servers run ahead)."""
-    group, inverse = np.unique(events.group, return_inverse=True)
-    size = len(group)
-    impression = events.is_impression
-    at = inverse[impression]
-    times = events.event_time_ms[impression]
-    last = np.zeros(size, dtype=np.int64)
-    np.maximum.at(last, at, times)
-    billable = events.is_billable
-    values = events.value_nanos[billable].astype(np.float64)
-    click = events.is_click & billable
-    ages = np.maximum(0, events.now_ms - events.event_time_ms)
+    """The events counted and summed up; ages are cut off at 0 (clocks of ad servers run ahead)."""
+    group, inverse = numbered(events.group)
+    sums = np.zeros((len(_SUMS), len(group)), dtype=np.float64)
+    last_ms = np.zeros(len(group), dtype=np.int64)
+    _sum_up(
+        inverse,
+        events.now_ms,
+        (events.is_impression, events.is_billable, events.is_click, events.is_install),
+        (events.event_time_ms, events.value_nanos, events.price_nanos),
+        sums,
+        last_ms,
+    )
+    impressions, age_ms, billable, value, offered, clicks, click_age_ms, installs = sums
     return Seen(
         now_ms=events.now_ms,
         group=group,
-        impressions=_count(inverse, impression, size),
-        mean_age_ms=_mean(ages, inverse, impression, size),
-        last_impression_ms=last,
-        billable=np.bincount(inverse[billable], minlength=size).astype(np.float64),
-        value_nanos=np.bincount(inverse[billable], values, size).astype(np.float64),
-        offered_nanos=np.bincount(at, events.price_nanos[impression], size).astype(np.float64),
-        clicks=_count(inverse, click, size),
-        mean_click_age_ms=_mean(ages, inverse, click, size),
-        installs=_count(inverse, events.is_install, size),
+        impressions=impressions,
+        mean_age_ms=age_ms / np.maximum(1, impressions),
+        last_impression_ms=last_ms,
+        billable=billable,
+        value_nanos=value,
+        offered_nanos=offered,
+        clicks=clicks,
+        mean_click_age_ms=click_age_ms / np.maximum(1, clicks),
+        installs=installs,
     )
 
 
-def _count(inverse: Rows, chosen: npt.NDArray[np.bool_], size: int) -> Floats:
-    return np.bincount(inverse[chosen], minlength=size).astype(np.float64)
+@compiled
+def _sum_up(
+    inverse: Rows,
+    now_ms: int,
+    flags: tuple[Mask, Mask, Mask, Mask],
+    columns: tuple[Int64s, Int64s, Int64s],
+    sums: Floats,
+    last_ms: Int64s,
+) -> None:
+    """One pass over the events; `inverse` is the column of each in `sums`, whose rows are _SUMS."""
+    is_impression, is_billable, is_click, is_install = flags
+    time_ms, value_nanos, price_nanos = columns
+    for event in range(len(inverse)):
+        at = inverse[event]
+        age_ms = max(0, now_ms - time_ms[event])
+        if is_impression[event]:
+            sums[0, at] += 1
+            sums[1, at] += age_ms
+            sums[4, at] += price_nanos[event]
+            last_ms[at] = max(last_ms[at], time_ms[event])
+        if is_billable[event]:
+            sums[2, at] += 1
+            sums[3, at] += value_nanos[event]
+            if is_click[event]:
+                sums[5, at] += 1
+                sums[6, at] += age_ms
+        if is_install[event]:
+            sums[7, at] += 1
 
 
-def _mean(values: Int64s, inverse: Rows, chosen: npt.NDArray[np.bool_], size: int) -> Floats:
-    """Of the chosen events of each group; 0 where it has none."""
-    at = inverse[chosen]
-    total = np.bincount(at, values[chosen], size)
-    return np.asarray(total / np.maximum(1, np.bincount(at, minlength=size)))
+def warm_up() -> None:
+    """Compile what a turn needs, or load it, before the first one waits for it."""
+    nothing, none = np.empty(0, np.int64), np.empty(0, np.bool_)
+    by_group(Events(0, nothing, none, none, nothing, nothing, nothing, none, none))

@@ -23,7 +23,7 @@ from pipeline.billing.decide import Outcome, Policy, decide
 from pipeline.billing.id_runs import MemoryShelves, Shelves
 from pipeline.billing.journal import AccountTerms
 from pipeline.billing.posting import Draft, ShardEvents
-from pipeline.billing.terms import UNLIMITED, Columns, Terms, distinct
+from pipeline.billing.terms import UNLIMITED, Columns, Terms
 from pipeline.contract.catalog import Accepted, Catalog, Refused
 from pipeline.contract.days import Calendar, iso
 from pipeline.contract.log import LogRecord
@@ -37,6 +37,7 @@ from pipeline.contract.vocabulary import (
     NO_LIMIT,
     OVER_BUDGET,
 )
+from pipeline.dense import distinct
 from pipeline.pacing.lag import LagWatch, resumes, throttles
 from pipeline.pacing.serving import LIMIT_REACHED, LimitUse, PlainLimits, Standing
 from pipeline.pacing.serving import Policy as PacingPolicy

@@ -29,6 +29,7 @@ from pipeline.billing.batch import Assembler, Batch, Chunk, in_steps
 from pipeline.billing.journal import NEWEST
 from pipeline.contract.rejects import Reject
 from pipeline.contract.vocabulary import CATALOG, EVENT_TOPICS
+from pipeline.pacing import observed
 from pipeline.pacing.serving import PlainLimits
 from pipeline.pacing.serving import Policy as PacingPolicy
 from pipeline.streams import outbox, record_batches, transport
@@ -74,7 +75,7 @@ the clock moves with the data, so a producer's records in flight would else look
 
 def warm_up() -> None:
     """Compile the loops over bytes and keys, or load them as a start before has left them."""
-    for part in (decode, decide, record_batches, key_table):
+    for part in (decode, decide, record_batches, key_table, observed):
         part.warm_up()
 
 
