@@ -79,6 +79,8 @@ class KeyTable:
 
 def _plain(keys: Keys) -> Keys:
     """As the compiled loops take them: others would be compiled for once more."""
+    if keys.flags.c_contiguous and keys.flags.writeable:
+        return keys
     return np.require(keys, requirements=("C", "W"))
 
 

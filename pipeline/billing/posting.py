@@ -33,11 +33,10 @@ from pipeline.contract.days import Calendar, iso
 from pipeline.contract.pacing_notes import PacingNote
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import CHARGED, CPM, NOT_SERVING, UNKNOWN
-from pipeline.dense import distinct, numbered
+from pipeline.dense import numbered
 
 Rows = npt.NDArray[np.int64]
 
-NO_ROWS = slice(0, 0)
 FIRST_CLOSE_MS = 1
 NO_CLOSE_MS = 2**62
 
@@ -48,8 +47,6 @@ class Draft:
 
     shard: int
     sources: dict[str, tuple[int, int]]
-    rows: slice
-    """The shard's rows of the outcome, in the order of judgement."""
     signals: list[Signal] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
     closed: dict[str, str] = field(default_factory=dict)
@@ -74,10 +71,7 @@ def post(
         outcome.billing_day[rows],
         outcome.amount_nanos[rows],
     )
-    drafts = {
-        number: Draft(number, batch.ranges.get(number, {}), batch.spans.get(number, NO_ROWS))
-        for number in sorted(shards)
-    }
+    drafts = {number: Draft(number, batch.ranges.get(number, {})) for number in sorted(shards)}
     for number, here in batch.spans.items():
         shard = shards[number]
         shard.log_time_ms = max(shard.log_time_ms, int(batch.record_ms[here].max()))
@@ -139,29 +133,21 @@ def shard_events(outcome: Outcome, drafts: Mapping[int, Draft], terms: Terms) ->
 
     The columns are made once for all of them: their cost does not grow with the shards.
     """
-    if len(outcome.batch) == 0:
+    batch = outcome.batch
+    if len(batch) == 0:
         return [NO_EVENTS] * len(drafts)
-    codes, named = _ad_codes(outcome, terms)
+    sizes = [here.stop - here.start for here in batch.spans.values()]
+    place = np.repeat(np.arange(len(sizes)), sizes)
+    codes, ads = _ads(outcome, place, terms)
+    accounts = _accounts(outcome, place, terms)
     columns = _event_columns(outcome, codes)
-    found = []
-    for draft in drafts.values():
-        here = draft.rows
-        if here.start == here.stop:
-            found.append(NO_EVENTS)
-            continue
-        strangers, pins = named[draft.shard]
-        known = outcome.disposition[here] > UNKNOWN
-        accounts = distinct(terms.campaign.account[outcome.campaign[here][known]]).tolist()
-        names = [terms.account_ids.text(row) for row in accounts]
-        packed = b"".join(map(pack_ad, strangers)) + terms.packed_ads(pins)
-        found.append(
-            ShardEvents(
-                columns.slice(here.start, here.stop - here.start),
-                pack_ads(packed, len(strangers) + len(pins)),
-                {name: account_terms(terms, name) for name in names},
-            )
+    found = {
+        shard: ShardEvents(columns.slice(here.start, size), its_ads, its_accounts)
+        for (shard, here), size, its_ads, its_accounts in zip(
+            batch.spans.items(), sizes, ads, accounts, strict=True
         )
-    return found
+    }
+    return [found.get(draft.shard, NO_EVENTS) for draft in drafts.values()]
 
 
 def _event_columns(outcome: Outcome, ad_codes: npt.NDArray[np.uint32]) -> pa.RecordBatch:
@@ -216,32 +202,46 @@ def account_terms(terms: Terms, account_id: str) -> AccountTerms:
     return AccountTerms(terms.catalog.accounts[account_id].latest.currency, zone.zone_name)
 
 
-def _ad_codes(
-    outcome: Outcome, terms: Terms
-) -> tuple[npt.NDArray[np.uint32], dict[int, tuple[list[Ad], Rows]]]:
+def _ads(
+    outcome: Outcome, place: Rows, terms: Terms
+) -> tuple[npt.NDArray[np.uint32], list[msgspec.Raw]]:
     """Number the ads of each shard; the numbers of its rows, and its ads in their order: those that
-    the catalog does not know, then the rows of the others' pins."""
-    batch = outcome.batch
+    the catalog does not know, then the others. `place` is each row's shard, as the batch has them.
+    """
     codes = outcome.pin.copy()
     strangers: dict[tuple[str, str, str], int] = {}
     strange = np.flatnonzero(outcome.disposition <= UNKNOWN)
     if len(strange):
-        names = [batch.texts.column(name, strange) for name in AD_COLUMNS]
+        names = [outcome.batch.texts.column(name, strange) for name in AD_COLUMNS]
         for at, *named in zip(strange.tolist(), *names, strict=True):
             codes[at] = -1 - strangers.setdefault(tuple(named), len(strangers))
     # One code an ad and shard, so that all are numbered at once: strangers first, then the pins.
     span = len(strangers) + int(codes.max()) + 1
-    sizes = [here.stop - here.start for here in batch.spans.values()]
-    place = np.repeat(np.arange(len(sizes)), sizes)
     unique, inverse = numbered(place * span + codes + len(strangers))
-    starts = np.searchsorted(unique, np.arange(len(sizes) + 1) * span)
-    foreign = [Ad("", *named) for named in strangers]
-    ads = {}
-    for shard, (start, end) in zip(batch.spans, pairwise(starts.tolist()), strict=True):
-        numbers = unique[start:end] % span - len(strangers)
-        known = int(np.searchsorted(numbers, 0))
-        ads[shard] = [foreign[-1 - n] for n in numbers[:known].tolist()], numbers[known:]
+    starts = np.searchsorted(unique, np.arange(len(outcome.batch.spans) + 1) * span)
+    numbers = unique % span - len(strangers)
+    known = numbers >= 0
+    edges, packed = terms.packed_ads(numbers[known])
+    cuts = edges[np.concatenate((np.zeros(1, np.int64), np.cumsum(known)))[starts]].tolist()
+    foreign = [pack_ad(Ad("", *named)) for named in strangers]
+    ads = []
+    for (start, end), (first, last) in zip(pairwise(starts.tolist()), pairwise(cuts), strict=True):
+        unknown = numbers[start:end][~known[start:end]].tolist() if strangers else []
+        strange_ads = b"".join(foreign[-1 - number] for number in unknown)
+        ads.append(pack_ads(strange_ads + packed[first:last], end - start))
     return (inverse - starts[place]).astype(np.uint32), ads
+
+
+def _accounts(outcome: Outcome, place: Rows, terms: Terms) -> list[dict[str, AccountTerms]]:
+    """The accounts of each shard's known ads; `place` as in `_ads`."""
+    found: list[dict[str, AccountTerms]] = [{} for _ in outcome.batch.spans]
+    rows = np.flatnonzero(outcome.disposition > UNKNOWN)
+    span = len(terms.account_ids)
+    codes, _ = numbered(place[rows] * span + terms.campaign.account[outcome.campaign[rows]])
+    for at, account in (divmod(code, span) for code in codes.tolist()):
+        name = terms.account_ids.text(account)
+        found[at][name] = account_terms(terms, name)
+    return found
 
 
 def close_days(

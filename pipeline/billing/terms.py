@@ -309,7 +309,7 @@ class Terms:
         account_id = self.catalog.campaigns[campaign_id].latest.account_id
         ad_ids = (campaign_id, latest.ad_group_id, promoted_pin_id)
         ad = pack_ad(Ad(account_id, *ad_ids))
-        if row is not None and self.packed_ads(np.array([row])) != ad:
+        if row is not None and self.packed_ads(np.array([row]))[1] != ad:
             self.pin.alive[row] = False  # its parents are not what they were taken for
             row = None
         if row is None:
@@ -345,8 +345,9 @@ class Terms:
         """
         return self._ads.find(keys)
 
-    def packed_ads(self, pin_rows: Rows) -> bytes:
-        """The journal's names of known ads, packed one after the other."""
+    def packed_ads(self, pin_rows: Rows) -> tuple[Rows, bytes]:
+        """The journal's names of known ads, packed one after the other: where each starts and the
+        last ends, and the bytes."""
         return self._packed_ads.joined(pin_rows)
 
     # -- one at a time ------------------------------------------------------------------------

@@ -159,11 +159,12 @@ class ByteRows:
         self._rows += 1
         self._edges[self._rows] = end
 
-    def joined(self, rows: Int64s) -> bytes:
-        """What these rows hold, one after the other."""
+    def joined(self, rows: Int64s) -> tuple[Int64s, bytes]:
+        """What these rows hold, one after the other: where each starts and the last ends, and it
+        all."""
         starts, ends = (self._edges[at].reshape(1, -1) for at in (rows, rows + 1))
-        [(_, joined)] = _gathered(self._buffer, starts, ends)
-        return joined.tobytes()
+        [(edges, joined)] = _gathered(self._buffer, starts, ends)
+        return edges, joined.tobytes()
 
 
 def _gathered(buffer: Bytes, starts: Positions, ends: Positions) -> list[tuple[Int64s, Bytes]]:

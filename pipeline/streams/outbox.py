@@ -259,17 +259,17 @@ def _fault_of(original: Original) -> tuple[str, str]:
     )
 
 
-def originals_of(outcome: Outcome, rows: slice) -> list[Original]:
-    """The records among these rows that are to be rejected or sent home.
+def originals_of(outcome: Outcome) -> dict[int, list[Original]]:
+    """Shard -> its records that are to be rejected or sent home, where it has any.
 
     They are decoded once more, by the reference: it says what is wrong with a malformed one.
     """
-    concerned = np.flatnonzero(_CONCERNED[outcome.disposition[rows]]) + rows.start
+    concerned = np.flatnonzero(_CONCERNED[outcome.disposition])
     batch = outcome.batch
-    found = []
+    found: dict[int, list[Original]] = {}
     for row in concerned.tolist():
         key, value = batch.original(row)
-        found.append(
+        found.setdefault(int(batch.shard[row]), []).append(
             Original(
                 topic=EVENT_TOPICS[batch.source[row]],
                 partition=int(batch.shard[row]),

@@ -14,7 +14,6 @@ import msgspec
 from aiokafka import AIOKafkaProducer
 
 from pipeline import failpoints
-from pipeline.billing.decide import Outcome
 from pipeline.billing.journal import NEWEST, Header, decode_header, encode_events, seal
 from pipeline.billing.posting import Draft, ShardEvents
 from pipeline.contract.catalog import Catalog
@@ -66,14 +65,20 @@ def prepare(
         if not draft.is_empty() or given.get(shard)
     }
     events = engine.shard_events(turn, drafts)
+    originals = originals_of(turn.outcome)
     return [
-        _entry(engine, turn.outcome, draft, of_shard, given.get(shard, []))
+        _entry(engine, turn.outcome.now_ms, draft, of_shard, originals, given.get(shard, []))
         for (shard, draft), of_shard in zip(drafts.items(), events, strict=True)
     ]
 
 
 def _entry(
-    engine: Engine, outcome: Outcome, draft: Draft, events: ShardEvents, refusals: list[Reject]
+    engine: Engine,
+    now_ms: int,
+    draft: Draft,
+    events: ShardEvents,
+    originals: Mapping[int, list[Original]],
+    refusals: list[Reject],
 ) -> Entry:
     accounts = dict(events.accounts)
     posted = [block.account_id for block in draft.blocks]
@@ -82,7 +87,7 @@ def _entry(
     header = _header(
         engine,
         draft.shard,
-        outcome.now_ms,
+        now_ms,
         sources=draft.sources,
         events=len(events.columns),
         ads=events.ads,
@@ -93,10 +98,10 @@ def _entry(
         credits=draft.credits or msgspec.UNSET,
         pacing=draft.notes or msgspec.UNSET,
     )
-    originals = originals_of(outcome, draft.rows)
     repetitions = _repetitions(engine.catalog, refusals)
     body = encode_events(events.columns)
-    return Entry(draft.shard, header, body, originals, refusals, repetitions)
+    mine = originals.get(draft.shard, [])
+    return Entry(draft.shard, header, body, mine, refusals, repetitions)
 
 
 def _repetitions(catalog: Catalog, refusals: list[Reject]) -> list[LogRecord]:
