@@ -110,17 +110,6 @@ class Texts:
         rows = [self.names.index(name) for name in names]
         return self.starts[rows], self.ends[rows]
 
-    def codes(self, name: str, texts: tuple[str, ...]) -> Bytes:
-        """Each text's position in `texts`, NO_CODE where it is none of them; a null counts as
-        empty."""
-        row = self.names.index(name)
-        names, sizes = padded(texts)
-        codes = np.empty(self.starts.shape[1], dtype=np.uint8)
-        fill_codes(
-            self.buffer, self.starts[row], self.ends[row], 0, len(codes), names, sizes, codes
-        )
-        return codes
-
     def column(self, name: str, rows: Int64s) -> list[str | None]:
         """A column's texts in these rows."""
         row = self.names.index(name)

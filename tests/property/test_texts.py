@@ -9,7 +9,7 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.billing.texts import NO_CODE, Texts
+from pipeline.billing.texts import NO_CODE, Texts, fill_codes, padded
 
 TEXT = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 ROWS = st.lists(st.tuples(TEXT, TEXT), max_size=9)
@@ -45,4 +45,9 @@ def test_joined_texts_are_those_of_the_parts(
 
 def test_codes_are_positions_among_the_names_and_a_null_counts_as_empty() -> None:
     texts = packed([("click", None), (None, None), ("clic", None), ("save", None), ("", None)])
-    assert texts.codes("left", ("", "click", "save")).tolist() == [1, 0, NO_CODE, 2, 0]
+    codes = np.empty(6, np.uint8)
+    codes[5] = 77
+    fill_codes(
+        texts.buffer, texts.starts[0], texts.ends[0], 0, 5, *padded(("", "click", "save")), codes
+    )
+    assert codes.tolist() == [1, 0, NO_CODE, 2, 0, 77]
