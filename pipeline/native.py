@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar, cast
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar, cast
 
 from numba import njit
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+CALLED: Final = ("billing/scan.py", "billing/texts.py", "billing/xxh3.py")
+"""Files with compiled functions that those of other files call."""
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
@@ -19,8 +25,18 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     Nothing checks bounds in compiled code: the function itself must.
     """
     try:
-        return cast("Callable[P, R]", njit(cache=True)(function))
+        kept: Any = njit(cache=True)(function)
     except RuntimeError as error:
         if "no locator available" not in str(error):
             raise
         return cast("Callable[P, R]", njit(function))
+    # numba asks only whether the function's own file has changed. What it calls is in its code too.
+    index = kept._cache._cache_file
+    index._source_stamp = (index._source_stamp, _stamps_of_called())
+    return cast("Callable[P, R]", kept)
+
+
+@cache
+def _stamps_of_called() -> tuple[tuple[float, int], ...]:
+    stats = [(Path(__file__).parent / name).stat() for name in CALLED]
+    return tuple((one.st_mtime, one.st_size) for one in stats)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,8 @@ class Batch(Columns):
     texts: Texts
     """With the names of EVENT_TEXTS."""
     chunks: tuple[Chunk, ...]
+    chunk_ends: Int64s
+    """By chunk, the numbers of records up to its last."""
     ranges: dict[int, dict[str, tuple[int, int]]]
     """Shard -> topic -> the source offsets that the batch takes: from, up to but not including."""
     spans: dict[int, slice]
@@ -97,9 +99,9 @@ class Batch(Columns):
 
     def _place(self, row: int) -> tuple[Chunk, int]:
         number = int(self.came_as[row])
-        starts = list(accumulate((len(chunk.values) for chunk in self.chunks), initial=0))
-        at = bisect_right(starts, number) - 1
-        return self.chunks[at], number - starts[at]
+        at = int(np.searchsorted(self.chunk_ends, number, side="right"))
+        chunk = self.chunks[at]
+        return chunk, number - int(self.chunk_ends[at]) + len(chunk.values)
 
 
 class Assembler:
@@ -134,6 +136,7 @@ class Assembler:
             came_as=order,
             **event_columns(decoded, source),
             chunks=taken,
+            chunk_ends=np.cumsum(sizes, dtype=np.int64),
             ranges=ranges,
             spans=spans,
         )
@@ -253,5 +256,5 @@ def _kinds(source: Codes, malformed: Mask, engagement: Codes) -> Codes:
 _ROW_COLUMNS = tuple(
     field.name
     for field in fields(Batch)
-    if field.name not in ("texts", "chunks", "ranges", "spans")
+    if field.name not in ("texts", "chunks", "chunk_ends", "ranges", "spans")
 )

@@ -276,7 +276,7 @@ def _read(
     names, sizes = _NAMES
     usual = np.zeros(len(sizes) + 1, dtype=np.int64)
     there = np.zeros((len(sizes), len(engaged)), dtype=np.uint8)
-    at = high = 0
+    at, high = np.int64(0), 0
     for first in range(0, len(engaged), _BLOCK):
         last = min(first + _BLOCK, len(engaged))
         at, seen = scan_rows(

@@ -61,7 +61,8 @@ class Draft:
 def post(
     shards: Mapping[int, Shard], balances: Balances, terms: Terms, outcome: Outcome
 ) -> dict[int, Draft]:
-    """Take an outcome over into the books. Returns a draft for each shard."""
+    """Take an outcome over into the books. Returns a draft for each shard; those that the batch
+    names must be there."""
     batch = outcome.batch
     charged = outcome.disposition == CHARGED
     rows = np.flatnonzero(charged)

@@ -3,7 +3,7 @@
 Only for messages as producers write them: an object with each key once, the known ones' values
 strings without escapes or non-negative integers, and a few unknown ones' plain values too, which
 are passed over. About anything else it says no, and somebody slower must decide. Whatever it
-accepts is valid: nothing has to be proven afterwards.
+accepts is valid, but that it does not look whether what is not ASCII is UTF-8.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _MAX_DIGITS = np.uint64(18)
 _MAX_UNKNOWN = 8
 """Unknown keys of a message."""
 MAX_TEXT = 1 << 31
-NOWHERE = -1
 
 _U = np.uint64
+NOWHERE = np.int64(-1)
 _1, _8, _BEYOND = _U(1), _U(_WORD_BYTES), _U(1 << 63)
 
 
@@ -39,7 +39,7 @@ def names_of(keys: tuple[str, ...]) -> tuple[Bytes, Int64s]:
 @compiled
 def scan_rows(
     text: Bytes,
-    at: int,
+    at: np.int64,
     first: int,
     last: int,
     names: Bytes,
@@ -49,7 +49,7 @@ def scan_rows(
     ends: Int32s,
     numbers: Int64s,
     there: Bytes,
-) -> tuple[int, int]:
+) -> tuple[np.int64, int]:
     """Read the messages of rows first to last, the first of which begins at `at`, and fill in what
     was found: where each string is, the integers, and which keys there are. Where the last has
     ended, NOWHERE where one is not plain; and whether they are not all ASCII.
@@ -78,7 +78,7 @@ def scan_rows(
         if text[place] != NEWLINE:
             return NOWHERE, high
         place += _1
-    return int(place), high
+    return np.int64(place), high
 
 
 _ONES, _HIGHS = _U(0x0101010101010101), _U(0x8080808080808080)

@@ -345,7 +345,7 @@ class Terms:
         """
         return self._ads.find(keys)
 
-    def packed_ads(self, pin_rows: Rows) -> tuple[Rows, bytes]:
+    def packed_ads(self, pin_rows: Rows) -> tuple[npt.NDArray[np.int64], bytes]:
         """The journal's names of known ads, packed one after the other: where each starts and the
         last ends, and the bytes."""
         return self._packed_ads.joined(pin_rows)

@@ -17,7 +17,6 @@ from pipeline.native import compiled
 Bytes = npt.NDArray[np.uint8]
 Int64s = npt.NDArray[np.int64]
 Positions = npt.NDArray[np.signedinteger[Any]]
-Rows = Int64s | slice
 
 NO_CODE = 255
 _U = np.uint64
@@ -122,7 +121,7 @@ class Texts:
         their bytes. A null is empty."""
         return _gathered(self.buffer, *self.stretches(*names))
 
-    def of_rows(self, rows: Rows) -> Texts:
+    def of_rows(self, rows: Int64s) -> Texts:
         """These rows, in this order."""
         return Texts(self.buffer, self.names, self.starts[:, rows], self.ends[:, rows])
 

@@ -61,7 +61,7 @@ def hash_joined(buffer: Bytes, starts: Positions, sizes: Positions) -> Keys:
     if ((starts < 0) | (starts > len(buffer) - sizes))[there].any():
         raise IndexError("a stretch leaves the buffer")
     keys = np.zeros((starts.shape[1], 2), np.uint64)
-    places = np.ascontiguousarray(starts)
+    places = np.where(there, starts, 0)
     parts = np.arange(len(starts))
     fill_keys(buffer, places, places + sizes, parts, 0, starts.shape[1], keys)
     return keys

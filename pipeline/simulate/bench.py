@@ -292,6 +292,7 @@ class EventColumns:
             came_as=np.arange(size),
             **event_columns(decoded, codes),
             chunks=(),
+            chunk_ends=np.empty(0, np.int64),
             ranges={0: ranges} if ranges else {},
             spans={0: slice(0, size)} if size else {},
         )

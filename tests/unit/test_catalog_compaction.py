@@ -81,16 +81,12 @@ def test_an_ad_is_found_under_the_parents_that_it_turned_out_to_have() -> None:
     repetition = replace(record(10, "ad_group:g", GROUP), headers=Repeated(3, 10).headers)
     assert isinstance(engine.apply_catalog(repetition, 0), Accepted)
     assert ads_found(engine) == {"c"}
-    assert engine.terms.packed_ads(np.array([find(engine, "c")]))[1] == pack_ad(
-        Ad("a", "c", "g", "p")
-    )
+    assert packed_ad(engine) == pack_ad(Ad("a", "c", "g", "p"))
     # And of its account: the campaign is published under another one, and put right.
     engine.apply_catalog(record(11, "account:b", ACCOUNT | {"account_id": "b"}), 0)
     moved = record(12, "campaign:c", CAMPAIGN | {"account_id": "b"})
     engine.apply_catalog(replace(moved, headers=Repeated(11, 12).headers), 0)
-    assert engine.terms.packed_ads(np.array([find(engine, "c")]))[1] == pack_ad(
-        Ad("b", "c", "g", "p")
-    )
+    assert packed_ad(engine) == pack_ad(Ad("b", "c", "g", "p"))
 
 
 def find(engine: Engine, campaign_id: str) -> int:

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
+from pathlib import Path
 
+from pipeline import native
 from pipeline.native import compiled
+
+ROOT = Path(native.__file__).parent
+
+
+def compiled_in(module: ast.Module) -> set[str]:
+    """The names of its compiled functions."""
+    functions = [node for node in module.body if isinstance(node, ast.FunctionDef)]
+    return {one.name for one in functions if any(map(is_compiled, one.decorator_list))}
+
+
+def is_compiled(decorator: ast.expr) -> bool:
+    return isinstance(decorator, ast.Name) and decorator.id == "compiled"
 
 
 def test_a_function_of_no_file_is_compiled_though_it_cannot_be_cached() -> None:
@@ -14,3 +29,16 @@ def test_a_function_of_no_file_is_compiled_though_it_cannot_be_cached() -> None:
     twice = compiled(defined["twice"])
     assert twice(21) == 42
     assert hasattr(twice, "signatures")
+
+
+def test_the_files_whose_compiled_functions_others_call_are_known() -> None:
+    modules = {path: ast.parse(path.read_text()) for path in ROOT.rglob("*.py")}
+    called = set()
+    for module in modules.values():
+        for node in ast.walk(module):
+            if isinstance(node, ast.ImportFrom) and node.module and compiled_in(module):
+                path = ROOT.parent / (node.module.replace(".", "/") + ".py")
+                names = {alias.name for alias in node.names}
+                if path in modules and names & compiled_in(modules[path]):
+                    called.add(str(path.relative_to(ROOT)))
+    assert called == set(native.CALLED)
