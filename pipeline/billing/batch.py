@@ -87,21 +87,16 @@ class Batch(Columns):
             if end > start:
                 yield shard, slice(start, end)
 
-    def original(self, row: int) -> tuple[bytes | None, bytes | None]:
-        """The record's key and value as they came."""
-        chunk, position = self._place(row)
-        return chunk.keys[position], chunk.values[position]
-
-    def headers(self, row: int) -> tuple[tuple[str, bytes], ...]:
-        """The record's headers as they came."""
-        chunk, _ = self._place(row)
-        return chunk.headers.get(int(self.offset[row]), ())
-
-    def _place(self, row: int) -> tuple[Chunk, int]:
+    def original(
+        self, row: int
+    ) -> tuple[bytes | None, bytes | None, tuple[tuple[str, bytes], ...]]:
+        """The record's key, value and headers as they came."""
         number = int(self.came_as[row])
         at = int(np.searchsorted(self.chunk_ends, number, side="right"))
         chunk = self.chunks[at]
-        return chunk, number - int(self.chunk_ends[at]) + len(chunk.values)
+        position = number - int(self.chunk_ends[at]) + len(chunk.values)
+        headers = chunk.headers.get(int(self.offset[row]), ())
+        return chunk.keys[position], chunk.values[position], headers
 
 
 class Assembler:
@@ -207,18 +202,19 @@ def in_steps(batch: Batch, now_ms: int, boundaries_ms: Sequence[int]) -> list[tu
 
 def _part(batch: Batch, rows: Int64s, *, last: bool, done: dict[tuple[int, str], int]) -> Batch:
     """These rows of a batch; `done` holds how far each source was taken by earlier parts."""
+    columns = {name: getattr(batch, name)[rows] for name in _ROW_COLUMNS}
+    spans = _spans((shard, here.stop - here.start) for shard, here in batch.by_shard(rows))
     ranges: dict[int, dict[str, tuple[int, int]]] = {}
     for shard, topics in batch.ranges.items() if last or len(rows) else ():
+        here = spans.get(shard, slice(0, 0))
+        source, offset = columns["source"][here], columns["offset"][here]
         for topic, (first, after) in topics.items():
             begin = done.get((shard, topic), first)
-            here = (batch.shard[rows] == shard) & (batch.source[rows] == EVENT_TOPICS.index(topic))
-            offsets = batch.offset[rows][here]
+            offsets = offset[source == EVENT_TOPICS.index(topic)]
             until = after if last else int(offsets[-1]) + 1 if len(offsets) else begin
             if until > begin:
                 ranges.setdefault(shard, {})[topic] = (begin, until)
                 done[shard, topic] = until
-    columns = {name: getattr(batch, name)[rows] for name in _ROW_COLUMNS}
-    spans = _spans((shard, here.stop - here.start) for shard, here in batch.by_shard(rows))
     texts = batch.texts.of_rows(rows)
     return replace(batch, ranges=ranges, spans=spans, texts=texts, **columns)
 

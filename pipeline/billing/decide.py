@@ -52,7 +52,7 @@ from pipeline.contract.vocabulary import (
     SAVE,
     UNKNOWN,
 )
-from pipeline.dense import distinct
+from pipeline.dense import distinct, numbered
 from pipeline.native import compiled
 
 Int64s = npt.NDArray[np.int64]
@@ -420,7 +420,7 @@ def _near_a_limit(outcome: Outcome, demand: _Demand) -> Mask:
     for bucket, remaining in zip(buckets, demand.remaining, strict=True):
         largest = int(bucket.max(initial=-1))
         if largest >= _DENSE:
-            unique, bucket = np.unique(bucket, return_inverse=True)
+            unique, bucket = numbered(bucket)
             largest = len(unique) - 1
         totals = np.zeros(largest + 1, dtype=np.int64)
         _mark_near(bucket, demand.price_nanos, remaining, totals, near)

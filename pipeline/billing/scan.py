@@ -29,6 +29,8 @@ MAX_TEXT = 1 << 31
 _U = np.uint64
 NOWHERE = np.int64(-1)
 _1, _8, _BEYOND = _U(1), _U(_WORD_BYTES), _U(1 << 63)
+_ONES, _HIGHS = _U(0x0101010101010101), _U(0x8080808080808080)
+_QUOTES, _BACKSLASHES, _SPACES = (_U(byte) * _ONES for byte in (_QUOTE, _BACKSLASH, _SPACE))
 
 
 def names_of(keys: tuple[str, ...]) -> tuple[Bytes, Int64s]:
@@ -79,10 +81,6 @@ def scan_rows(
             return NOWHERE, high
         place += _1
     return np.int64(place), high
-
-
-_ONES, _HIGHS = _U(0x0101010101010101), _U(0x8080808080808080)
-_QUOTES, _BACKSLASHES, _SPACES = (_U(byte) * _ONES for byte in (_QUOTE, _BACKSLASH, _SPACE))
 
 
 @compiled
@@ -167,6 +165,7 @@ def _is_name_at(text: Bytes, at: np.uint64, name: Bytes, size: int) -> bool:
 
 @compiled
 def _after_space(text: Bytes, at: np.uint64) -> np.uint64:
+    # What follows is most often beyond all three: told by one comparison.
     while text[at] <= _SPACE and (text[at] == _SPACE or text[at] == _TAB or text[at] == _RETURN):
         at += _1
     return at

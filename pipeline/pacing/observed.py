@@ -18,16 +18,6 @@ Floats = npt.NDArray[np.float64]
 
 Mask = npt.NDArray[np.bool_]
 
-_SUMS: Final = (
-    "impressions",
-    "age_ms",
-    "billable",
-    "value_nanos",
-    "offered_nanos",
-    "clicks",
-    "click_age_ms",
-    "installs",
-)
 _HOUR_MS: Final = 3_600_000
 _CHANGE_HOUR: Final = 2
 
@@ -111,7 +101,7 @@ class Today:
 def by_group(events: Events) -> Seen:
     """The events counted and summed up; ages are cut off at 0 (clocks of ad servers run ahead)."""
     group, inverse = numbered(events.group)
-    sums = np.zeros((len(_SUMS), len(group)), dtype=np.float64)
+    sums = tuple(np.zeros((8, len(group)), dtype=np.float64))
     last_ms = np.zeros(len(group), dtype=np.int64)
     _sum_up(
         inverse,
@@ -121,18 +111,18 @@ def by_group(events: Events) -> Seen:
         sums,
         last_ms,
     )
-    impressions, age_ms, billable, value, offered, clicks, click_age_ms, installs = sums
+    impressions, ages_ms, billable, value, offered, clicks, click_ages_ms, installs = sums
     return Seen(
         now_ms=events.now_ms,
         group=group,
         impressions=impressions,
-        mean_age_ms=age_ms / np.maximum(1, impressions),
+        mean_age_ms=ages_ms / np.maximum(1, impressions),
         last_impression_ms=last_ms,
         billable=billable,
         value_nanos=value,
         offered_nanos=offered,
         clicks=clicks,
-        mean_click_age_ms=click_age_ms / np.maximum(1, clicks),
+        mean_click_age_ms=click_ages_ms / np.maximum(1, clicks),
         installs=installs,
     )
 
@@ -143,28 +133,29 @@ def _sum_up(
     now_ms: int,
     flags: tuple[Mask, Mask, Mask, Mask],
     columns: tuple[Int64s, Int64s, Int64s],
-    sums: Floats,
+    sums: tuple[Floats, ...],
     last_ms: Int64s,
 ) -> None:
-    """One pass over the events; `inverse` is the column of each in `sums`, whose rows are _SUMS."""
+    """One pass over the events; `inverse` is where each counts in the sums."""
+    impressions, ages_ms, billable, value, offered, clicks, click_ages_ms, installs = sums
     is_impression, is_billable, is_click, is_install = flags
     time_ms, value_nanos, price_nanos = columns
     for event in range(len(inverse)):
         at = inverse[event]
         age_ms = max(0, now_ms - time_ms[event])
         if is_impression[event]:
-            sums[0, at] += 1
-            sums[1, at] += age_ms
-            sums[4, at] += price_nanos[event]
+            impressions[at] += 1
+            ages_ms[at] += age_ms
+            offered[at] += price_nanos[event]
             last_ms[at] = max(last_ms[at], time_ms[event])
         if is_billable[event]:
-            sums[2, at] += 1
-            sums[3, at] += value_nanos[event]
+            billable[at] += 1
+            value[at] += value_nanos[event]
             if is_click[event]:
-                sums[5, at] += 1
-                sums[6, at] += age_ms
+                clicks[at] += 1
+                click_ages_ms[at] += age_ms
         if is_install[event]:
-            sums[7, at] += 1
+            installs[at] += 1
 
 
 def warm_up() -> None:

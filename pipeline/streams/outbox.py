@@ -268,7 +268,7 @@ def originals_of(outcome: Outcome) -> dict[int, list[Original]]:
     batch = outcome.batch
     found: dict[int, list[Original]] = {}
     for row in concerned.tolist():
-        key, value = batch.original(row)
+        key, value, headers = batch.original(row)
         found.setdefault(int(batch.shard[row]), []).append(
             Original(
                 topic=EVENT_TOPICS[batch.source[row]],
@@ -277,7 +277,7 @@ def originals_of(outcome: Outcome) -> dict[int, list[Original]]:
                 timestamp_ms=int(batch.record_ms[row]),
                 key=key,
                 value=value,
-                headers=batch.headers(row),
+                headers=headers,
                 disposition=int(outcome.disposition[row]),
                 decoded=_DECODERS[int(batch.source[row])].decode_one(value),
             )

@@ -74,7 +74,7 @@ the clock moves with the data, so a producer's records in flight would else look
 
 
 def warm_up() -> None:
-    """Compile the loops over bytes and keys, or load them as a start before has left them."""
+    """Compile the loops that a turn runs, or load them as a start before has left them."""
     for part in (decode, decide, record_batches, key_table, observed):
         part.warm_up()
 

@@ -90,8 +90,7 @@ def records_of(batch: Batch) -> list[tuple[int, int, int, bytes | None, Any]]:
             int(batch.shard[row]),
             int(batch.source[row]),
             int(batch.offset[row]),
-            batch.original(row)[1],
-            batch.headers(row),
+            *batch.original(row)[1:],
         )
         for row in range(len(batch))
     ]
