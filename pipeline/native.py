@@ -15,6 +15,9 @@ R = TypeVar("R")
 
 CALLED: Final = ("billing/scan.py", "billing/texts.py", "billing/xxh3.py")
 """Files with compiled functions that those of other files call."""
+_OPTIONS: Final[dict[str, Any]] = {"_nrt": False}
+"""No references are counted in compiled code: an atomic addition for each view of an array that a
+loop makes or gives on, a seventh of what an event cost. So it may make no arrays either."""
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
@@ -22,14 +25,15 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
 
     The machine code is kept on disk: beside the source, or in the user's cache directory, or in
     `NUMBA_CACHE_DIR`. An installation where none of them can be written compiles in every process.
-    Nothing checks bounds in compiled code: the function itself must.
+    Nothing checks bounds in compiled code: the function itself must. It makes no arrays, but is
+    given those that it needs.
     """
     try:
-        kept: Any = njit(cache=True)(function)
+        kept: Any = njit(cache=True, **_OPTIONS)(function)
     except RuntimeError as error:
         if "no locator available" not in str(error):
             raise
-        return cast("Callable[P, R]", njit(function))
+        return cast("Callable[P, R]", njit(**_OPTIONS)(function))
     # numba asks only whether the function's own file has changed. What it calls is in its code too.
     index = kept._cache._cache_file
     index._source_stamp = (index._source_stamp, _stamps_of_called())
@@ -38,5 +42,5 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
 
 @cache
 def _stamps_of_called() -> tuple[tuple[float, int], ...]:
-    stats = [(Path(__file__).parent / name).stat() for name in CALLED]
+    stats = [(Path(__file__).parent / name).stat() for name in ("native.py", *CALLED)]
     return tuple((one.st_mtime, one.st_size) for one in stats)

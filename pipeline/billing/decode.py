@@ -26,7 +26,15 @@ import numpy.typing as npt
 import polars as pl
 
 from pipeline.billing import ids
-from pipeline.billing.scan import MAX_TEXT, NEWLINE, NOWHERE, names_of, scan_rows
+from pipeline.billing.scan import (
+    MAX_TEXT,
+    MAX_UNKNOWN,
+    NEWLINE,
+    NOWHERE,
+    Uint64s,
+    names_of,
+    scan_rows,
+)
 from pipeline.billing.terms import AD_COLUMNS
 from pipeline.billing.texts import (
     ByteRows,
@@ -39,7 +47,7 @@ from pipeline.billing.texts import (
     lines_of,
     padded,
 )
-from pipeline.billing.xxh3 import fill_keys, hash_rows
+from pipeline.billing.xxh3 import Room, fill_keys, hash_rows, room_for
 from pipeline.contract.events import EVENT_ID_MAX_LENGTH, EngagementEvent, Event
 from pipeline.contract.vocabulary import (
     ENGAGEMENT_KINDS,
@@ -121,7 +129,8 @@ class Columns:
         size = len(event_time_ms)
         keys, codes = _no_keys(size), _no_codes(size)
         engaged = np.ones(size, np.bool_)
-        _make(texts.buffer, texts.starts, texts.ends, engaged, 0, size, keys, codes)
+        room = room_for(len(texts.buffer), len(EVENT_TEXTS))
+        _make(texts.buffer, texts.starts, texts.ends, engaged, 0, size, keys, codes, room)
         return cls.made(event_time_ms, price_micros, keys, codes)
 
     @classmethod
@@ -145,7 +154,9 @@ class Decoded:
     def of(cls, events: pl.DataFrame, malformed: Mask) -> Decoded:
         """Of events that were read one by one, or made: a column for each field."""
         texts = Texts.of(events.select(EVENT_TEXTS))
-        event_time_ms, price_micros = (events[name].to_numpy() for name in _INTEGERS)
+        # Compiled code is made for arrays that can be written to, as all others are.
+        numbers = (events[name].to_numpy(writable=True) for name in _INTEGERS)
+        event_time_ms, price_micros = numbers
         return cls(texts, malformed, Columns.of(texts, event_time_ms, price_micros))
 
     @classmethod
@@ -235,7 +246,12 @@ def decode_plain(lines: Bytes, engaged: Mask) -> Decoded | None:
     ends = np.zeros_like(starts)
     numbers = np.zeros((len(_INTEGERS), size), dtype=np.int64)
     keys, codes = _no_keys(size), _no_codes(size)
-    found = _read(lines, engaged, starts, ends, numbers, keys, codes)
+    usual = np.zeros((len(starts) + len(numbers) + 2, 3), dtype=np.int64)
+    there = np.zeros((len(starts) + len(numbers), size), dtype=np.uint8)
+    unknown = np.zeros((MAX_UNKNOWN, 2), dtype=np.uint64)
+    # No message's texts share a byte, so all of them have this room.
+    room = room_for(len(lines), len(EVENT_TEXTS))
+    found = _read(lines, engaged, starts, ends, numbers, keys, codes, (usual, there, unknown), room)
     if found == _NO or (found == _NOT_ASCII and not _is_utf8(lines)):
         return None
     texts = Texts(lines, EVENT_TEXTS, starts, ends)
@@ -271,24 +287,29 @@ def _read(
     numbers: Int64s,
     keys: npt.NDArray[np.uint64],
     codes: Bytes,
+    scanned: tuple[Int64s, Bytes, Uint64s],
+    room: Room,
 ) -> int:
-    """Fill in all columns, a block of messages at a time, so that each is read from memory once."""
+    """Fill in all columns, a block of messages at a time, so that each is read from memory once.
+
+    `scanned` is what `scan_rows` remembers from block to block, zeros as given.
+    """
     names, sizes = _NAMES
-    usual = np.zeros(len(sizes) + 1, dtype=np.int64)
-    there = np.zeros((len(sizes), len(engaged)), dtype=np.uint8)
+    usual, there, unknown = scanned
     at, high = np.int64(0), 0
     for first in range(0, len(engaged), _BLOCK):
         last = min(first + _BLOCK, len(engaged))
         at, seen = scan_rows(
-            lines, at, first, last, names, sizes, usual, starts, ends, numbers, there
+            lines, at, first, last, names, sizes, usual, starts, ends, numbers, there, unknown
         )
         if at == NOWHERE:
             return _NO
         high |= seen
         for key in _REQUIRED:
-            if not there[key, first:last].all():
-                return _NO
-        _make(lines, starts, ends, engaged, first, last, keys, codes)
+            for row in range(first, last):
+                if not there[key, row]:
+                    return _NO
+        _make(lines, starts, ends, engaged, first, last, keys, codes, room)
         # What the contract bounds beyond types. An id has no more characters than bytes.
         for row in range(first, last):
             size = ends[_EVENT_ID, row] - starts[_EVENT_ID, row]
@@ -311,13 +332,14 @@ def _make(
     last: int,
     keys: npt.NDArray[np.uint64],
     codes: Bytes,
+    room: Room,
 ) -> None:
     """Fill in the keys and codes of `Columns` for the messages in these rows."""
     event, ad, user, impression = _IDENTITIES
-    fill_keys(buffer, starts, ends, event, first, last, keys[0])
-    fill_keys(buffer, starts, ends, ad, first, last, keys[1])
-    fill_keys(buffer, starts, ends, user, first, last, keys[2])
-    fill_keys(buffer, starts, ends, impression, first, last, keys[3])
+    fill_keys(buffer, starts, ends, event, first, last, keys[0], room)
+    fill_keys(buffer, starts, ends, ad, first, last, keys[1], room)
+    fill_keys(buffer, starts, ends, user, first, last, keys[2], room)
+    fill_keys(buffer, starts, ends, impression, first, last, keys[3], room)
     (kinds, kind_sizes), (placements, placement_sizes) = _CODED
     fill_codes(buffer, starts[_KIND], ends[_KIND], first, last, kinds, kind_sizes, codes[0])
     for row in range(first, last):

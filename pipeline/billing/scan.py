@@ -15,6 +15,7 @@ from pipeline.billing.texts import Bytes, Int64s, padded, word_at
 from pipeline.native import compiled
 
 Int32s = npt.NDArray[np.int32]
+Uint64s = npt.NDArray[np.uint64]
 
 NEWLINE, _SPACE, _QUOTE, _COMMA, _COLON = b'\n ",:'
 _TAB, _RETURN, _BACKSLASH, _OPEN, _CLOSE = b"\t\r\\{}"
@@ -22,7 +23,7 @@ _MINUS, _POINT, _ZERO, _NINE = b"-.09"
 _WORD_BYTES = 8
 _MAX_DIGITS = np.uint64(18)
 """Of an integer that surely fits 64 bits."""
-_MAX_UNKNOWN = 8
+MAX_UNKNOWN = 8
 """Unknown keys of a message."""
 MAX_TEXT = 1 << 31
 
@@ -51,6 +52,7 @@ def scan_rows(
     ends: Int32s,
     numbers: Int64s,
     there: Bytes,
+    unknown: Uint64s,
 ) -> tuple[np.int64, int]:
     """Read the messages of rows first to last, the first of which begins at `at`, and fill in what
     was found: where each string is, the integers, and which keys there are. Where the last has
@@ -58,10 +60,11 @@ def scan_rows(
 
     `text` is messages, each with a newline behind it, and shorter than MAX_TEXT: the newline at its
     end is where every loop stops at the latest. `names` and `sizes` are those of `names_of`, of
-    the strings' keys, then the integers'. `usual` holds the key that last came after each, and the
-    first one: it is tried first. The others are of the shape (keys, messages), zeros as given.
+    the strings' keys, then the integers'. `usual` holds the key that last came after each, as the
+    first one, and after an unknown one, with where its value's start was told from and in how many
+    bytes; it is tried first, in a shape of (keys + 2, 3). `unknown` is of the shape (MAX_UNKNOWN,
+    2). The others are of the shape (keys, messages). All are zeros as given.
     """
-    unknown = np.zeros((_MAX_UNKNOWN, 2), dtype=np.uint64)
     high = 0
     place = _U(at)
     for row in range(first, last):
@@ -91,7 +94,7 @@ def _members_at(
     names: Bytes,
     sizes: Int64s,
     usual: Int64s,
-    unknown: npt.NDArray[np.uint64],
+    unknown: Uint64s,
     starts: Int32s,
     ends: Int32s,
     numbers: Int64s,
@@ -99,50 +102,99 @@ def _members_at(
 ) -> tuple[np.uint64, int]:
     """Fill in a message; where its brace has closed, and whether its strings are not all ASCII."""
     high = others = 0
-    before = len(sizes)
+    first, behind_unknown = len(sizes), len(sizes) + 1
+    before = first
     while True:
-        at = _after_space(text, at)
-        if text[at] != _QUOTE:
-            return _BEYOND, high
-        at += _1
-        key, other = usual[before], 0
-        while key < len(sizes) and not _is_name_at(text, at, names[key], sizes[key]):
-            key, other = other, other + 1
+        # Behind the brace, or behind a value. Where the very bytes stand up to the next value that
+        # stood here the last time, they mean what they meant then.
+        key, gap, size = usual[before, 0], _U(usual[before, 1]), _U(usual[before, 2])
+        if size >= _8 and at + size <= _U(len(text)) and _is_same(text, at, gap, size):
+            at += size
+            if key >= len(starts):
+                at = _after_space(text, at)  # there may be more of it than the last time
+        else:
+            gap = at
+            at = _after_space(text, at)
+            if before != first:
+                if text[at] == _CLOSE:
+                    return at + _1, high
+                if text[at] != _COMMA:
+                    return _BEYOND, high
+                at = _after_space(text, at + _1)
+            key, at, seen = _key_at(text, at, key, names, sizes, len(starts), unknown, others)
+            high |= seen
+            if at == _BEYOND:
+                return _BEYOND, high
+            if key < len(sizes):
+                usual[before, 0], usual[before, 1], usual[before, 2] = key, gap, at - gap
         seen = 0
         if key == len(sizes):
-            end, seen = _unknown_key_at(text, at - _1, unknown, others)
+            at, seen = _any_value_at(text, at)
             others += 1
+            before = behind_unknown
         elif there[key, row]:
-            end = _BEYOND
+            at = _BEYOND
         else:
             there[key, row] = 1
-            usual[before] = key
             before = key
-            end = at + _U(sizes[key])
+            if key < len(starts):
+                starts[key, row] = at
+                at, seen = _string_end(text, at)
+                ends[key, row] = at - _1
+            else:
+                at, numbers[key - len(starts), row] = _integer_at(text, at)
         high |= seen
+        if at == _BEYOND:
+            return _BEYOND, high
+
+
+@compiled
+def _key_at(
+    text: Bytes,
+    at: np.uint64,
+    usual: int,
+    names: Bytes,
+    sizes: Int64s,
+    strings: int,
+    unknown: Uint64s,
+    others: int,
+) -> tuple[int, np.uint64, int]:
+    """The key that begins here, where its value does (that of a known string behind its quote), and
+    whether it is not all ASCII. The usual one is tried first; an unknown one's number is one more
+    than there are, and it must not be among the message's others yet."""
+    if text[at] != _QUOTE:
+        return 0, _BEYOND, 0
+    at += _1
+    key, other, seen = usual, 0, 0
+    while key < len(sizes) and not _is_name_at(text, at, names[key], sizes[key]):
+        key, other = other, other + 1
+    if key == len(sizes):
+        end, seen = _unknown_key_at(text, at - _1, unknown, others)
         if end == _BEYOND:
-            return _BEYOND, high
-        at = _after_space(text, end)
-        if text[at] != _COLON:
-            return _BEYOND, high
-        at = _after_space(text, at + _1)
-        seen = 0
-        if key == len(sizes):
-            end, seen = _any_value_at(text, at)
-        elif key < len(starts):
-            end, seen = _string_at(text, at)
-            starts[key, row], ends[key, row] = at + _1, end - _1
-        else:
-            end, numbers[key - len(starts), row] = _integer_at(text, at)
-        high |= seen
-        if end == _BEYOND:
-            return _BEYOND, high
-        at = _after_space(text, end)
-        if text[at] == _CLOSE:
-            return at + _1, high
-        if text[at] != _COMMA:
-            return _BEYOND, high
+            return key, _BEYOND, seen
+    else:
+        end = at + _U(sizes[key])
+    at = _after_space(text, end)
+    if text[at] != _COLON:
+        return key, _BEYOND, seen
+    at = _after_space(text, at + _1)
+    if key < strings:
+        if text[at] != _QUOTE:
+            return key, _BEYOND, seen
         at += _1
+    return key, at, seen
+
+
+@compiled
+def _is_same(text: Bytes, at: np.uint64, other: np.uint64, size: np.uint64) -> bool:
+    """Whether the same bytes stand in two places, at least eight of them."""
+    last = size - _8
+    same = _U(0)
+    while same < last:
+        if word_at(text, at + same) != word_at(text, other + same):
+            return False
+        same += _8
+    return bool(word_at(text, at + last) == word_at(text, other + last))
 
 
 @compiled
@@ -173,14 +225,20 @@ def _after_space(text: Bytes, at: np.uint64) -> np.uint64:
 
 @compiled
 def _string_at(text: Bytes, at: np.uint64) -> tuple[np.uint64, int]:
-    """Where the string that begins here has ended, and whether it is not all ASCII.
+    """Where the string that begins here has ended, and whether it is not all ASCII."""
+    if text[at] != _QUOTE:
+        return _BEYOND, 0
+    return _string_end(text, at + _1)
+
+
+@compiled
+def _string_end(text: Bytes, at: np.uint64) -> tuple[np.uint64, int]:
+    """As `_string_at`, behind the string's first quote.
 
     Eight bytes at a time: https://graphics.stanford.edu/~seander/bithacks.html#ZeroInWord. Of the
     bytes that are flagged the lowest is surely one that a string ends at, or may not hold.
     """
-    if text[at] != _QUOTE:
-        return _BEYOND, 0
-    place, size, high = at + _1, _U(len(text)), _U(0)
+    place, size, high = at, _U(len(text)), _U(0)
     while place + _8 <= size:
         word = word_at(text, place)
         quotes, slashes = word ^ _QUOTES, word ^ _BACKSLASHES
@@ -204,7 +262,7 @@ def _string_at(text: Bytes, at: np.uint64) -> tuple[np.uint64, int]:
 
 @compiled
 def _unknown_key_at(
-    text: Bytes, at: np.uint64, unknown: npt.NDArray[np.uint64], count: int
+    text: Bytes, at: np.uint64, unknown: Uint64s, count: int
 ) -> tuple[np.uint64, int]:
     """As `_string_at`, of a key that must not be among the message's `count` unknown ones yet."""
     end, seen = _string_at(text, at)

@@ -244,12 +244,13 @@ def fill_codes(
         start, size = starts[row], ends[row] - starts[row]
         codes[row] = NO_CODE
         for name in range(len(sizes)):
-            same = 0
             if sizes[name] == size:
+                same = 0
                 while same < size and buffer[start + same] == names[name, same]:
                     same += 1
                 if same == size:
                     codes[row] = name
+                    break
 
 
 # Indices are uint64, and so is what is added to them: numba looks for negative ones elsewhere, and

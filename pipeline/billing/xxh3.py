@@ -16,6 +16,8 @@ from pipeline.billing.id_runs import Keys
 from pipeline.billing.texts import Bytes, Positions, half_at, word_at
 from pipeline.native import compiled
 
+Room = tuple[npt.NDArray[np.uint64], Bytes]
+
 _U = np.uint64
 _P32_1, _P32_2, _P32_3 = _U(0x9E3779B1), _U(0x85EBCA77), _U(0xC2B2AE3D)
 _P64_1, _P64_2, _P64_3 = _U(0x9E3779B185EBCA87), _U(0xC2B2AE3D27D4EB4F), _U(0x165667B19E3779F9)
@@ -63,8 +65,15 @@ def hash_joined(buffer: Bytes, starts: Positions, sizes: Positions) -> Keys:
     keys = np.zeros((starts.shape[1], 2), np.uint64)
     places = np.where(there, starts, 0)
     parts = np.arange(len(starts))
-    fill_keys(buffer, places, places + sizes, parts, 0, starts.shape[1], keys)
+    longest = int(np.where(there, sizes, 0).sum(axis=0).max(initial=0))
+    room = room_for(longest, len(starts))
+    fill_keys(buffer, places, places + sizes, parts, 0, starts.shape[1], keys, room)
     return keys
+
+
+def room_for(size: int, parts: int) -> Room:
+    """What `fill_keys` works in, where so many parts have so many bytes in all."""
+    return np.empty(8, np.uint64), np.empty(size + parts, np.uint8)
 
 
 def hash_rows(words: npt.NDArray[np.uint64]) -> Keys:
@@ -84,17 +93,12 @@ def fill_keys(
     first: int,
     last: int,
     keys: Keys,
+    room: Room,
 ) -> None:
     """As `hash_joined`, of the stretches in these rows of `starts` and `ends`, from the first
-    column up to the last; one that ends before it starts is a null. All must lie in the buffer."""
-    longest = 0
-    for row in range(first, last):
-        size = len(parts)
-        for part in parts:
-            size += max(0, ends[part, row] - starts[part, row])
-        longest = max(longest, size)
-    sums = np.empty(8, np.uint64)
-    joined = np.empty(longest, np.uint8)
+    column up to the last; one that ends before it starts is a null. All must lie in the buffer,
+    and what is joined must have `room_for` it."""
+    sums, joined = room
     for row in range(first, last):
         null = False
         for part in parts:
@@ -206,7 +210,8 @@ def _mix(
 
 @compiled
 def _large(data: Bytes, at: np.uint64, size: np.uint64, sums: Keys) -> tuple[np.uint64, np.uint64]:
-    sums[:] = _START
+    for lane in range(8):
+        sums[lane] = _START[lane]
     left, start = size, at
     while left > _BLOCK:
         for stripe in range(16):

@@ -189,6 +189,40 @@ def test_a_kind_on_a_topic_without_kinds_is_ignored_the_fast_way() -> None:
     assert decoded.columns.kind.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize(
+    ("there", "instead"),
+    [
+        ('{"event_id', '{, "event_id'),
+        ('{"event_id', '{"extra": 1 "event_id'),
+        ('{"event_id', '{"extra": 1, , "event_id'),
+        (', "campaign_id', ' "campaign_id'),
+        (', "placement', ', "campaign_id": "c1", "ad_group_id": "g1", "placement'),
+        ('"search"', '"search", '),
+        ('"search"', '"search", "event_id'),
+        ('000, "campaign_id": "c1', '000, "campaign_id": "c1" , "ad_group_id": "g'),
+    ],
+)
+def test_what_stood_between_two_values_before_means_the_same_in_no_other_place(
+    there: str, instead: str
+) -> None:
+    """The scanner knows the bytes that led to a value the last time."""
+    good = json.dumps(EVENT)
+    unknown_first = good.replace("{", '{"extra": 1, ')
+    bad = good.replace(there, instead)
+    assert bad != good
+    plain = [good.encode(), unknown_first.encode()] * 2
+    check_agreement(CLICKS, [*plain, bad.encode(), *plain])
+    assert decode_plain(lines([*plain, bad.encode()]), np.zeros(5, np.bool_)) is None
+    assert decode_plain(lines(plain), np.zeros(4, np.bool_)) is not None
+
+
+def test_more_space_before_a_number_than_the_last_time_is_plain_too() -> None:
+    compact, spaced = (json.dumps(EVENT, separators=(", ", by)).encode() for by in (":", ":   "))
+    values = [compact, spaced, compact, spaced]
+    check_agreement(CLICKS, list(values))
+    assert decode_plain(lines(values), np.zeros(4, np.bool_)) is not None
+
+
 def test_lenience_that_would_cancel_out_over_two_messages_is_seen() -> None:
     """One message lacks the two quotes that another has too many."""
     lacking = json.dumps(EVENT | {"event_id": 5}).encode()
