@@ -9,6 +9,9 @@ from pipeline.billing.batch import Chunk
 from pipeline.streams.transport import Delivery
 
 _ENOUGH_EVENTS = 1_500
+_MAX_WAITING_BYTES = 256 * 1024 * 1024
+_MAX_TURN_BYTES = 64 * 1024 * 1024
+"""Of messages; events of a usual size come to their own bounds long before."""
 
 
 class Intake:
@@ -23,6 +26,8 @@ class Intake:
         self._chunks: list[Chunk] = []
         self.events = 0
         """Events waiting."""
+        self._bytes = 0
+        """That these have."""
         self._epoch: int | None = None
         self._room = asyncio.Event()
         self._room.set()
@@ -31,24 +36,33 @@ class Intake:
         """As many wait as make a turn worth its while."""
         self.last_arrival_s = 0.0
 
-    async def put(self, delivery: Delivery) -> None:
+    async def has_room(self) -> None:
+        """Return when less is waiting than the bounds say."""
         await self._room.wait()
+
+    def put(self, delivery: Delivery) -> None:
         if delivery.epoch != self._epoch:
             return
-        self._chunks += delivery.chunks
-        self._count(self.events + sum(len(chunk.values) for chunk in delivery.chunks))
+        for chunk in delivery.chunks:
+            self._chunks.append(chunk)
+            self.events += len(chunk.values)
+            self._bytes += _bytes_of(chunk)
+        self._tell()
         self.last_arrival_s = time.monotonic()
         self.wake.set()
 
     def take(self, max_events: int) -> list[Chunk]:
         """The oldest chunks, up to about so many events."""
         taken: list[Chunk] = []
-        events = 0
-        while self._chunks and events < max_events:
+        events = size = 0
+        while self._chunks and events < max_events and size < _MAX_TURN_BYTES:
             chunk = self._chunks.pop(0)
             taken.append(chunk)
             events += len(chunk.values)
-        self._count(self.events - events)
+            size += _bytes_of(chunk)
+        self.events -= events
+        self._bytes -= size
+        self._tell()
         if self._chunks:
             self.wake.set()
         return taken
@@ -57,20 +71,24 @@ class Intake:
         """Forget what came and take nothing in: the sources are being sought anew."""
         self._epoch = None
         self._chunks.clear()
-        self._count(0)
+        self.events = self._bytes = 0
+        self._tell()
 
     def open(self, epoch: int) -> None:
         """Take in what is fetched in this epoch."""
         self._epoch = epoch
 
-    def _count(self, events: int) -> None:
-        """So many wait now."""
-        self.events = events
+    def _tell(self) -> None:
+        """Set the flags by what waits now."""
         for flag, is_so in (
-            (self._room, events < self._max_events),
-            (self.enough, events >= _ENOUGH_EVENTS),
+            (self._room, self.events < self._max_events and self._bytes < _MAX_WAITING_BYTES),
+            (self.enough, self.events >= _ENOUGH_EVENTS),
         ):
             if is_so:
                 flag.set()
             else:
                 flag.clear()
+
+
+def _bytes_of(chunk: Chunk) -> int:
+    return int(chunk.values.sizes.sum())

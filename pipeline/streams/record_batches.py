@@ -22,6 +22,8 @@ from pipeline.billing.texts import Bytes, Int64s, Packed
 from pipeline.native import compiled
 
 Headers = tuple[tuple[str, bytes], ...]
+Fetched = bytes | memoryview
+"""Of a partition, as it came."""
 
 # Base offset, length, partition leader epoch, magic; then what the CRC covers: attributes, last
 # offset delta, first and max timestamp, producer id and epoch, base sequence, count of records.
@@ -48,7 +50,7 @@ _Table = npt.NDArray[np.int64]
 _LEAST_RECORD_BYTES: Final = 7
 """Length, attributes, timestamp, offset, key's and value's length, count of headers: one each."""
 
-_CODECS: Final[dict[int, tuple[str, Callable[[bytes], bytes]]]] = {
+_CODECS: Final[dict[int, tuple[str, Callable[[Fetched], bytes]]]] = {
     1: ("gzip", codec.gzip_decode),
     2: ("snappy", codec.snappy_decode),
     3: ("lz4", codec.lz4_decode),
@@ -60,7 +62,7 @@ _CODECS: Final[dict[int, tuple[str, Callable[[bytes], bytes]]]] = {
 class RecordBatch:
     """The header of a batch, and where in the fetched bytes its records are, maybe compressed."""
 
-    data: bytes
+    data: Fetched
     start: int
     end: int
     base_offset: int
@@ -97,7 +99,7 @@ class RecordBatch:
         """Whether the checksum is that of the bytes."""
         return int(crc32c(memoryview(self.data)[self.start + _PREFIX.size : self.end])) == self.crc
 
-    def body(self, place: str) -> bytes:
+    def body(self, place: str) -> Fetched:
         """The records' bytes, not compressed any more.
 
         Raises UnsupportedCodecError where nobody knows the codec, and CorruptRecordException where
@@ -146,7 +148,14 @@ class Records:
         )
 
 
-def batches_in(data: bytes, place: str) -> Iterator[RecordBatch]:
+def holds_batch(data: Fetched) -> bool:
+    """Whether what was fetched of a partition holds a whole batch."""
+    if len(data) < _BEFORE_LENGTH_ENDS:
+        return False
+    return _BEFORE_LENGTH_ENDS + int(struct.unpack_from(">i", data, 8)[0]) <= len(data)
+
+
+def batches_in(data: Fetched, place: str) -> Iterator[RecordBatch]:
     """The batches of a fetched partition; the last one may be cut off, and is left out then.
 
     Raises CorruptRecordException, with the place in its text, where there is no batch.
@@ -203,12 +212,12 @@ class PlainBatches:
     """Whole batches of a fetch that need no second look: neither compressed nor transactional,
     and no control batches. Small ones, of many producers, come in their thousands."""
 
-    data: bytes
+    data: Fetched
     described: _Table
     """A row each, as `_read_batches` takes them."""
 
     @classmethod
-    def in_fetch(cls, data: bytes, check_crcs: bool) -> PlainBatches | None:
+    def in_fetch(cls, data: Fetched, check_crcs: bool) -> PlainBatches | None:
         """The batches of a fetched partition, or None where `batches_in` must look at them: they
         are not all plain, or damaged."""
         buffer = np.frombuffer(data, np.uint8)
@@ -249,7 +258,7 @@ class PlainBatches:
         return _read(self.data, self.described, place)
 
 
-def _read(data: bytes, described: _Table, place: str) -> Records:
+def _read(data: Fetched, described: _Table, place: str) -> Records:
     buffer = np.frombuffer(data, np.uint8)
     columns = np.empty((_COLUMNS, int(described[:, 2].sum())), np.int64)
     read_to = _read_batches(buffer, described, columns)
@@ -275,7 +284,7 @@ def warm_up() -> None:
     nothing.read("nowhere")
 
 
-def _bodies(batches: Sequence[RecordBatch], place: str) -> tuple[bytes, list[tuple[int, int]]]:
+def _bodies(batches: Sequence[RecordBatch], place: str) -> tuple[Fetched, list[tuple[int, int]]]:
     """One buffer, and where in it the records of each batch are: the fetched bytes themselves
     where no batch is compressed."""
     if not batches:
@@ -297,7 +306,7 @@ def _time(batch: RecordBatch) -> tuple[int, bool]:
 class _RecordHeaders(Mapping[int, Headers]):
     """The headers of records by offset, parsed when asked for: their lengths are proven."""
 
-    def __init__(self, data: bytes, offsets: Int64s, positions: Int64s) -> None:
+    def __init__(self, data: Fetched, offsets: Int64s, positions: Int64s) -> None:
         self._data = data
         rows = np.flatnonzero(positions)
         self._at = dict(zip(offsets[rows].tolist(), positions[rows].tolist(), strict=True))
@@ -320,7 +329,7 @@ class _RecordHeaders(Mapping[int, Headers]):
         return len(self._at)
 
 
-def _varint_at(data: bytes, at: int) -> tuple[int, int]:
+def _varint_at(data: Fetched, at: int) -> tuple[int, int]:
     """A varint that is known to be whole, and where it ends."""
     value = shift = 0
     while True:
@@ -331,9 +340,9 @@ def _varint_at(data: bytes, at: int) -> tuple[int, int]:
             return (value >> 1) ^ -(value & 1), at
 
 
-def _bytes_at(data: bytes, at: int) -> tuple[bytes | None, int]:
+def _bytes_at(data: Fetched, at: int) -> tuple[bytes | None, int]:
     size, at = _varint_at(data, at)
-    return (None, at) if size < 0 else (data[at : at + size], at + size)
+    return (None, at) if size < 0 else (bytes(data[at : at + size]), at + size)
 
 
 # Compiled from here on. A position of -1 says that what was to be read is not all there.

@@ -5,7 +5,7 @@ rebalance); an object for each record would cost more than judging it does. Thre
 
 - aiokafka's `PartitionRecords`, which unpacks a fetch, is replaced for consumers that ask for it
   by their value deserializer: it yields one `ConsumerRecord` for many records, its value a
-  `Chunk`, read from the fetched bytes, which aiokafka's `MemoryRecords` is made to keep;
+  `Chunk`, read from the fetched bytes, which lie where they were received (`answers`);
 - `seek_to_committed`, which Faust calls before it resumes the flow after every rebalance, asks
   the journal where to start, not the group's offsets. Seeking anywhere else races the fetch,
   which lives in a thread of its own;
@@ -31,22 +31,25 @@ from faust.types import TP, ConsumerMessage
 from pipeline import failpoints
 from pipeline.billing.batch import Chunk
 from pipeline.contract.vocabulary import EVENT_TOPICS
+from pipeline.streams.answers import Blocks, straight
 from pipeline.streams.log_reader import Consumer
-from pipeline.streams.memory import LARGEST_KEPT_BYTES
 from pipeline.streams.record_batches import (
+    Fetched,
     PlainBatches,
     RecordBatch,
     Records,
     batches_in,
+    holds_batch,
     read,
 )
 
 SCHEME = "chunk"
 MAX_CHUNK_RECORDS = 4_096
 MAX_CHUNK_BYTES = 8 * 1024 * 1024
-LARGEST_FETCH_BYTES = LARGEST_KEPT_BYTES // 2
-"""Of all partitions of a broker. An answer is gathered in a block that grows by more than it needs;
-were that given back to the kernel each time, its pages would cost more than what is in them."""
+LARGEST_FETCH_BYTES = 16 * 1024 * 1024
+"""Of all partitions of a broker."""
+_AROUND_RECORDS_BYTES = 1024 * 1024
+"""Of an answer: names, numbers, and what a partition's first batch may have more."""
 _FETCH_EVERY_S = 0.02
 _SLOW_FETCH_EVERY_S = 0.06
 _SLOW_BYTES_A_S = 8_000_000
@@ -56,6 +59,11 @@ events; and longer while this process fetches less than so much, as it came over
 
 class ShardOwner(Protocol):
     """Who takes over the shards that Faust assigns."""
+
+    async def has_room(self) -> None:
+        """Wait while enough was delivered and is not judged yet. Faust itself would put thousands
+        of messages in a queue, and here each is all that a fetch brought: of a backlog, 16 MiB."""
+        ...
 
     async def let_go(self) -> None:
         """Partitions are revoked: decide nothing more until `recover`, and let land what flies."""
@@ -80,16 +88,22 @@ def as_chunks(value: bytes) -> bytes:
     raise AssertionError("chunks hold the records' bytes as they are")
 
 
-class _FetchedRecords(fetcher.MemoryRecords):  # type: ignore[misc]
-    """The records of a fetched partition, and the bytes that they were made of."""
+class _FetchedRecords:
+    """The bytes of a fetched partition's records, and what aiokafka's fetcher asks of them."""
 
     all_bytes: ClassVar[int] = 0
     """That were ever fetched by this process."""
 
-    def __init__(self, data: bytes) -> None:
-        super().__init__(data)
+    def __init__(self, data: Fetched) -> None:
         self.data = data
         _FetchedRecords.all_bytes += len(data)
+
+    def size_in_bytes(self) -> int:
+        return len(self.data)
+
+    def has_next(self) -> bool:
+        """Whether there is a whole batch."""
+        return holds_batch(self.data)
 
 
 class _ChunkRecords(fetcher.PartitionRecords):  # type: ignore[misc]
@@ -171,10 +185,11 @@ def _partition_records(*args: Any) -> Any:
     value_deserializer = args[5]
     if value_deserializer is as_chunks:
         return _ChunkRecords(*args)
-    return _PLAIN_RECORDS(*args)
+    tp, fetched, *others = args
+    return _PLAIN_RECORDS(tp, _PLAIN_MEMORY(fetched.data), *others)
 
 
-_PLAIN_RECORDS = fetcher.PartitionRecords
+_PLAIN_RECORDS, _PLAIN_MEMORY = fetcher.PartitionRecords, fetcher.MemoryRecords
 # Every consumer's fetcher looks them up here.
 fetcher.MemoryRecords = _FetchedRecords
 fetcher.PartitionRecords = _partition_records
@@ -195,10 +210,12 @@ class _Fetched(dict[TP, list[ConsumerRecord]]):
 
 
 class _PacedConsumer(Consumer):
-    """A consumer that asks each broker for more at most so often."""
+    """A consumer that asks each broker for more at most so often, and is answered into blocks."""
 
     async def start(self) -> None:
         await super().start()
+        blocks = Blocks(LARGEST_FETCH_BYTES + _AROUND_RECORDS_BYTES)
+        self._client._get_conn = straight(self._client._get_conn, blocks)
         self._fetcher._proc_fetch_request = _paced(self._fetcher._proc_fetch_request)
 
 
@@ -285,6 +302,7 @@ class ChunkConsumer(driver.Consumer):
         return self.transport
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
+        await self._chunk_transport.owner.has_room()
         records, _ = await self._wait_next_records(timeout)
         if not records:
             return

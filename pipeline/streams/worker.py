@@ -199,7 +199,7 @@ class Worker:
 
     async def _take_in(self, stream: Any) -> None:
         async for event in stream.events():
-            await self._intake.put(event.value)
+            self._intake.put(event.value)
 
     async def await_kafka(self) -> None:
         """Return when Kafka answers, until then saying that it does not; comes before `start`."""
@@ -345,6 +345,10 @@ class Worker:
         return found
 
     # -- ownership ----------------------------------------------------------------------------
+
+    async def has_room(self) -> None:
+        """Called by the transport before it takes what was fetched."""
+        await self._intake.has_room()
 
     async def let_go(self) -> None:
         """Called by the transport before every rebalance.
@@ -523,7 +527,8 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_IDLE_WAIT_S):
                 await wake.wait()
-            await asyncio.sleep(self._settings.turn_min_s)
+            if not enough.is_set():
+                await asyncio.sleep(self._settings.turn_min_s)
             rest_s = self._last_turn_at_s + _TURN_EVERY_S - time.monotonic()
             async with asyncio.timeout(rest_s):
                 await enough.wait()

@@ -8,8 +8,9 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from pipeline.billing.batch import Chunk
 from pipeline.contract.vocabulary import CLICKS
-from pipeline.streams.transport import as_chunks
+from pipeline.streams.transport import _PacedConsumer, as_chunks
 
 PLACE = TopicPartition(CLICKS, 0)
 HEADERS = [("traceparent", b"00-1"), ("empty", b"")]
@@ -55,15 +56,18 @@ async def _write(bootstrap: str, codec: str | None, transactional: bool) -> None
         await producer.stop()
 
 
-async def test_chunks_hold_what_a_plain_consumer_is_given_from_every_offset(written: str) -> None:
+@pytest.mark.parametrize("consumer_class", [AIOKafkaConsumer, _PacedConsumer])
+async def test_chunks_hold_what_a_plain_consumer_is_given_from_every_offset(
+    written: str, consumer_class: type[AIOKafkaConsumer]
+) -> None:
     plain, chunked = (
-        AIOKafkaConsumer(
+        one(
             bootstrap_servers=written,
             isolation_level="read_committed",
             value_deserializer=deserializer,
             fetch_max_wait_ms=10,  # a fetch at the end is under way while the test seeks
         )
-        for deserializer in (None, as_chunks)
+        for one, deserializer in ((AIOKafkaConsumer, None), (consumer_class, as_chunks))
     )
     for consumer in (plain, chunked):
         await consumer.start()
@@ -77,6 +81,45 @@ async def test_chunks_hold_what_a_plain_consumer_is_given_from_every_offset(writ
     finally:
         await plain.stop()
         await chunked.stop()
+
+
+async def test_large_answers_are_read_where_they_were_received(bootstrap: str) -> None:
+    """The worker's consumer; values of all sizes up to one that no block has room for, headers too,
+    while what was fetched before is still held."""
+    sizes = [n % 2_000 for n in range(4_000)] + [40_000, 5_000_000, 18_000_000, 7]
+    values = [bytes([n % 251]) * size for n, size in enumerate(sizes)]
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, max_request_size=20_000_000)
+    consumer = _PacedConsumer(
+        bootstrap_servers=bootstrap,
+        value_deserializer=as_chunks,
+        auto_offset_reset="earliest",
+        max_partition_fetch_bytes=4 * 1024 * 1024,
+    )
+    largest = {"max.message.bytes": "20000000"}
+    await admin.start()
+    await producer.start()
+    await consumer.start()
+    try:
+        await admin.create_topics([NewTopic(CLICKS, 1, 1, topic_configs=largest)])
+        for number, value in enumerate(values):
+            headers = HEADERS if number % 1_000 == 0 else []
+            await producer.send(CLICKS, value, b"key", 0, None, headers)
+        await producer.flush()
+        consumer.assign([PLACE])
+        chunks: list[Chunk] = []
+        while sum(len(chunk.values) for chunk in chunks) < len(values):
+            messages = (await consumer.getmany(PLACE, timeout_ms=100)).get(PLACE, [])
+            chunks += [message.value for message in messages]
+        assert [value for chunk in chunks for value in chunk.values] == values
+        assert {at for chunk in chunks for at in chunk.headers} == {0, 1_000, 2_000, 3_000, 4_000}
+        assert all(chunk.headers[at] == tuple(HEADERS) for chunk in chunks for at in chunk.headers)
+        assert not any(chunk.values.buffer.flags.writeable for chunk in chunks)
+    finally:
+        await consumer.stop()
+        await producer.stop()
+        await admin.delete_topics([CLICKS])
+        await admin.close()
 
 
 async def _records(consumer: AIOKafkaConsumer, start: int, end: int) -> list[tuple[object, ...]]:
