@@ -226,7 +226,14 @@ ARROW_SCHEMA = (
 )
 """The same as written. Texts one after the other compress better than texts behind views: 49 bytes
 an event for 57."""
-_SCHEMA_MESSAGE = bytes(ARROW_SCHEMA.serialize())
+_USER_HASH: Final = ARROW_SCHEMA.get_field_index("user_hash")
+HASHED_SCHEMA = ARROW_SCHEMA.set(_USER_HASH, pa.field("user_hash", pa.binary(16)))
+"""As written where every event has a user hash, as most records are: 2 bytes an event less, and an
+eighth of the time to compress them. A reader of Arrow's reads both."""
+_SCHEMA_MESSAGES = {
+    schema.field(_USER_HASH).type: bytes(schema.serialize())
+    for schema in (ARROW_SCHEMA, HASHED_SCHEMA)
+}
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 """Around the columns they make an IPC stream:
 https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format"""
@@ -260,11 +267,12 @@ def pack_ads(packed: bytes, number: int) -> msgspec.Raw:
 
 
 def encode_events(events: pa.RecordBatch) -> bytes:
-    """The events' part of a record, of columns as in ARROW_SCHEMA; empty bytes where there are
-    none."""
+    """The events' part of a record, of columns as in ARROW_SCHEMA or HASHED_SCHEMA; empty bytes
+    where there are none."""
     if len(events) == 0:
         return b""
-    stream = b"".join((_SCHEMA_MESSAGE, events.serialize(), _END_OF_STREAM))
+    schema = _SCHEMA_MESSAGES[events.column(_USER_HASH).type]
+    stream = b"".join((schema, events.serialize(), _END_OF_STREAM))
     return bytes(_ZSTD.compress(stream, asbytes=True))
 
 
@@ -277,7 +285,7 @@ def _events_1(body: bytes) -> bytes:
     """A record's events as version 1 has them: Arrow's own compression is all that it reads."""
     if not body.startswith(_ZSTD_MAGIC):
         return body
-    [events] = pa.ipc.open_stream(_unpacked(body))
+    [events] = pa.ipc.open_stream(_unpacked(body)).read_all().cast(ARROW_SCHEMA).to_batches()
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, events.schema, options=_IPC_1) as stream:
         stream.write_batch(events)

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.billing import ids
 from pipeline.billing.books import Balances, Blocks, PostedBlock, Shard
 from pipeline.billing.decide import Outcome
 from pipeline.billing.journal import (
     ARROW_SCHEMA,
+    HASHED_SCHEMA,
     AccountTerms,
     Ad,
     Block,
@@ -177,24 +177,16 @@ def _event_columns(outcome: Outcome, ad_codes: npt.NDArray[np.uint32]) -> pa.Rec
     }
     names = ("event_id", "country", "device")
     parts |= zip(names, batch.texts.packed(*names), strict=True)
-    parts["user_hash"] = _user_hashes(outcome.user_keys, batch.malformed)
+    schema, parts["user_hash"] = HASHED_SCHEMA, (outcome.user_keys,)
+    if batch.malformed.any():
+        edges = np.concatenate((np.zeros(1, np.int64), np.cumsum(np.where(batch.malformed, 0, 16))))
+        schema, parts["user_hash"] = ARROW_SCHEMA, (edges, outcome.user_keys[~batch.malformed])
     # Of the buffers: converting arrays makes pyarrow import pandas.
     arrays = [
         pa.Array.from_buffers(kind, len(batch), [None, *map(pa.py_buffer, parts[name])])
-        for name, kind in zip(ARROW_SCHEMA.names, ARROW_SCHEMA.types, strict=True)
+        for name, kind in zip(schema.names, schema.types, strict=True)
     ]
-    return pa.RecordBatch.from_arrays(arrays, schema=ARROW_SCHEMA)
-
-
-def _user_hashes(
-    keys: ids.Keys, malformed: npt.NDArray[np.bool_]
-) -> tuple[npt.NDArray[np.int64], ids.Keys]:
-    """The keys' 16 bytes each, or none where malformed: where each starts and the last ends, and
-    the bytes."""
-    if not malformed.any():
-        return np.arange(0, 16 * len(keys) + 1, 16), keys
-    ends = np.cumsum(np.where(malformed, 0, 16), dtype=np.int64)
-    return np.concatenate((np.zeros(1, np.int64), ends)), keys[~malformed]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def account_terms(terms: Terms, account_id: str) -> AccountTerms:
