@@ -21,17 +21,18 @@ from bench.fill import fill, hidden
 from bench.machine import say
 from bench.site import BenchError, Site, log_tail, opened, process, worker_command
 from bench.watch import Output, follow, journal_output
-from bench.workload import CAMPAIGNS, GROUPS_A_CAMPAIGN, catalog, messages
+from bench.workload import CAMPAIGNS, GROUPS_A_CAMPAIGN, Message, catalog, messages
 from pipeline.billing.batch import Chunk
 from pipeline.contract.vocabulary import JOURNAL, MS_PER_DAY
 
 PARTITIONS = (4, 16, 64)
 AD_GROUPS = (200, 2_000, 20_000, 200_000)
 WORKERS = (1, 2, 4)
+WORKERS_AD_GROUPS = (200, 20_000, 200_000)
 LOADS_A_S = (0, 2_000, 20_000)
 WARM_UP_TURNS, TURNS = 6, 30
 START_MS = 1_772_323_200_000
-BALANCED_WITHIN_S = 60.0
+BALANCED_WITHIN_S = 180.0
 JUDGED_WITHIN_S = 180.0
 _SETTLE_S = 3.0
 
@@ -42,7 +43,14 @@ def scale(events: int, seconds: int) -> dict[str, Any]:
     engine = _engines()
     workers = [whole_job(partitions, 1, events) for partitions in PARTITIONS]
     workers += [whole_job(4, number, events) for number in WORKERS if number > 1]
-    return {"about": about, "engine": engine, "workers": workers, "low_load": _low_load(seconds)}
+    sizes = [whole_job(4, 1, events, ad_groups=groups) for groups in WORKERS_AD_GROUPS]
+    return {
+        "about": about,
+        "engine": engine,
+        "workers": workers,
+        "sizes": sizes,
+        "low_load": _low_load(seconds),
+    }
 
 
 # -- the engine alone -----------------------------------------------------------------------------
@@ -108,37 +116,43 @@ class _Worker:
     child: subprocess.Popen[bytes]
     port: str
 
-    def shards(self) -> int:
-        """How many it judges now; 0 while it does not answer or is taking over."""
+    def shards(self, catalog_records: int) -> int:
+        """How many it judges now; 0 while it does not answer, takes over or reads the catalog."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as page:
                 health = json.load(page)
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return 0
-        return len(health["shards"]) if health["state"] == "running" else 0
+        ready = health["state"] == "running" and health["catalog_offset"] >= catalog_records
+        return len(health["shards"]) if ready else 0
 
 
 def whole_job(
-    partitions: int, number: int, events: int, settings: Mapping[str, str] | None = None
+    partitions: int,
+    number: int,
+    events: int,
+    settings: Mapping[str, str] | None = None,
+    ad_groups: int | None = None,
 ) -> dict[str, Any]:
     """The rate and the cost of so many workers, each with its share of the shards when the events
-    are shown to them.
+    are shown to them; with so many ad groups, of one pin each and with ample budgets, or else the
+    workload's own.
 
     One worker has a core to itself; several share all cores with the broker.
     """
     with opened(partitions, settings) as site:
-        found = asyncio.run(_measured(site, number, events))
+        found = asyncio.run(_measured(site, number, events, ad_groups))
     say(json.dumps(found))
     return found
 
 
-async def _measured(site: Site, number: int, events: int) -> dict[str, Any]:
-    now_ms = time.time_ns() // 1_000_000
-    await _fill(site, now_ms)
-    given = messages(events, CAMPAIGNS, now_ms - 600_000)
+async def _measured(site: Site, number: int, events: int, ad_groups: int | None) -> dict[str, Any]:
+    records, given = _workload(ad_groups, events)
+    site.make_topics()
+    await fill(site.bootstrap, records, [], site.partitions)
     async with hidden(site.bootstrap, given, site.partitions) as show:
         with _running(site, number) as workers:
-            await asyncio.to_thread(_await_balance, workers, site.partitions)
+            await asyncio.to_thread(_await_balance, workers, site.partitions, len(records))
             cpu_s = -sum(machine.cpu_s(worker.child.pid) for worker in workers)
             shown_ms = time.time_ns() // 1_000_000
             await show()
@@ -147,20 +161,24 @@ async def _measured(site: Site, number: int, events: int) -> dict[str, Any]:
     return {
         "partitions": site.partitions,
         "workers": number,
+        "ad_groups": ad_groups or CAMPAIGNS * GROUPS_A_CAMPAIGN,
         "events_per_s": events / (outputs[-1].at_ms - shown_ms) * 1_000,
         "cpu_us_per_event": cpu_s / events * 1e6,
         "journal_bytes_per_event": sum(output.size_bytes for output in outputs) / events,
     }
 
 
-async def _fill(site: Site, now_ms: int, events: int = 0) -> None:
-    site.make_topics()
-    await fill(
-        site.bootstrap,
-        catalog(CAMPAIGNS, now_ms - 2 * MS_PER_DAY),
-        messages(events, CAMPAIGNS, now_ms - 600_000),
-        site.partitions,
-    )
+def _workload(
+    ad_groups: int | None, events: int
+) -> tuple[list[tuple[bytes, bytes]], Iterator[Message]]:
+    """The catalog, and so many events of the last minutes."""
+    now_ms = time.time_ns() // 1_000_000
+    created_ms, first_ms = now_ms - 2 * MS_PER_DAY, now_ms - 600_000
+    if ad_groups is None:
+        return list(catalog(CAMPAIGNS, created_ms)), messages(events, CAMPAIGNS, first_ms)
+    campaigns = ad_groups // GROUPS_A_CAMPAIGN
+    records = list(catalog(campaigns, created_ms, pins_a_group=1, scarce=False))
+    return records, messages(events, campaigns, first_ms, pins_a_group=1)
 
 
 @contextlib.contextmanager
@@ -180,11 +198,12 @@ def _running(site: Site, number: int) -> Iterator[list[_Worker]]:
         yield workers
 
 
-def _await_balance(workers: list[_Worker], partitions: int) -> None:
-    """Return when all shards are judged and each worker has some. Raises `BenchError`."""
+def _await_balance(workers: list[_Worker], partitions: int, catalog_records: int) -> None:
+    """Return when all shards are judged, each worker has some and the catalog. Raises
+    `BenchError`."""
     until_s = time.monotonic() + BALANCED_WITHIN_S
     while True:
-        shards = [worker.shards() for worker in workers]
+        shards = [worker.shards(catalog_records) for worker in workers]
         if all(shards) and sum(shards) == partitions:
             return
         if time.monotonic() > until_s or any(worker.child.poll() is not None for worker in workers):
@@ -216,9 +235,11 @@ def _low_load(seconds: int) -> list[dict[str, Any]]:
     """The share of a core that a worker uses with nothing, and with little, to do."""
     found = []
     with opened(partitions=4) as site:
-        asyncio.run(_fill(site, time.time_ns() // 1_000_000, events=1_000))
+        records, given = _workload(None, events=1_000)
+        site.make_topics()
+        asyncio.run(fill(site.bootstrap, records, given, site.partitions))
         with _running(site, 1) as [worker]:
-            _await_balance([worker], site.partitions)
+            _await_balance([worker], site.partitions, len(records))
             time.sleep(_SETTLE_S)
             for seed, events_a_s in enumerate(LOADS_A_S, start=2):
                 reached, share = _share_at(site, worker, events_a_s, seconds, seed)
