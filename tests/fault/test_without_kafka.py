@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.contract.vocabulary import JOURNAL
 from pipeline.embedded.ports import free_port
 from pipeline.streams.writer import JournalWriter
 from tests.fault.cluster import FaultCluster
@@ -69,12 +70,23 @@ def test_it_starts_once_kafka_answers(cluster: FaultCluster) -> None:
     assert cluster.exits.total() == 0
 
 
+def least_of_the_journal(cluster: FaultCluster) -> int:
+    """The records of the shard that has the fewest."""
+    return min(cluster.kafka.ends(JOURNAL).values())
+
+
 def test_it_ends_when_told_though_kafka_is_away(cluster: FaultCluster) -> None:
     cluster.run_always("reporter", "first")
     ad = cluster.ad("left", "traffic", at("2026-02-10"))
     cluster.until_all_owned()
     cluster.publish(ad.click("left-0", at("2026-03-02T12:00")))
     cluster.settle()
+    # A shard that has a journal and no checkpoint begins with one when it is taken over, and the
+    # append that is to be held back is a decision's.
+    until(lambda: least_of_the_journal(cluster) >= 1, "every shard to close the day before")
+    cluster.kill("first")
+    until(lambda: least_of_the_journal(cluster) >= 2, "every shard to have a checkpoint")
+    cluster.until_all_owned()
     # An append is to be on its way when Kafka goes: what leads to it is published before, for
     # publishing may take as long as the append is held back.
     with cluster.held_down("first"):
