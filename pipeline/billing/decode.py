@@ -155,9 +155,8 @@ class Decoded:
         """Of events that were read one by one, or made: a column for each field."""
         texts = Texts.of(events.select(EVENT_TEXTS))
         # Compiled code is made for arrays that can be written to, as all others are.
-        numbers = (events[name].to_numpy(writable=True) for name in _INTEGERS)
-        event_time_ms, price_micros = numbers
-        return cls(texts, malformed, Columns.of(texts, event_time_ms, price_micros))
+        numbers = [events[name].to_numpy(writable=True) for name in _INTEGERS]
+        return cls(texts, malformed, Columns.of(texts, *numbers))
 
     @classmethod
     def joined(cls, parts: Sequence[Decoded]) -> Decoded:

@@ -10,7 +10,7 @@ _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 """Names of <malloc.h>."""
 
-LARGEST_KEPT_BYTES = 32 * 1024 * 1024
+_LARGEST_KEPT_BYTES = 32 * 1024 * 1024
 """The most that glibc lets a block have which is not given back when it is freed."""
 
 
@@ -29,5 +29,5 @@ def tune_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)
-        mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT_BYTES)
         mallopt(_M_TRIM_THRESHOLD, 1024 * 1024 * 1024)

@@ -25,8 +25,6 @@ from pipeline.streams.id_files import DiskShelf, Share, Standing, sync_directory
 log = logging.getLogger(__name__)
 
 _MAGIC = b"PPS1"
-
-
 _NICENESS = 10
 """Of threads whose work can wait: some tenth of a core that others want too."""
 
