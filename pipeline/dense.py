@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 Rows = npt.NDArray[np.int64]
 
-_SPARSE = 16
+_SPARSE = 64
 """Times as many flags as rows cost more than sorting the rows."""
 
 
@@ -24,8 +24,7 @@ def numbered(rows: Rows) -> tuple[Rows, Rows]:
     if size > _SPARSE * len(rows):
         unique, inverse = np.unique(rows, return_inverse=True)
         return unique, inverse
-    place = np.zeros(size, dtype=np.int64)
-    place[rows] = 1
-    unique = np.flatnonzero(place)
-    place[unique] = np.arange(len(unique))
-    return unique, place[rows]
+    unique = distinct(rows)
+    place = np.empty(size, dtype=np.int32)
+    place[unique] = np.arange(len(unique), dtype=np.int32)
+    return unique, place[rows].astype(np.int64)

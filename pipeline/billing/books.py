@@ -76,6 +76,11 @@ class Balance:
             self.reserve(int(rows.max()) + 1)
         return self._nanos[rows]
 
+    def up_to(self, rows: int) -> Nanos:
+        """The accrued nanos of rows 0 .. rows-1, and of some more; not to be changed."""
+        self.reserve(rows)
+        return self._nanos
+
     def post(self, rows: Rows, nanos: Nanos) -> None:
         if len(rows) == 0:
             return

@@ -18,6 +18,7 @@ from pipeline.billing import ids
 from pipeline.billing.batch import Batch
 from pipeline.billing.books import Balances, Shard
 from pipeline.billing.in_force import InForce, in_force
+from pipeline.billing.limits import limits_on
 from pipeline.billing.terms import Terms
 from pipeline.billing.xxh3 import hash_rows
 from pipeline.contract.catalog import Catalog
@@ -370,24 +371,14 @@ def _has_row(groups: Int64s, mask: Mask) -> Mask:
 
 def _remaining(outcome: Outcome, rows: Rows, balances: Balances, terms: Terms) -> Int64s:
     """What is left of each of the four limits for each row, before the batch."""
-    groups, campaigns, days = outcome.group[rows], outcome.campaign[rows], outcome.billing_day[rows]
-    remaining = np.empty((4, len(rows)), dtype=np.int64)
-    limits = (
-        (AD_GROUP_DAILY, groups, terms.group.daily_nanos),
-        (AD_GROUP_LIFETIME, groups, terms.group.lifetime_nanos),
-        (CAMPAIGN_DAILY, campaigns, terms.campaign.daily_nanos),
-        (CAMPAIGN_LIFETIME, campaigns, terms.campaign.lifetime_nanos),
-    )
-    several_days = np.unique(days).tolist()
-    for at, (limit, entities, bounds) in enumerate(limits):
-        if limit in (AD_GROUP_LIFETIME, CAMPAIGN_LIFETIME):
-            remaining[at] = bounds[entities] - balances.get(limit, 0).of(entities)
-            continue
-        for day in several_days:
-            here = days == day
-            spent = balances.get(limit, day).of(entities[here])
-            remaining[at, here] = bounds[entities[here]] - spent
-    return remaining
+    days, found = outcome.billing_day[rows], []
+    for level, entities in (
+        ("ad_group", outcome.group[rows]),
+        ("campaign", outcome.campaign[rows]),
+    ):
+        limits = limits_on(level, entities, days, terms, balances)
+        found.append(limits.bounds - limits.spent)
+    return np.concatenate(found)
 
 
 def _repeat_groups(outcome: Outcome, rows: Rows) -> tuple[Int64s, Mask]:

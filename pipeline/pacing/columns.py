@@ -13,14 +13,17 @@ Floats = npt.NDArray[np.float64]
 
 
 class Columns:
-    """Named numpy columns that grow together; a new row holds each column's fill value."""
+    """Named numpy columns that grow together; a new row holds each column's fill value.
+
+    They are fields of `rows`, records that compiled loops read whole: what is learned of an ad
+    group lies together, where an array for each column would be a wait for memory each.
+    """
 
     def __init__(self, **spec: tuple[int, float]) -> None:
         """Per column: how many values a row has (0: one, as a flat array) and the fill value."""
         self._spec = spec
         self._capacity = 0
-        for name, (width, _) in spec.items():
-            setattr(self, name, np.empty((0, width) if width else 0))
+        self._set_rows(0)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name)
@@ -30,12 +33,19 @@ class Columns:
         needed = int(rows.max()) + 1 if len(rows) else 0
         if needed <= self._capacity:
             return
-        grown = max(needed, 2 * self._capacity, 16)
-        for name, (width, fill) in self._spec.items():
-            column = np.full((grown, width) if width else grown, fill)
-            column[: self._capacity] = getattr(self, name)
-            setattr(self, name, column)
-        self._capacity = grown
+        known, capacity = self.rows, self._capacity
+        self._set_rows(max(needed, 2 * capacity, 16))
+        self.rows[:capacity] = known
+
+    def _set_rows(self, capacity: int) -> None:
+        """New rows, which hold the fill values."""
+        spec = self._spec.items()
+        fields = [(name, np.float64, (width,) if width else ()) for name, (width, _) in spec]
+        self.rows = np.empty(capacity, dtype=np.dtype(fields))
+        self._capacity = capacity
+        for name, (_, fill) in spec:
+            self.rows[name] = fill
+            setattr(self, name, self.rows[name])
 
     def clear(self, rows: Rows) -> None:
         """Put rows back to the fill values: their shard is another worker's now."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field, fields
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from pipeline.contract.days import iso
 from pipeline.contract.pacing_notes import BOUND_DEVIATIONS, PacingNote
+from pipeline.native import compiled
 from pipeline.pacing.columns import Columns
 from pipeline.pacing.even import PotentialModel
 from pipeline.pacing.inflight import LONGEST_DELAY_MS
@@ -29,6 +30,7 @@ from pipeline.pacing.traffic import HOUR_MS, HOURS, TrafficModel
 Rows = npt.NDArray[np.int64]
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Records = npt.NDArray[Any]
 
 FEED_MS: Final = 30_000
 NOTE_EVERY_MS: Final = 600_000
@@ -136,41 +138,45 @@ class Forecasts:
         more of them, so they tell sooner and with less noise.
         """
         self._turn_days(today, seen.now_ms)
-        rows, groups = seen.group, self._groups
-        if len(rows):
-            groups.reserve(rows)
-            groups.zone[rows], groups.campaign[rows] = facts.zone, facts.campaign
+        if len(seen.group):
+            self._groups.reserve(seen.group)
             self._observe_traffic(seen, facts, today, probability)
-            self.potential.note_worth(rows, unit_nanos)
-            groups.events[rows] += seen.impressions
-            groups.seen_ms[rows] = seen.now_ms
+            self.potential.note_worth(seen.group, unit_nanos)
         if seen.now_ms // HOUR_MS != self._hour:
             self._hour = seen.now_ms // HOUR_MS
             self.traffic.fit()
 
     def _observe_traffic(self, seen: Seen, facts: Facts, today: Today, probability: Floats) -> None:
-        day, hours = today.day[facts.zone], today.hours(facts.zone, seen.now_ms)
-        hour = _whole(hours)
-        before_ms = self._groups.seen_ms[seen.group]
+        zones = np.arange(len(today.day))
+        hours = today.hours(zones, seen.now_ms)
+        of_day = _whole(hours)
         # What an outage has held up is not of this hour, but for its first turn.
-        since_turn_ms = seen.now_ms - self._turn_ms
+        latest_ms = LONGEST_DELAY_MS + seen.now_ms - self._turn_ms
         self._turn_ms = seen.now_ms
-        timely = seen.mean_age_ms <= LONGEST_DELAY_MS + since_turn_ms
-        self.prices.observe(
-            seen.group[timely],
-            (day * HOURS + hour)[timely],
-            seen.impressions[timely],
-            seen.offered_nanos[timely],
+        size = len(seen.group)
+        timely, served = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
+        exposure_s = np.empty(size)
+        counts = _note_turn(
+            self._groups.rows,
+            (seen.group, facts.zone, facts.campaign),
+            (seen.impressions, seen.mean_age_ms, probability),
+            seen.now_ms,
+            latest_ms,
+            seen.now_ms - (hours - of_day) * HOUR_MS,
+            (timely, served),
+            exposure_s,
         )
-        since_ms = np.maximum(before_ms, seen.now_ms - (hours - hour) * HOUR_MS)
-        exposure_s = np.maximum(0.0, seen.now_ms - since_ms) / 1_000.0 * probability
-        known = np.flatnonzero((before_ms > 0) & (probability > 0) & timely)
+        timely, served = timely[: counts[0]], served[: counts[1]]
+        hour = (today.day * HOURS + of_day)[facts.zone]
+        self.prices.observe(
+            seen.group[timely], hour[timely], seen.impressions[timely], seen.offered_nanos[timely]
+        )
         self.traffic.observe(
-            seen.group[known],
-            (day * HOURS + hour)[known],
-            ((day + 3) % 7)[known],
-            seen.impressions[known],
-            exposure_s[known],
+            seen.group[served],
+            hour[served],
+            (hour[served] // HOURS + 3) % 7,
+            seen.impressions[served],
+            exposure_s[: counts[1]],
         )
 
     def feed_due(self, now_ms: int) -> Rows:
@@ -453,6 +459,40 @@ class Forecasts:
                 pieces[at] = piece[~np.isin(piece, rows)]
         for row in rows.tolist():
             self._said.pop(row, None)
+
+
+@compiled
+def _note_turn(
+    groups: Records,
+    of_groups: tuple[Rows, Rows, Rows],
+    came: tuple[Floats, Floats, Floats],
+    now_ms: int,
+    latest_ms: float,
+    hour_began_ms: Floats,
+    found: tuple[Rows, Rows],
+    exposure_s: Floats,
+) -> tuple[int, int]:
+    """Take a turn over: rows, zones and campaigns of its ad groups, impressions, their mean ages
+    and the probabilities that they were served with. How many of them were no later than
+    `latest_ms`, and how many of these were served on since they were seen before: the first of
+    `found` tell which, and `exposure_s` how long of the present hour, times the probability."""
+    rows, zones, campaigns = of_groups
+    impressions, mean_age_ms, probability = came
+    timely, served = 0, 0
+    for at in range(len(rows)):
+        one = groups[rows[at]]
+        if mean_age_ms[at] <= latest_ms:
+            found[0][timely] = at
+            timely += 1
+            if one.seen_ms > 0 and probability[at] > 0:
+                since_ms = max(one.seen_ms, hour_began_ms[zones[at]])
+                exposure_s[served] = max(0.0, now_ms - since_ms) / 1_000.0 * probability[at]
+                found[1][served] = at
+                served += 1
+        one.zone, one.campaign = zones[at], campaigns[at]
+        one.events += impressions[at]
+        one.seen_ms = now_ms
+    return timely, served
 
 
 def _at(asked: Outlook, rows: Rows) -> Outlook:

@@ -23,10 +23,10 @@ from pipeline.contract.days import iso
 from pipeline.contract.pacing_notes import PacingNote
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import MS_PER_DAY
-from pipeline.pacing import even, memory
+from pipeline.pacing import even, memory, predictive_rows
 from pipeline.pacing.columns import Columns
 from pipeline.pacing.forecast import Forecasts, Outlook
-from pipeline.pacing.inflight import ENOUGH_BILLABLE, Inflight, InflightModel
+from pipeline.pacing.inflight import Inflight, InflightModel
 from pipeline.pacing.lag import BILLING_LAG
 from pipeline.pacing.observed import Facts, Seen, Today
 from pipeline.pacing.serving import (
@@ -89,10 +89,10 @@ _PAUSED: Final = {
     "paused_at_ms": (0, 0.0),
     "again_ms": (0, 0.0),
     "served_at_ms": (0, 0.0),
-    "next_look_ms": (0, NEVER),
+    "probability": (0, 1.0),
 }
 """When an entity was paused, how long after that serving makes the pause be sent again (0: it is
-not paused), when it was last served, and when it is to be reviewed whatever happens."""
+not paused), when it was last served, and the probability that its last signal says."""
 
 
 class Predictive:
@@ -110,7 +110,6 @@ class Predictive:
             basis=(0, 0.0),
             campaign=(0, -1.0),
             even=(0, 0.0),
-            probability=(0, 1.0),
             throttled_at_ms=(0, 0.0),
             resumed_ms=(self.tuning.resumes_an_hour, 0.0),
             active=(0, 1.0),
@@ -119,7 +118,8 @@ class Predictive:
         self._campaigns = Columns(resumed_ms=(self.tuning.resumes_an_hour, 0.0), **_PAUSED)
         """`resumed_ms`: when inflight pauses were last taken back."""
         self._campaign_groups: dict[int, list[int]] = {}
-        self._campaign_probability: dict[int, float] = {}
+        self._looks = {level: Columns(next_ms=(0, NEVER)) for level in ("ad_group", "campaign")}
+        """When each is to be reviewed whatever happens. Apart: looked through as a whole."""
         self._next_look_ms = NEVER
         self._lines: dict[int, tuple[int, even.Line]] = {}
         """Row -> billing day and the plan of it, where pacing is even."""
@@ -139,10 +139,8 @@ class Predictive:
         self._last_prediction = None
         if len(rows):
             self._note_facts(rows, facts)
-            served = np.maximum(groups.served_at_ms[rows], seen.last_impression_ms)
-            groups.served_at_ms[rows] = served
-            self._campaigns.reserve(facts.campaign)
-            np.maximum.at(self._campaigns.served_at_ms, facts.campaign, seen.last_impression_ms)
+            tables = groups.rows, self._campaigns.rows
+            predictive_rows.note_served(*tables, rows, facts.campaign, seen.last_impression_ms)
             self.model.observe(seen, facts.basis, facts.campaign)
             self.installs.observe(seen, facts.campaign)
             self._look_at(seen, facts)
@@ -154,36 +152,43 @@ class Predictive:
         self._settlements.observe(seen)
 
     def _note_facts(self, rows: Rows, facts: Facts) -> None:
-        groups = self._groups
-        groups.reserve(rows)
-        for at in np.flatnonzero(groups.campaign[rows] != facts.campaign).tolist():
+        self._groups.reserve(rows)
+        self._campaigns.reserve(facts.campaign)
+        moved = np.empty(len(rows), dtype=np.int64)
+        told = facts.basis, facts.campaign, facts.is_even
+        found = predictive_rows.note_facts(self._groups.rows, rows, *told, moved)
+        for at in moved[:found].tolist():
             self._campaign_groups.setdefault(int(facts.campaign[at]), []).append(int(rows[at]))
-        groups.basis[rows], groups.campaign[rows] = facts.basis, facts.campaign
-        groups.even[rows] = facts.is_even
 
     def _probabilities(self, rows: Rows) -> Floats:
         self._groups.reserve(rows)
-        own = self._groups.probability[rows] * self._groups.active[rows]
-        if not self._campaign_probability:
-            return np.asarray(own)
-        campaigns = self._groups.campaign[rows].astype(np.int64).tolist()
-        above = [self._campaign_probability.get(campaign, 1.0) for campaign in campaigns]
-        return np.asarray(own * np.array(above))
+        found = np.empty(len(rows))
+        predictive_rows.probabilities(self._groups.rows, self._campaigns.rows, rows, found)
+        return found
 
     def _look_at(self, seen: Seen, facts: Facts) -> None:
         """Evenly paced ad groups are looked after from their first event on; and a paused one
         is looked at where it is still being served."""
-        groups, rows = self._groups, seen.group
-        fresh = facts.is_even & (groups.next_look_ms[rows] >= NEVER)
-        known = self.model.groups.known[rows] >= ENOUGH_BILLABLE
-        again = _is_served_on(groups, rows) & known
-        above = facts.campaign[_is_served_on(self._campaigns, facts.campaign) & known]
-        for of_level, look_at in ((groups, rows[fresh | again]), (self._campaigns, above)):
-            for row in look_at.tolist():
-                self._look_later(of_level, row, seen.now_ms)
+        rows, own, above = seen.group, *np.empty((2, len(seen.group)), dtype=np.int64)
+        looks = self._looks["ad_group"]
+        looks.reserve(rows)
+        found = predictive_rows.look_at(
+            self._groups.rows,
+            self._campaigns.rows,
+            self.model.groups.rows,
+            looks.next_ms,
+            NEVER,
+            rows,
+            facts.campaign,
+            own,
+            above,
+        )
+        for level, some in (("ad_group", own[: found[0]]), ("campaign", above[: found[1]])):
+            for row in some.tolist():
+                self._look_later(level, row, seen.now_ms)
 
-    def _look_later(self, of_level: Columns, row: int, at_ms: float) -> None:
-        of_level.next_look_ms[row] = at_ms
+    def _look_later(self, level: str, row: int, at_ms: float) -> None:
+        self._looks[level].next_ms[row] = at_ms
         self._next_look_ms = min(self._next_look_ms, at_ms)
 
     def _of_level(self, level: str) -> Columns:
@@ -270,25 +275,25 @@ class Predictive:
     def due(self, level: str, now_ms: int) -> Rows:
         if self._next_look_ms > now_ms:
             return np.empty(0, dtype=np.int64)
-        looks = self._of_level(level).next_look_ms
+        looks = self._looks[level].next_ms
         rows = np.flatnonzero(looks <= now_ms)
         looks[rows] = NEVER
-        both = (self._groups, self._campaigns)
-        self._next_look_ms = min(float(of.next_look_ms.min(initial=NEVER)) for of in both)
+        both = self._looks.values()
+        self._next_look_ms = min(float(of.next_ms.min(initial=NEVER)) for of in both)
         return rows
 
     # -- serving ------------------------------------------------------------------------------
 
     def review(self, standing: Standing, now_ms: int) -> Signal | None:
-        of_level = self._of_level(standing.level)
-        of_level.reserve(np.array([standing.row]))
+        for of_level in (self._of_level(standing.level), self._looks[standing.level]):
+            of_level.reserve(np.array([standing.row]))
         signal = self._decide(standing, now_ms)
         newest = signal or standing.last
         stopped = newest is not None and newest.action == "pause"
         if stopped and self._may_resume(standing):
-            self._look_later(of_level, standing.row, now_ms + self.tuning.look_ms)
+            self._look_later(standing.level, standing.row, now_ms + self.tuning.look_ms)
         elif standing.is_even:
-            self._look_later(of_level, standing.row, now_ms + self.tuning.even_look_ms)
+            self._look_later(standing.level, standing.row, now_ms + self.tuning.even_look_ms)
         if signal is not None:
             self._note_signal(standing, signal, now_ms)
         return signal
@@ -344,8 +349,8 @@ class Predictive:
 
     def _again(self, standing: Standing, now_ms: int) -> Signal | None:
         """The same pause once more, where ad servers have gone on long after it."""
-        of_level, row = self._of_level(standing.level), standing.row
-        if standing.last is None or not _is_served_on(of_level, np.array([row]))[0]:
+        one = self._of_level(standing.level).rows[standing.row]
+        if standing.last is None or not predictive_rows.is_served_on(one):
             return None
         use = next(use for use in standing.uses if use.limit == standing.last.limit)
         return pause(standing, use, now_ms, standing.last.reason)
@@ -355,7 +360,7 @@ class Predictive:
         if not standing.is_ad_group:
             members = self._campaign_groups.get(row, [])
             self._note_change(np.array(members, dtype=np.int64))
-            self._campaign_probability[row] = signal.serve_probability
+            self._campaigns.probability[row] = signal.serve_probability
             if self._is_first_pause(self._campaigns, row, signal, now_ms):
                 self._paused += members
                 for member in members:
@@ -520,13 +525,13 @@ class Predictive:
 
     def note_standing(self, level: str, row: int, signal: Signal) -> None:
         at, of_level = np.array([row]), self._of_level(level)
-        of_level.reserve(at)
+        for columns in (of_level, self._looks[level]):
+            columns.reserve(at)
+        of_level.probability[row] = signal.serve_probability
         if level == "ad_group" or signal.action == "pause":
-            self._look_later(of_level, row, 0.0)
+            self._look_later(level, row, 0.0)
         if level != "ad_group":
-            self._campaign_probability[row] = signal.serve_probability
             return
-        self._groups.probability[row] = signal.serve_probability
         serves = np.array([signal.serve_probability > 0])
         self.model.note_serving(at, serves, signal.decided_at_ms)
 
@@ -585,24 +590,18 @@ class Predictive:
         return notes + self._settlements.take_notes() + self.forecasts.take_notes()
 
     def forget(self, groups: Rows, campaigns: Rows) -> None:
-        gone = set(groups.tolist())
         self._last_prediction = None
-        self._groups.clear(groups)
-        self._campaigns.clear(campaigns)
+        for level, gone in (("ad_group", groups), ("campaign", campaigns)):
+            self._of_level(level).clear(gone)
+            self._looks[level].clear(gone)
         self.model.forget(groups)
         self.forecasts.forget(groups)
-        self._lines = {row: line for row, line in self._lines.items() if row not in gone}
+        for group in groups.tolist():
+            self._lines.pop(group, None)
         self.installs.forget(groups, campaigns)
         for campaign in campaigns.tolist():
             self._campaign_groups.pop(campaign, None)
-            self._campaign_probability.pop(campaign, None)
         self._settlements.forget(groups)
-
-
-def _is_served_on(of_level: Columns, rows: Rows) -> npt.NDArray[np.bool_]:
-    """Which of them are paused and were served so long after it that the pause must be lost."""
-    late = of_level.served_at_ms[rows] > of_level.paused_at_ms[rows] + of_level.again_ms[rows]
-    return np.asarray((of_level.again_ms[rows] > 0) & late)
 
 
 def _is_near(use: LimitUse) -> bool:
@@ -614,3 +613,16 @@ def _same_limit(standing: Standing, last: Signal) -> bool:
     return any(
         use.limit == last.limit and use.limit_nanos == last.limit_nanos for use in standing.uses
     )
+
+
+def warm_up() -> None:
+    """Compile what a turn needs, or load it, before the first one waits for it."""
+    policy, row, one, day = Predictive(), np.zeros(1, np.int64), np.ones(1), np.arange(1)
+    seen = Seen(1, row, one, one, row, one, one, one, one, one, one)
+    facts = Facts(basis=row, campaign=row, zone=row, is_even=row > 0)
+    policy.observe(seen, facts, Today(day=day, start_ms=day, end_ms=day + MS_PER_DAY))
+    policy.reserve("ad_group", row, 1, row)
+    policy.exhaustion(row, np.ones((2, 1), np.int64), 1)
+    policy.model.late_nanos(row, row, row, 1)
+    policy.model.impressions_per_s(row, 1)
+    policy.model.note_serving(row, row > 0, 1)

@@ -9,15 +9,17 @@ one billable action: they are seen whatever is billed.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.native import compiled
 from pipeline.pacing.columns import Columns
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Records = npt.NDArray[Any]
 
 HOURS: Final = 24
 _KEPT_OF_EARLIER_DAYS: Final = 0.5
@@ -55,11 +57,11 @@ class HourlyPrices:
 
     def __init__(self) -> None:
         self.groups = Columns(
-            offers=(HOURS, 0.0),
-            offered_nanos=(HOURS, 0.0),
+            entered_hour=(0, -1.0),
             now_offers=(0, 0.0),
             now_offered_nanos=(0, 0.0),
-            entered_hour=(0, -1.0),
+            offers=(HOURS, 0.0),
+            offered_nanos=(HOURS, 0.0),
             foretold=(0, 0.0),
             usual=(HOURS, np.nan),
             differed=(0, np.nan),
@@ -77,11 +79,12 @@ class HourlyPrices:
         sum of the prices that they were won at."""
         groups = self.groups
         groups.reserve(rows)
-        changed = groups.entered_hour[rows] != hour
-        if changed.any():
-            self._end_hours(rows[changed], hour[changed])
-        groups.now_offers[rows] += offers
-        groups.now_offered_nanos[rows] += offered_nanos
+        others = np.empty(len(rows), dtype=np.int64)
+        entering = others[: _count(groups.rows, rows, hour, offers, offered_nanos, others)]
+        if len(entering):
+            self._end_hours(rows[entering], hour[entering])
+            came = offers[entering], offered_nanos[entering]
+            _count(groups.rows, rows[entering], hour[entering], *came, others)
 
     def _end_hours(self, rows: Rows, hour: Rows) -> None:
         """Take over the hours that these ad groups leave, and foretell the one they enter."""
@@ -165,6 +168,24 @@ class HourlyPrices:
     def forget(self, rows: Rows) -> None:
         """The ad groups are another worker's now."""
         self.groups.clear(rows)
+
+
+@compiled
+def _count(
+    groups: Records, rows: Rows, hour: Rows, offers: Floats, offered_nanos: Floats, others: Rows
+) -> int:
+    """Count what is of the hours that the ad groups are in; how many are in another one, the first
+    of `others` tell which."""
+    found = 0
+    for at in range(len(rows)):
+        one = groups[rows[at]]
+        if one.entered_hour != hour[at]:
+            others[found] = at
+            found += 1
+            continue
+        one.now_offers += offers[at]
+        one.now_offered_nanos += offered_nanos[at]
+    return found
 
 
 def _expected(usual: Floats) -> Floats:

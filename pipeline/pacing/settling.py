@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from pipeline.contract.pacing_notes import BOUND_DEVIATIONS, PacingNote
 from pipeline.pacing.columns import Columns
-from pipeline.pacing.inflight import TIME_CONSTANTS_S, InflightModel
+from pipeline.pacing.inflight import InflightModel
+from pipeline.pacing.inflight_rows import TIME_CONSTANTS_S
 from pipeline.pacing.observed import Seen
 from pipeline.pacing.serving import Standing
 

@@ -16,15 +16,17 @@ shrunken towards 1. Hours are those of the account's local day, counted from its
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.native import compiled
 from pipeline.pacing.columns import Columns
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Records = npt.NDArray[Any]
 
 HOURS: Final = 24
 HOUR_MS: Final = 3_600_000
@@ -45,12 +47,12 @@ class TrafficModel:
 
     def __init__(self) -> None:
         self.groups = Columns(
-            counts=(HOURS, 0.0),
-            exposure_s=(HOURS, 0.0),
-            now_counts=(HOURS, 0.0),
-            now_exposure_s=(HOURS, 0.0),
             entered_day=(0, -1.0),
             level=(0, 0.0),
+            now_counts=(HOURS, 0.0),
+            now_exposure_s=(HOURS, 0.0),
+            counts=(HOURS, 0.0),
+            exposure_s=(HOURS, 0.0),
         )
         """Of the days before `entered_day`, and `now_*` of that day itself."""
         self.hour_factors = np.ones(HOURS)
@@ -59,6 +61,7 @@ class TrafficModel:
         self._now_weekday_counts = np.zeros((7, HOURS))
         self._now_weekday_expected = np.zeros((7, HOURS))
         self._first_day_over = False
+        """Whether each hour was seen by some ad group on a day that is over for it."""
 
     def observe(
         self, rows: Rows, hour: Rows, weekday: Rows, impressions: Floats, exposure_s: Floats
@@ -69,20 +72,31 @@ class TrafficModel:
         on earlier ones loses half its weight.
         """
         self.groups.reserve(rows)
-        groups, of_day, day = self.groups, hour % HOURS, hour // HOURS
-        entered = groups.entered_day[rows] != day
-        if entered.any():
-            self._end_days(rows[entered], weekday[entered])
-            groups.entered_day[rows] = day
-        groups.now_counts[rows, of_day] += impressions
-        groups.now_exposure_s[rows, of_day] += exposure_s
-        if not self._first_day_over:
-            return  # against factors that are still being found, a weekday would seem special
-        expected = groups.level[rows] * self.hour_factors[of_day] * exposure_s
-        known = groups.level[rows] > 0
-        at = (weekday[known], of_day[known])
-        np.add.at(self._now_weekday_counts, at, impressions[known])
-        np.add.at(self._now_weekday_expected, at, expected[known])
+        others = np.empty(len(rows), dtype=np.int64)
+        where, came = (rows, hour, weekday), (impressions, exposure_s)
+        entering = others[: self._count(where, came, others)]
+        if len(entering):
+            self._end_days(rows[entering], weekday[entering])
+            self.groups.entered_day[rows[entering]] = hour[entering] // HOURS
+            where = rows[entering], hour[entering], weekday[entering]
+            self._count(where, (impressions[entering], exposure_s[entering]), others)
+
+    def _count(
+        self, where: tuple[Rows, Rows, Rows], came: tuple[Floats, Floats], others: Rows
+    ) -> int:
+        """Count what is of the days that the ad groups are in; how many are in another one, the
+        first of `others` tell which."""
+        return _count(
+            self.groups.rows,
+            where,
+            came,
+            self.hour_factors,
+            self._now_weekday_counts,
+            self._now_weekday_expected,
+            # Against factors that are still being found, a weekday would seem special.
+            self._first_day_over,
+            others,
+        )
 
     def _end_days(self, rows: Rows, weekday: Rows) -> None:
         """Take over what these ad groups saw on the day that they leave."""
@@ -98,8 +112,6 @@ class TrafficModel:
             _KEPT_OF_EARLIER_DAYS * groups.exposure_s[rows] + exposure_s * relative[:, None]
         )
         groups.now_counts[rows] = groups.now_exposure_s[rows] = 0.0
-        if not self._first_day_over:
-            self._first_day_over = bool((groups.exposure_s.sum(axis=0) > 0).all())
         for day in np.unique(weekday).tolist():
             # Somewhere the day before, or the day after, may still be going on.
             over = [past for past in range(7) if (day - past) % 7 not in (0, 1, 6)]
@@ -120,6 +132,8 @@ class TrafficModel:
         counts, exposure = self._known(np.arange(len(self.groups)))
         by_hour, by_group = counts.sum(axis=0), counts.sum(axis=1)
         factors = self.hour_factors.copy()
+        if not self._first_day_over:
+            self._first_day_over = bool((self.groups.exposure_s > 0).any(axis=0).all())
         seen = (exposure.sum(axis=0) > 0) & (by_hour > 0)
         level = np.zeros(len(counts))
         for _ in range(_FIT_ROUNDS):
@@ -169,6 +183,36 @@ class TrafficModel:
     def forget(self, rows: Rows) -> None:
         """The ad groups are another worker's now."""
         self.groups.clear(rows)
+
+
+@compiled
+def _count(
+    groups: Records,
+    where: tuple[Rows, Rows, Rows],
+    came: tuple[Floats, Floats],
+    hour_factors: Floats,
+    weekday_counts: Floats,
+    weekday_expected: Floats,
+    counts_weekdays: bool,
+    others: Rows,
+) -> int:
+    """`TrafficModel._count` over its records; `where` are rows, hours and weekdays."""
+    rows, hour, weekday = where
+    impressions, exposure_s = came
+    found = 0
+    for at in range(len(rows)):
+        one, of_day = groups[rows[at]], hour[at] % HOURS
+        if one.entered_day != hour[at] // HOURS:
+            others[found] = at
+            found += 1
+            continue
+        one.now_counts[of_day] += impressions[at]
+        one.now_exposure_s[of_day] += exposure_s[at]
+        if counts_weekdays and one.level > 0:
+            expected = one.level * hour_factors[of_day] * exposure_s[at]
+            weekday_counts[weekday[at], of_day] += impressions[at]
+            weekday_expected[weekday[at], of_day] += expected
+    return found
 
 
 def _own_factors(counts: Floats, expected: Floats) -> Floats:

@@ -22,17 +22,14 @@ from pipeline.billing.credits import CreditDesk
 from pipeline.billing.decide import Outcome, Policy, decide
 from pipeline.billing.id_runs import MemoryShelves, Shelves
 from pipeline.billing.journal import AccountTerms
+from pipeline.billing.limits import LIMITS_OF, NO_DAY, columns_of, limits_on, zones_of
 from pipeline.billing.posting import Draft, ShardEvents
-from pipeline.billing.terms import UNLIMITED, Columns, Terms
+from pipeline.billing.terms import UNLIMITED, Terms
 from pipeline.contract.catalog import Accepted, Catalog, Refused
 from pipeline.contract.days import Calendar, iso
 from pipeline.contract.log import LogRecord
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import (
-    AD_GROUP_DAILY,
-    AD_GROUP_LIFETIME,
-    CAMPAIGN_DAILY,
-    CAMPAIGN_LIFETIME,
     LIMITS,
     NO_LIMIT,
     OVER_BUDGET,
@@ -51,11 +48,8 @@ READ_TO_THE_END = 2**62
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-_LIMITS_OF: dict[str, tuple[int, int]] = {
-    "ad_group": (AD_GROUP_LIFETIME, AD_GROUP_DAILY),
-    "campaign": (CAMPAIGN_LIFETIME, CAMPAIGN_DAILY),
-}
-"""The lifetime and the daily limit of each level."""
+_REVIEWED_LIMITS = {level: (lifetime, daily) for level, (daily, lifetime) in LIMITS_OF.items()}
+"""By level, in the order of review: the longer lasting limit first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,7 +384,7 @@ class Engine:
         stopping = np.full(len(rows), NO_LIMIT, dtype=np.int64)
         near = np.zeros(len(rows), dtype=np.bool_)
         limited = np.flatnonzero(np.minimum(*(bounds for bounds, _ in limits)) < UNLIMITED)
-        for limit, (bounds, spend) in zip(_LIMITS_OF[level], limits, strict=True):
+        for limit, (bounds, spend) in zip(_REVIEWED_LIMITS[level], limits, strict=True):
             stopping[(spend >= bounds) & (stopping == NO_LIMIT)] = limit
             if len(limited):
                 most, spent = bounds[limited], spend[limited]
@@ -404,28 +398,12 @@ class Engine:
 
     def _limits_of(self, level: str, rows: Rows, now_ms: int) -> list[tuple[Rows, Rows]]:
         """The bounds of the lifetime and of the daily limit, each with what is spent of it."""
-        lifetime, daily = _LIMITS_OF[level]
-        columns = self._columns_of(level)
-        spent_today = np.zeros(len(rows), dtype=np.int64)
-        zones = self._zones_of(level, rows)
-        for zone in np.unique(zones).tolist():
-            if zone >= 0:
-                here = zones == zone
-                today = self.terms.zones[zone].day_of(now_ms)
-                spent_today[here] = self.balances.get(daily, today).of(rows[here])
-        return [
-            (columns.lifetime_nanos[rows], self.balances.get(lifetime, 0).of(rows)),
-            (np.where(zones >= 0, columns.daily_nanos[rows], UNLIMITED), spent_today),
-        ]
-
-    def _columns_of(self, level: str) -> Columns:
-        return self.terms.group if level == "ad_group" else self.terms.campaign
-
-    def _zones_of(self, level: str, rows: Rows) -> Rows:
-        """The time zone's row for each entity; -1 where its account is not known."""
-        campaigns = self.terms.group.campaign[rows] if level == "ad_group" else rows
-        accounts = self.terms.campaign.account[campaigns]
-        return np.where(accounts >= 0, self.terms.account.zone[accounts], -1)
+        zones = zones_of(level, rows, self.terms)
+        days = [*(zone.day_of(now_ms) for zone in self.terms.zones), NO_DAY]
+        today = np.array(days, dtype=np.int64)[zones]  # the last one where the zone is -1
+        limits = limits_on(level, rows, today, self.terms, self.balances)
+        daily, lifetime = zip(limits.bounds, limits.spent, strict=True)
+        return [lifetime, daily]
 
     def _review(
         self,
@@ -455,7 +433,7 @@ class Engine:
             row=row,
             is_even=level == "ad_group" and bool(terms.group.even[row]),
             ends_ms=int(terms.group.end_ms[row]) if level == "ad_group" else 0,
-            is_alive=bool(self._columns_of(level).alive[row]),
+            is_alive=bool(columns_of(level, terms).alive[row]),
         )
         signal = self._pacing.review(standing, now_ms)
         if signal is not None:
@@ -473,7 +451,7 @@ class Engine:
         at = np.array(rows, dtype=np.int64)
         inflight = self._pacing.inflight(level, at, now_ms)
         found: list[list[LimitUse]] = [[] for _ in rows]
-        limits = zip(_LIMITS_OF[level], self._limits_of(level, at, now_ms), strict=True)
+        limits = zip(_REVIEWED_LIMITS[level], self._limits_of(level, at, now_ms), strict=True)
         for limit, (bounds, spend) in limits:
             reserve = self._pacing.reserve(level, at, now_ms, bounds)
             for n in np.flatnonzero(bounds != UNLIMITED).tolist():
@@ -495,9 +473,9 @@ class _Stopped:
 
     def __init__(self, without_throttles: bool) -> None:
         self._without_throttles = without_throttles
-        self._resume_at_ms = {level: np.zeros(16, dtype=np.int64) for level in _LIMITS_OF}
+        self._resume_at_ms = {level: np.zeros(16, dtype=np.int64) for level in _REVIEWED_LIMITS}
         """By row; 0 where it is plainly serving."""
-        self._limit = {level: np.zeros(16, dtype=np.uint8) for level in _LIMITS_OF}
+        self._limit = {level: np.zeros(16, dtype=np.uint8) for level in _REVIEWED_LIMITS}
         """By row: the reached limit that it is paused for, where it is one."""
         self._next_ms = READ_TO_THE_END
 

@@ -24,12 +24,12 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 from faust.types import TP
 
 from pipeline import failpoints
-from pipeline.billing import decide, decode, fold, key_table
+from pipeline.billing import decide, decode, fold, key_table, limits
 from pipeline.billing.batch import Assembler, Batch, Chunk, in_steps
 from pipeline.billing.journal import NEWEST
 from pipeline.contract.rejects import Reject
 from pipeline.contract.vocabulary import CATALOG, EVENT_TOPICS
-from pipeline.pacing import observed
+from pipeline.pacing import observed, predictive
 from pipeline.pacing.serving import PlainLimits
 from pipeline.pacing.serving import Policy as PacingPolicy
 from pipeline.streams import outbox, record_batches, transport
@@ -75,7 +75,7 @@ the clock moves with the data, so a producer's records in flight would else look
 
 def warm_up() -> None:
     """Compile the loops that a turn runs, or load them as a start before has left them."""
-    for part in (decode, decide, record_batches, key_table, observed):
+    for part in (decode, decide, limits, record_batches, key_table, observed, predictive):
         part.warm_up()
 
 

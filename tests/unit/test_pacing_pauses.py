@@ -9,7 +9,7 @@ import pytest
 from pipeline.contract.pacing_notes import PacingNote
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import CPC, LimitName
-from pipeline.pacing.inflight import TIME_CONSTANTS_S
+from pipeline.pacing.inflight_rows import TIME_CONSTANTS_S
 from pipeline.pacing.predictive import Predictive
 from pipeline.pacing.serving import LimitUse, Standing
 from tests.unit.test_pacing_forecast import (

@@ -1,0 +1,92 @@
+"""What a turn tells `pipeline.pacing.predictive` of its ad groups, in compiled loops.
+
+`groups` and `campaigns` are the records of its columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.native import compiled
+from pipeline.pacing.inflight_rows import ENOUGH_BILLABLE
+
+Rows = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+Records = npt.NDArray[Any]
+
+
+@compiled
+def note_facts(
+    groups: Records, rows: Rows, basis: Rows, campaign: Rows, is_even: Mask, moved: Rows
+) -> int:
+    """Take over what the catalog says; how many were not known to be of their campaigns, the first
+    of `moved` tell which."""
+    found = 0
+    for at in range(len(rows)):
+        one = groups[rows[at]]
+        if one.campaign != campaign[at]:
+            moved[found] = at
+            found += 1
+        one.basis, one.campaign, one.even = basis[at], campaign[at], is_even[at]
+    return found
+
+
+@compiled
+def note_served(
+    groups: Records, campaigns: Records, rows: Rows, campaign: Rows, last_impression_ms: Rows
+) -> None:
+    """When they were last served, and their campaigns."""
+    for at in range(len(rows)):
+        one, above = groups[rows[at]], campaigns[campaign[at]]
+        one.served_at_ms = max(one.served_at_ms, float(last_impression_ms[at]))
+        above.served_at_ms = max(above.served_at_ms, float(last_impression_ms[at]))
+
+
+@compiled
+def is_served_on(one: Any) -> bool:
+    """Whether it is paused and was served so long after it that the pause must be lost."""
+    return bool(one.again_ms > 0 and one.served_at_ms > one.paused_at_ms + one.again_ms)
+
+
+@compiled
+def look_at(
+    groups: Records,
+    campaigns: Records,
+    learned: Records,
+    next_look_ms: Floats,
+    never: float,
+    rows: Rows,
+    campaign: Rows,
+    own: Rows,
+    above: Rows,
+) -> tuple[int, int]:
+    """Evenly paced ad groups that nobody looks after yet, and paused ones that are still being
+    served; and campaigns such as these. How many there are: the first of `own` and of `above` are
+    their rows. `learned` are the records of the inflight model."""
+    owns, aboves = 0, 0
+    for at in range(len(rows)):
+        row = rows[at]
+        one, of = groups[row], campaigns[campaign[at]]
+        is_known = learned[row].known >= ENOUGH_BILLABLE
+        again = is_known and is_served_on(one)
+        if again or (one.even > 0 and next_look_ms[row] >= never):
+            own[owns] = row
+            owns += 1
+        if is_known and is_served_on(of):
+            above[aboves] = campaign[at]
+            aboves += 1
+    return owns, aboves
+
+
+@compiled
+def probabilities(groups: Records, campaigns: Records, rows: Rows, found: Floats) -> None:
+    """What each is served with: by itself, by its campaign, and by their status."""
+    for at in range(len(rows)):
+        one = groups[rows[at]]
+        found[at] = one.probability * one.active
+        if one.campaign >= 0:
+            found[at] *= campaigns[int(one.campaign)].probability
