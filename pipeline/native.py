@@ -13,7 +13,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-CALLED: Final = ("billing/scan.py", "billing/texts.py", "billing/xxh3.py")
+CALLED: Final = ("billing/brief.py", "billing/scan.py", "billing/texts.py", "billing/xxh3.py")
 """Files with compiled functions that those of other files call."""
 _OPTIONS: Final[dict[str, Any]] = {"_nrt": False}
 """No references are counted in compiled code: an atomic addition for each view of an array that a

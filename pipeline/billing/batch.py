@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.billing.brief import Brief
 from pipeline.billing.decode import Columns, Decoded, Decoder, decode_plain
 from pipeline.billing.texts import Packed, Texts, lines_of
 from pipeline.contract.vocabulary import (
@@ -69,6 +70,8 @@ class Batch(Columns):
     malformed: Mask
     texts: Texts
     """With the names of EVENT_TEXTS."""
+    brief: Brief | None
+    """Of the same events, where it could be made."""
     chunks: tuple[Chunk, ...]
     chunk_ends: Int64s
     """By chunk, the numbers of records up to its last."""
@@ -216,14 +219,16 @@ def _part(batch: Batch, rows: Int64s, *, last: bool, done: dict[tuple[int, str],
                 ranges.setdefault(shard, {})[topic] = (begin, until)
                 done[shard, topic] = until
     texts = batch.texts.of_rows(rows)
-    return replace(batch, ranges=ranges, spans=spans, texts=texts, **columns)
+    brief = None if batch.brief is None else batch.brief.of_rows(rows)
+    return replace(batch, ranges=ranges, spans=spans, texts=texts, brief=brief, **columns)
 
 
 def event_columns(decoded: Decoded, source: Codes) -> dict[str, Any]:
     """What a batch has of its events, by field; `source` is of the same rows."""
     columns = {field.name: getattr(decoded.columns, field.name) for field in fields(Columns)}
     columns["kind"] = _kinds(source, decoded.malformed, decoded.columns.kind)
-    return columns | {"malformed": decoded.malformed, "texts": decoded.texts}
+    others = {name: getattr(decoded, name) for name in ("malformed", "texts", "brief")}
+    return columns | others
 
 
 def _spans(sizes: Iterable[tuple[int, int]]) -> dict[int, slice]:
@@ -252,5 +257,5 @@ def _kinds(source: Codes, malformed: Mask, engagement: Codes) -> Codes:
 _ROW_COLUMNS = tuple(
     field.name
     for field in fields(Batch)
-    if field.name not in ("texts", "chunks", "chunk_ends", "ranges", "spans")
+    if field.name not in ("texts", "brief", "chunks", "chunk_ends", "ranges", "spans")
 )

@@ -26,6 +26,8 @@ import numpy.typing as npt
 import polars as pl
 
 from pipeline.billing import ids
+from pipeline.billing.brief import Brief, BriefMaker, Numbers, number_texts, pack_ids
+from pipeline.billing.journal_events import BRIEF_TEXTS
 from pipeline.billing.scan import (
     MAX_TEXT,
     MAX_UNKNOWN,
@@ -86,6 +88,7 @@ _IDENTITIES: Final = tuple(
 )
 """The texts that make the keys of `Columns`, in their order."""
 _CODED: Final = (padded(KINDS), padded(PLACEMENTS))
+_NUMBERED: Final = np.array([EVENT_TEXTS.index(name) for name in BRIEF_TEXTS])
 _EVENT_ID, _KIND, _PLACEMENT = (
     EVENT_TEXTS.index(name) for name in ("event_id", "kind", "placement")
 )
@@ -149,6 +152,8 @@ class Decoded:
     """With the names of EVENT_TEXTS."""
     malformed: Mask
     columns: Columns
+    brief: Brief | None = None
+    """Where all are plainly events and were read at once."""
 
     @classmethod
     def of(cls, events: pl.DataFrame, malformed: Mask) -> Decoded:
@@ -176,7 +181,8 @@ class Decoded:
     def in_order(self, rows: Int64s) -> Decoded:
         """These rows, in this order."""
         columns = {field.name: getattr(self.columns, field.name)[rows] for field in fields(Columns)}
-        return Decoded(self.texts.of_rows(rows), self.malformed[rows], Columns(**columns))
+        brief = None if self.brief is None else self.brief.of_rows(rows)
+        return Decoded(self.texts.of_rows(rows), self.malformed[rows], Columns(**columns), brief)
 
 
 _SCHEMA: Final = dict.fromkeys(EVENT_TEXTS, pl.String()) | dict.fromkeys(_INTEGERS, pl.Int64())
@@ -250,12 +256,24 @@ def decode_plain(lines: Bytes, engaged: Mask) -> Decoded | None:
     unknown = np.zeros((MAX_UNKNOWN, 2), dtype=np.uint64)
     # No message's texts share a byte, so all of them have this room.
     room = room_for(len(lines), len(EVENT_TEXTS))
-    found = _read(lines, engaged, starts, ends, numbers, keys, codes, (usual, there, unknown), room)
+    brief = BriefMaker(len(BRIEF_TEXTS), size)
+    found = _read(
+        lines,
+        engaged,
+        starts,
+        ends,
+        numbers,
+        keys,
+        codes,
+        (usual, there, unknown),
+        room,
+        (brief.table, brief.numbers, brief.ids, brief.seen),
+    )
     if found == _NO or (found == _NOT_ASCII and not _is_utf8(lines)):
         return None
     texts = Texts(lines, EVENT_TEXTS, starts, ends)
     columns = Columns.made(numbers[0], numbers[1], keys, codes)
-    return Decoded(texts, np.zeros(size, dtype=np.bool_), columns)
+    return Decoded(texts, np.zeros(size, dtype=np.bool_), columns, brief.made(lines))
 
 
 def _no_keys(size: int) -> npt.NDArray[np.uint64]:
@@ -288,12 +306,15 @@ def _read(
     codes: Bytes,
     scanned: tuple[Int64s, Bytes, Uint64s],
     room: Room,
+    brief: tuple[tuple[Int64s, Uint64s, Int64s], Numbers, Uint64s, Int64s],
 ) -> int:
     """Fill in all columns, a block of messages at a time, so that each is read from memory once.
 
-    `scanned` is what `scan_rows` remembers from block to block, zeros as given.
+    `scanned` is what `scan_rows` remembers from block to block, zeros as given; `brief` is of a
+    `BriefMaker`.
     """
     names, sizes = _NAMES
+    table, numbered, packed, briefly = brief
     usual, there, unknown = scanned
     at, high = np.int64(0), 0
     for first in range(0, len(engaged), _BLOCK):
@@ -309,6 +330,8 @@ def _read(
                 if not there[key, row]:
                     return _NO
         _make(lines, starts, ends, engaged, first, last, keys, codes, room)
+        number_texts(lines, starts, ends, _NUMBERED, first, last, table, numbered, briefly)
+        pack_ids(lines, starts[_EVENT_ID], ends[_EVENT_ID], first, last, packed, briefly)
         # What the contract bounds beyond types. An id has no more characters than bytes.
         for row in range(first, last):
             size = ends[_EVENT_ID, row] - starts[_EVENT_ID, row]

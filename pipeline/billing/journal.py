@@ -21,22 +21,15 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-import cramjam
 import msgspec
 import polars as pl
-import pyarrow as pa
 from msgspec import UNSET, UnsetType
 
+from pipeline.billing.journal_events import EVENT_SCHEMA, events_of_version_1, read_events
 from pipeline.contract.pacing_notes import PacingNote
 from pipeline.contract.signals import Signal
 from pipeline.contract.vocabulary import (
-    BASES,
-    DISPOSITIONS,
-    EVENT_TOPICS,
     JOURNAL_VERSIONS,
-    KINDS,
-    LIMITS,
-    PLACEMENTS,
 )
 
 NEWEST: Final = JOURNAL_VERSIONS[-1]
@@ -44,46 +37,6 @@ _MAGIC = {version: b"PPJ%d" % version for version in JOURNAL_VERSIONS}
 _PREFIX = struct.Struct("<4sI")
 _DIGEST_BYTES = 32
 EMPTY_DIGEST = bytes(_DIGEST_BYTES)
-
-EVENT_SCHEMA: dict[str, pl.DataType] = {
-    "source": pl.UInt8(),
-    "source_offset": pl.Int64(),
-    "disposition": pl.UInt8(),
-    "kind": pl.UInt8(),
-    "placement": pl.UInt8(),
-    "limit": pl.UInt8(),
-    "basis": pl.UInt8(),
-    "event_id": pl.String(),
-    "event_time_ms": pl.Int64(),
-    "billing_day": pl.Date(),
-    "posting_day": pl.Date(),
-    "ad": pl.UInt32(),
-    "user_hash": pl.Binary(),
-    "country": pl.String(),
-    "device": pl.String(),
-    "price_micros": pl.Int64(),
-    "amount_nanos": pl.Int64(),
-    "free_nanos": pl.Int64(),
-    "unique_low": pl.UInt64(),
-    "unique_high": pl.UInt64(),
-}
-"""Columns of a record's events.
-
-`source`, `disposition`, `kind`, `placement`, `limit` and `basis` are positions in the tuples of
-`pipeline.contract.vocabulary` (EVENT_TOPICS, DISPOSITIONS, KINDS, PLACEMENTS, LIMITS, BASES). `ad`
-is a position in the header's `ads`. `user_hash` is 16 bytes, or empty. `unique_low` and
-`unique_high` are the 128 bits that rule 8 remembers of a charged click or engagement, else 0. No
-column holds nulls.
-"""
-
-CODE_NAMES: dict[str, tuple[str, ...]] = {
-    "source": EVENT_TOPICS,
-    "disposition": DISPOSITIONS,
-    "kind": KINDS,
-    "placement": PLACEMENTS,
-    "limit": LIMITS,
-    "basis": BASES,
-}
 
 
 class JournalError(Exception):
@@ -185,6 +138,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """State carried over retention (a checkpoint record has no events), else empty."""
     credits: list[CreditPosting] | UnsetType = UNSET
     """Credits that the shard posts. Left out where there are none."""
+    texts: list[str] | UnsetType = UNSET
+    """What the events name by position: countries and devices. Not in version 1."""
     digest: bytes = EMPTY_DIGEST
     """Of the record. Beside the header in its bytes; in version 1 in it, as its last field."""
 
@@ -221,28 +176,6 @@ _FIELDS_OF_VERSION_1: Final = (
 """In their order. What was added since is left out of a record of version 1: its readers would take
 the record for a forged one."""
 
-ARROW_SCHEMA = (
-    pl.DataFrame(schema=EVENT_SCHEMA).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
-)
-"""The same as written. Texts one after the other compress better than texts behind views: 49 bytes
-an event for 57."""
-_USER_HASH: Final = ARROW_SCHEMA.get_field_index("user_hash")
-HASHED_SCHEMA = ARROW_SCHEMA.set(_USER_HASH, pa.field("user_hash", pa.binary(16)))
-"""As written where every event has a user hash, as most records are: 2 bytes an event less, and an
-eighth of the time to compress them. A reader of Arrow's reads both."""
-_SCHEMA_MESSAGES = {
-    schema.field(_USER_HASH).type: bytes(schema.serialize())
-    for schema in (ARROW_SCHEMA, HASHED_SCHEMA)
-}
-_END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
-"""Around the columns they make an IPC stream:
-https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format"""
-_IPC_1 = pa.ipc.IpcWriteOptions(use_threads=False, compression="zstd")
-_ZSTD = pa.Codec("zstd", compression_level=1)
-"""One frame around all columns. Arrow's own compression makes one for each buffer of each column,
-which costs a record of few events ten times as much."""
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-
 _encoder = msgspec.msgpack.Encoder()
 _header_decoder = msgspec.msgpack.Decoder(Header)
 
@@ -266,32 +199,6 @@ def pack_ads(packed: bytes, number: int) -> msgspec.Raw:
     return msgspec.Raw(head + packed)
 
 
-def encode_events(events: pa.RecordBatch) -> bytes:
-    """The events' part of a record, of columns as in ARROW_SCHEMA or HASHED_SCHEMA; empty bytes
-    where there are none."""
-    if len(events) == 0:
-        return b""
-    schema = _SCHEMA_MESSAGES[events.column(_USER_HASH).type]
-    stream = b"".join((schema, events.serialize(), _END_OF_STREAM))
-    return bytes(_ZSTD.compress(stream, asbytes=True))
-
-
-def _unpacked(body: bytes) -> bytes:
-    """The Arrow IPC stream of a record's events."""
-    return bytes(cramjam.zstd.decompress(body)) if body.startswith(_ZSTD_MAGIC) else body
-
-
-def _events_1(body: bytes) -> bytes:
-    """A record's events as version 1 has them: Arrow's own compression is all that it reads."""
-    if not body.startswith(_ZSTD_MAGIC):
-        return body
-    [events] = pa.ipc.open_stream(_unpacked(body)).read_all().cast(ARROW_SCHEMA).to_batches()
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, events.schema, options=_IPC_1) as stream:
-        stream.write_batch(events)
-    return bytes(sink.getvalue())
-
-
 def seal(
     header: Header, body: bytes, previous_digest: bytes, version: int = NEWEST
 ) -> tuple[Header, bytes]:
@@ -300,9 +207,9 @@ def seal(
     Returns the header with its digest, and the record's bytes in a version of the format.
     """
     if version == 1:
-        events = _events_1(body)
+        events = events_of_version_1(body, header.texts or ())
         digest = _digest_1(header, events, previous_digest)
-        sealed = msgspec.structs.replace(header, digest=digest)
+        sealed = msgspec.structs.replace(header, texts=UNSET, digest=digest)
         packed = _encode_1(sealed)
         return sealed, _PREFIX.pack(_MAGIC[1], len(packed)) + packed + events
     packed = _encoder.encode(msgspec.structs.replace(header, digest=EMPTY_DIGEST))
@@ -358,10 +265,7 @@ def decode_events(header: Header, body: bytes) -> pl.DataFrame:
         events = pl.DataFrame(schema=EVENT_SCHEMA)
     else:
         try:
-            with pa.ipc.open_stream(_unpacked(body)) as stream:
-                table = stream.read_all()
-            table.validate(full=True)  # polars would panic, or abort, on damaged ones
-            events = pl.DataFrame(table.to_reader())
+            events = pl.DataFrame(read_events(body, header.texts or ()).to_reader())
         except Exception as error:
             raise JournalError(f"journal record's events do not decode: {error}") from error
     if events.height != header.events:

@@ -18,16 +18,8 @@ import pyarrow as pa
 
 from pipeline.billing.books import Balances, Blocks, PostedBlock, Shard
 from pipeline.billing.decide import Outcome
-from pipeline.billing.journal import (
-    ARROW_SCHEMA,
-    HASHED_SCHEMA,
-    AccountTerms,
-    Ad,
-    Block,
-    CreditPosting,
-    pack_ad,
-    pack_ads,
-)
+from pipeline.billing.journal import AccountTerms, Ad, Block, CreditPosting, pack_ad, pack_ads
+from pipeline.billing.journal_events import BRIEF_TEXTS, PLAIN, EventForm, schema_of
 from pipeline.billing.terms import AD_COLUMNS, Terms
 from pipeline.contract.days import Calendar, iso
 from pipeline.contract.pacing_notes import PacingNote
@@ -114,7 +106,10 @@ class ShardEvents:
     """The events of a draft as the journal holds them."""
 
     columns: pa.RecordBatch
-    """With the columns of the journal's EVENT_SCHEMA."""
+    form: EventForm
+    """Of the columns."""
+    texts: tuple[str, ...]
+    """That they name by position."""
     ads: msgspec.Raw
     accounts: dict[str, AccountTerms]
     """Of the ads."""
@@ -122,8 +117,10 @@ class ShardEvents:
 
 NO_EVENTS = ShardEvents(
     pa.RecordBatch.from_arrays(
-        [pa.nulls(0, kind) for kind in ARROW_SCHEMA.types], ARROW_SCHEMA.names
+        [pa.nulls(0, kind) for kind in schema_of(PLAIN).types], schema_of(PLAIN).names
     ),
+    PLAIN,
+    (),
     pack_ads(b"", 0),
     {},
 )
@@ -141,9 +138,10 @@ def shard_events(outcome: Outcome, drafts: Mapping[int, Draft], terms: Terms) ->
     place = np.repeat(np.arange(len(sizes)), sizes)
     codes, ads = _ads(outcome, place, terms)
     accounts = _accounts(outcome, place, terms)
-    columns = _event_columns(outcome, codes)
+    form, columns = _event_columns(outcome, codes)
+    texts = batch.brief.texts if batch.brief else ()
     found = {
-        shard: ShardEvents(columns.slice(here.start, size), its_ads, its_accounts)
+        shard: ShardEvents(columns.slice(here.start, size), form, texts, its_ads, its_accounts)
         for (shard, here), size, its_ads, its_accounts in zip(
             batch.spans.items(), sizes, ads, accounts, strict=True
         )
@@ -151,8 +149,10 @@ def shard_events(outcome: Outcome, drafts: Mapping[int, Draft], terms: Terms) ->
     return [found.get(draft.shard, NO_EVENTS) for draft in drafts.values()]
 
 
-def _event_columns(outcome: Outcome, ad_codes: npt.NDArray[np.uint32]) -> pa.RecordBatch:
-    """The journal's columns of all rows."""
+def _event_columns(
+    outcome: Outcome, ad_codes: npt.NDArray[np.uint32]
+) -> tuple[EventForm, pa.RecordBatch]:
+    """The journal's columns of all rows, and in which form they are."""
     batch = outcome.batch
     numbers: dict[str, npt.NDArray[Any]] = {
         "source": batch.source,
@@ -175,18 +175,30 @@ def _event_columns(outcome: Outcome, ad_codes: npt.NDArray[np.uint32]) -> pa.Rec
     parts: dict[str, tuple[npt.NDArray[Any], ...]] = {
         name: (column,) for name, column in numbers.items()
     }
-    names = ("event_id", "country", "device")
-    parts |= zip(names, batch.texts.packed(*names), strict=True)
-    schema, parts["user_hash"] = HASHED_SCHEMA, (outcome.user_keys,)
-    if batch.malformed.any():
+    brief = batch.brief
+    form = EventForm(
+        has_user_hashes=not batch.malformed.any(),
+        has_positions=brief is not None,
+        id_form="text" if brief is None else brief.id_form,
+    )
+    parts["user_hash"] = (outcome.user_keys,)
+    if not form.has_user_hashes:
         edges = np.concatenate((np.zeros(1, np.int64), np.cumsum(np.where(batch.malformed, 0, 16))))
-        schema, parts["user_hash"] = ARROW_SCHEMA, (edges, outcome.user_keys[~batch.malformed])
+        parts["user_hash"] = edges, outcome.user_keys[~batch.malformed]
+    if brief is not None:
+        parts |= {name: (of,) for name, of in zip(BRIEF_TEXTS, brief.numbers, strict=True)}
+        parts["event_id"] = (brief.ids,)
+    as_they_are = () if form.has_positions else BRIEF_TEXTS
+    if form.id_form == "text":
+        as_they_are = ("event_id", *as_they_are)
+    parts |= zip(as_they_are, batch.texts.packed(*as_they_are), strict=True)
+    schema = schema_of(form)
     # Of the buffers: converting arrays makes pyarrow import pandas.
     arrays = [
         pa.Array.from_buffers(kind, len(batch), [None, *map(pa.py_buffer, parts[name])])
         for name, kind in zip(schema.names, schema.types, strict=True)
     ]
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+    return form, pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def account_terms(terms: Terms, account_id: str) -> AccountTerms:

@@ -17,13 +17,8 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from pipeline.billing.journal import (
-    CODE_NAMES,
-    Header,
-    JournalError,
-    decode_events,
-    decode_header,
-)
+from pipeline.billing.journal import Header, JournalError, decode_events, decode_header
+from pipeline.billing.journal_events import CODE_NAMES
 from pipeline.contract.log import LogRecord
 from pipeline.contract.vocabulary import BASES, CHARGED, CPC, CPE, DISPOSITIONS, NOT_SERVING
 

@@ -14,7 +14,8 @@ import msgspec
 from aiokafka import AIOKafkaProducer
 
 from pipeline import failpoints
-from pipeline.billing.journal import NEWEST, Header, decode_header, encode_events, seal
+from pipeline.billing.journal import NEWEST, Header, decode_header, seal
+from pipeline.billing.journal_events import encode_events
 from pipeline.billing.posting import Draft, ShardEvents
 from pipeline.contract.catalog import Catalog
 from pipeline.contract.log import LogRecord
@@ -91,6 +92,7 @@ def _entry(
         sources=draft.sources,
         events=len(events.columns),
         ads=events.ads,
+        texts=list(events.texts) or msgspec.UNSET,
         accounts=accounts,
         signals=draft.signals,
         blocks=draft.blocks,
@@ -99,7 +101,7 @@ def _entry(
         pacing=draft.notes or msgspec.UNSET,
     )
     repetitions = _repetitions(engine.catalog, refusals)
-    body = encode_events(events.columns)
+    body = encode_events(events.columns, events.form)
     mine = originals.get(draft.shard, [])
     return Entry(draft.shard, header, body, mine, refusals, repetitions)
 

@@ -14,15 +14,8 @@ import polars as pl
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from pipeline.billing.journal import (
-    ARROW_SCHEMA,
-    EVENT_SCHEMA,
-    AccountTerms,
-    Ad,
-    Header,
-    encode_events,
-    seal,
-)
+from pipeline.billing.journal import AccountTerms, Ad, Header, seal
+from pipeline.billing.journal_events import ARROW_SCHEMA, EVENT_SCHEMA, encode_events
 from pipeline.contract.days import from_iso
 from pipeline.contract.vocabulary import (
     CATALOG,

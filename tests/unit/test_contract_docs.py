@@ -12,7 +12,8 @@ import msgspec
 import pytest
 import typer
 
-from pipeline.billing.journal import CODE_NAMES, EVENT_SCHEMA, Header
+from pipeline.billing.journal import Header
+from pipeline.billing.journal_events import CODE_NAMES, EVENT_SCHEMA
 from pipeline.cli.main import app, main
 from pipeline.contract import catalog, catalog_entities
 from pipeline.contract.asyncapi import CONTRACT_VERSION

@@ -12,7 +12,6 @@ import pytest
 
 from pipeline.billing.chain import BrokenChainError, Chain
 from pipeline.billing.journal import (
-    ARROW_SCHEMA,
     EMPTY_DIGEST,
     NEWEST,
     Ad,
@@ -22,12 +21,12 @@ from pipeline.billing.journal import (
     decode_events,
     decode_header,
     digest_holds,
-    encode_events,
     pack_ad,
     pack_ads,
     seal,
     version_of,
 )
+from pipeline.billing.journal_events import ARROW_SCHEMA, encode_events
 from pipeline.contract.log import LogRecord
 from pipeline.contract.vocabulary import CHARGED, JOURNAL, JOURNAL_VERSIONS
 from pipeline.reporting.intake import Intake

@@ -18,16 +18,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from pipeline.billing.journal import (
-    ARROW_SCHEMA,
-    EMPTY_DIGEST,
-    EVENT_SCHEMA,
-    AccountTerms,
-    Ad,
-    decode_header,
-    encode_events,
-    seal,
-)
+from pipeline.billing.journal import EMPTY_DIGEST, AccountTerms, Ad, decode_header, seal
+from pipeline.billing.journal_events import ARROW_SCHEMA, EVENT_SCHEMA, encode_events
 from pipeline.contract.log import LogRecord
 from pipeline.contract.vocabulary import CATALOG, CHARGED, CLICK, CLICKS, CPC, JOURNAL
 from pipeline.reporting import plans, reporter, schema
