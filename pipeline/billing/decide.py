@@ -408,7 +408,10 @@ def _near_a_limit(outcome: Outcome, demand: _Demand) -> Mask:
     span = int(day.max()) - lowest + 1 if size else 1
     groups, campaigns = outcome.group[demand.rows], outcome.campaign[demand.rows]
     buckets = (groups * span + day - lowest, groups, campaigns * span + day - lowest, campaigns)
+    total = int(demand.price_nanos.sum())
     for bucket, remaining in zip(buckets, demand.remaining, strict=True):
+        if size and total < int(remaining.min()):
+            continue  # all of it together is under each one's
         largest = int(bucket.max(initial=-1))
         if largest >= _DENSE:
             unique, bucket = numbered(bucket)

@@ -20,9 +20,6 @@ Rows = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
-_BLOCK = 256
-"""Events whose rows of the terms fit the inner caches."""
-
 
 @dataclass(frozen=True, slots=True)
 class InForce:
@@ -53,7 +50,7 @@ def in_force(pin: Rows, event_time_ms: Int64s, terms: Terms) -> InForce:
     """What holds for each event; `pin` is the row of its ad, -1 where that is not known."""
     size = len(pin)
     numbers = np.full((4, size), -1, dtype=np.int64)
-    flags = np.zeros((4, size), dtype=np.bool_)
+    flags = tuple(np.zeros((4, size), dtype=np.bool_))
     found = InForce(
         group=numbers[0],
         campaign=numbers[1],
@@ -70,7 +67,6 @@ def in_force(pin: Rows, event_time_ms: Int64s, terms: Terms) -> InForce:
         pin,
         event_time_ms,
         (terms.pin.rows, terms.group.rows, terms.campaign.rows, terms.account.rows),
-        (terms.group.campaign, terms.campaign.shard),
         numbers,
         found.bid_micros,
         found.basis,
@@ -84,50 +80,41 @@ def _look_up(
     pin: Rows,
     event_time_ms: Int64s,
     levels: tuple[npt.NDArray[Any], ...],
-    apart: tuple[npt.NDArray[np.int32], ...],
     numbers: Int64s,
     bid_micros: Int64s,
     basis: Codes,
-    flags: Mask,
+    flags: tuple[Mask, ...],
 ) -> None:
     """Fill the columns. Rows of the terms lead to each other, so only the first is looked at.
 
-    A level is read for a block of events before the next one: within it no read waits for another.
+    A level is read for all events before the next one, and each record once: so no read waits for
+    another.
     """
     pins, groups, campaigns, accounts = levels
-    campaign_of, shard_of = apart
-    for start in range(0, len(pin), _BLOCK):
-        block = range(start, min(start + _BLOCK, len(pin)))
-        for row in block:
-            if pin[row] >= 0:
-                numbers[0, row] = pins[pin[row]].group
-        for row in block:
-            if pin[row] >= 0:
-                numbers[1, row] = campaign_of[numbers[0, row]]
-                bid_micros[row] = groups[numbers[0, row]].bid_micros
-        for row in block:
-            if pin[row] >= 0:
-                numbers[2, row] = shard_of[numbers[1, row]]
-                numbers[3, row] = campaigns[numbers[1, row]].account
-        for row in block:
-            if pin[row] < 0:
-                continue
+    alive, serves, target_cpi, one_by_one = flags
+    for row in range(len(pin)):
+        if pin[row] >= 0:
             ad = pins[pin[row]]
-            group = groups[numbers[0, row]]
+            numbers[0, row], numbers[1, row], numbers[2, row] = (
+                ad.group,
+                ad.of_campaign,
+                ad.of_shard,
+            )
+            alive[row], serves[row] = ad.alive, ad.serves
+            one_by_one[row] = event_time_ms[row] < ad.since_ms
+    for row in range(len(pin)):
+        if pin[row] >= 0:
+            group, time_ms = groups[numbers[0, row]], event_time_ms[row]
+            bid_micros[row] = group.bid_micros
+            alive[row] &= group.alive
+            serves[row] &= group.active & (group.start_ms <= time_ms) & (time_ms < group.end_ms)
+            target_cpi[row] = group.target_cpi
+            one_by_one[row] |= group.has_keywords | (time_ms < group.since_ms)
+    for row in range(len(pin)):
+        if pin[row] >= 0:
             campaign = campaigns[numbers[1, row]]
-            account = accounts[numbers[3, row]]
-            time_ms = event_time_ms[row]
-            numbers[3, row] = account.zone
-            flags[0, row] = ad.alive & group.alive & campaign.alive & account.alive
-            flags[1, row] = (
-                ad.serves
-                & group.active
-                & campaign.active
-                & (group.start_ms <= time_ms)
-                & (time_ms < group.end_ms)
-            )
-            flags[2, row] = group.target_cpi
-            flags[3, row] = group.has_keywords | (
-                time_ms < max(ad.since_ms, group.since_ms, campaign.since_ms)
-            )
-            basis[row] = campaign.basis
+            account = accounts[campaign.account]
+            numbers[3, row], basis[row] = account.zone, campaign.basis
+            alive[row] &= campaign.alive & account.alive
+            serves[row] &= campaign.active
+            one_by_one[row] |= event_time_ms[row] < campaign.since_ms

@@ -45,6 +45,8 @@ _COLUMNS: dict[str, dict[str, tuple[type, Any]]] = {
         "serves": (np.bool_, 0),
         "since_ms": (np.int64, 0),
         "group": (np.int32, 0),
+        "of_campaign": (np.int32, 0),
+        "of_shard": (np.int32, 0),
     },
     "group": {
         "alive": (np.bool_, 0),
@@ -73,6 +75,8 @@ _COLUMNS: dict[str, dict[str, tuple[type, Any]]] = {
     },
     "account": {"alive": (np.bool_, 0), "zone": (np.int32, 0)},
 }
+"""A pin's `of_campaign` and `of_shard` are those of its ad's ids, for good: one whose parents turn
+out to be others gets another row."""
 
 
 class Columns:
@@ -319,6 +323,8 @@ class Terms:
             self._ads.add(hash_text(*ad_ids), row)
             self._packed_ads.append(ad)
             self.pin.group[row] = self.group_row(latest.ad_group_id)
+            self.pin.of_campaign[row] = campaign = self.campaign_row(campaign_id)
+            self.pin.of_shard[row] = self.campaign.shard[campaign]
         self.pin.alive[row] = True
         self.pin.serves[row] = latest.status == "active" and latest.review == "approved"
         self.pin.since_ms[row] = _since_ms(history)

@@ -167,14 +167,14 @@ class Forecasts:
             exposure_s,
         )
         timely, served = timely[: counts[0]], served[: counts[1]]
-        hour = (today.day * HOURS + of_day)[facts.zone]
+        hour, weekday = (of[facts.zone] for of in (today.day * HOURS + of_day, (today.day + 3) % 7))
         self.prices.observe(
             seen.group[timely], hour[timely], seen.impressions[timely], seen.offered_nanos[timely]
         )
         self.traffic.observe(
             seen.group[served],
             hour[served],
-            (hour[served] // HOURS + 3) % 7,
+            weekday[served],
             seen.impressions[served],
             exposure_s[: counts[1]],
         )

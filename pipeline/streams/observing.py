@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.billing.decide import Outcome
 from pipeline.billing.terms import Terms
+from pipeline.contract.catalog import Catalog
 from pipeline.contract.vocabulary import (
     CHARGED,
     CLICK,
@@ -17,9 +20,11 @@ from pipeline.contract.vocabulary import (
     NOT_SERVING,
     OVER_BUDGET,
 )
+from pipeline.native import compiled
 from pipeline.pacing.observed import Events, Facts, Seen, Today, by_group
 
 Rows = npt.NDArray[np.int64]
+Records = npt.NDArray[Any]
 
 
 def seen_of(outcome: Outcome, terms: Terms) -> Seen:
@@ -48,12 +53,28 @@ def seen_of(outcome: Outcome, terms: Terms) -> Seen:
 def facts_of(terms: Terms, groups: Rows) -> Facts:
     """What the catalog says of these ad groups."""
     campaign = terms.group.campaign[groups].astype(np.int64)
-    return Facts(
-        basis=terms.campaign.basis[campaign].astype(np.int64),
-        campaign=campaign,
-        zone=terms.account.zone[terms.campaign.account[campaign]].astype(np.int64),
-        is_even=terms.group.even[groups],
-    )
+    basis, zone = np.empty((2, len(groups)), dtype=np.int64)
+    is_even = np.empty(len(groups), dtype=np.bool_)
+    tables = terms.group.rows, terms.campaign.rows, terms.account.rows
+    _fill_facts(*tables, groups, campaign, basis, zone, is_even)
+    return Facts(basis, campaign, zone, is_even)
+
+
+@compiled
+def _fill_facts(
+    groups: Records,
+    campaigns: Records,
+    accounts: Records,
+    rows: Rows,
+    campaign: Rows,
+    basis: Rows,
+    zone: Rows,
+    is_even: npt.NDArray[np.bool_],
+) -> None:
+    for at in range(len(rows)):
+        above = campaigns[campaign[at]]
+        basis[at], zone[at] = above.basis, accounts[above.account].zone
+        is_even[at] = groups[rows[at]].even
 
 
 def today_of(terms: Terms, now_ms: int) -> Today:
@@ -66,3 +87,8 @@ def today_of(terms: Terms, now_ms: int) -> Today:
         start_ms=np.array([start for start, _ in both], dtype=np.int64),
         end_ms=np.array([end for _, end in both], dtype=np.int64),
     )
+
+
+def warm_up() -> None:
+    """Compile what a turn needs, or load it, before the first one waits for it."""
+    facts_of(Terms(Catalog(), 1), np.zeros(1, np.int64))

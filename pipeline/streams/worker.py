@@ -23,7 +23,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from faust.types import TP
 
-from pipeline import failpoints
+from pipeline import dense, failpoints
 from pipeline.billing import decide, decode, fold, key_table, limits
 from pipeline.billing.batch import Assembler, Batch, Chunk, in_steps
 from pipeline.billing.journal import NEWEST
@@ -32,7 +32,7 @@ from pipeline.contract.vocabulary import CATALOG, EVENT_TOPICS
 from pipeline.pacing import observed, predictive
 from pipeline.pacing.serving import PlainLimits
 from pipeline.pacing.serving import Policy as PacingPolicy
-from pipeline.streams import outbox, record_batches, transport
+from pipeline.streams import observing, outbox, record_batches, transport
 from pipeline.streams.catalog_feed import CatalogFeed
 from pipeline.streams.clock import Clock
 from pipeline.streams.engine import READ_TO_THE_END, Engine, EngineSettings
@@ -75,7 +75,8 @@ the clock moves with the data, so a producer's records in flight would else look
 
 def warm_up() -> None:
     """Compile the loops that a turn runs, or load them as a start before has left them."""
-    for part in (decode, decide, limits, record_batches, key_table, observed, predictive):
+    billing = decode, decide, limits, key_table
+    for part in (*billing, dense, record_batches, observing, observed, predictive):
         part.warm_up()
 
 

@@ -163,14 +163,15 @@ def test_ten_million_events_are_reconciled_in_two_minutes_and_two_gigabytes(
     asyncio.run(report_all(store, kafka.bootstrap))
     # What the reporter needed is not reconciling's: begin the peak anew.
     Path("/proc/self/clear_refs").write_text("5")
+    held_mb = peak_mb()  # by tests before this one, too
     began_s = time.monotonic()
     found: Report = reconcile(store)
     tables_s = time.monotonic() - began_s
     audited = asyncio.run(audit(store, kafka.bootstrap))
     took_s = time.monotonic() - began_s
-    print(f"tables {tables_s:.1f} s, journal {took_s - tables_s:.1f} s, peak {peak_mb()} MB")
+    print(f"tables {tables_s:.1f} s, journal {took_s - tables_s:.1f} s, {held_mb}-{peak_mb()} MB")
     assert [check for check in found.checks if not check.ok] == []
     assert audited.findings == []
     assert (found.events, audited.records) == (EVENTS, EVENTS // A_RECORD + 1)
     assert took_s < 120
-    assert peak_mb() < 2_048
+    assert peak_mb() - held_mb < 2_048
