@@ -18,11 +18,14 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.native import compiled
+
 Keys = npt.NDArray[np.uint64]
 """Shape (n, 2): the low and the high half of n 128-bit keys."""
 
 Words = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
+_U = np.uint64
 
 FENCE_EVERY = 512
 """High halves between two fences: 4 KiB, so that a look-up past the filter reads one page."""
@@ -58,6 +61,11 @@ class Run:
     fences: Words = field(init=False)
 
     def __post_init__(self) -> None:
+        # All of one kind, as those are that are mapped from a file: loops are compiled for it.
+        for name in ("high", "low", "filter"):
+            fixed = getattr(self, name).view()
+            fixed.flags.writeable = False
+            object.__setattr__(self, name, fixed)
         object.__setattr__(self, "fences", np.array(self.high[::FENCE_EVERY]))
 
     def __len__(self) -> int:
@@ -70,64 +78,60 @@ class Run:
     def keys(self) -> Keys:
         return np.column_stack((self.low, self.high))
 
-
-class Probe:
-    """Keys that are looked up, in many runs."""
-
-    def __init__(self, keys: Keys) -> None:
-        self._low = np.ascontiguousarray(keys[:, 0])
-        self._high = np.ascontiguousarray(keys[:, 1])
-        self._top = self._high >> np.uint64(32)
-        self._bits = _filter_bits(self._low)
-
-    def mark(self, run: Run, found: Mask) -> None:
-        """Set `found` where a key is in the run."""
-        words = run.filter[_words_of(self._top, len(run.filter))]
-        maybe = np.flatnonzero((words & self._bits) == self._bits)
-        if len(maybe):
-            found[maybe[_contains(run, self._high[maybe], self._low[maybe])]] = True
+    def mark(self, keys: Keys, found: Mask) -> None:
+        """Set `found` where a key is in here."""
+        _mark(self.filter, self.fences, self.high, self.low, keys, found)
 
 
-def _filter_bits(low: Words) -> Words:
+@compiled
+def _mark(filter_: Words, fences: Words, high: Words, low: Words, keys: Keys, found: Mask) -> None:
+    """As `Run.mark`, of the run with these."""
+    for at in range(len(keys)):
+        key_low, key_high = keys[at, 0], keys[at, 1]
+        bits = _filter_bits(key_low)
+        word = filter_[_word_of(key_high, len(filter_))]
+        if word & bits == bits and _is_in(fences, high, low, key_high, key_low):
+            found[at] = True
+
+
+@compiled
+def _filter_bits(low: np.uint64) -> np.uint64:
     """The bits that a key sets in its word of the filter."""
-    bits = np.zeros(len(low), dtype=np.uint64)
+    bits = _U(0)
     for number in range(_BITS_A_KEY):
-        place = (low >> np.uint64(number * _BITS_OF_WORD)) & np.uint64(63)
-        bits |= np.uint64(1) << place
+        bits |= _U(1) << (low >> _U(number * _BITS_OF_WORD) & _U(63))
     return bits
 
 
-def _words_of(top: Words, words: int) -> npt.NDArray[np.int64]:
+@compiled
+def _word_of(high: np.uint64, words: int) -> np.uint64:
     """Which word of the filter is a key's: it grows with the key's high half."""
-    return ((top * np.uint64(words)) >> np.uint64(32)).astype(np.int64)
+    return (high >> _U(32)) * _U(words) >> _U(32)
 
 
-def _contains(run: Run, high: Words, low: Words) -> Mask:
-    """Which keys are in a run, by all their bits."""
-    at = _first_at_least(run, high)
-    found = np.zeros(len(high), dtype=np.bool_)
-    waiting = np.arange(len(high))
-    while len(waiting):
-        # Equal high halves lie together, in no order of the low ones.
-        waiting = waiting[at[waiting] < len(run)]
-        waiting = waiting[run.high[at[waiting]] == high[waiting]]
-        same = run.low[at[waiting]] == low[waiting]
-        found[waiting[same]] = True
-        waiting = waiting[~same]
-        at[waiting] += 1
-    return found
+@compiled
+def _is_in(fences: Words, high: Words, low: Words, key_high: np.uint64, key_low: np.uint64) -> bool:
+    """Whether a key is in a run, by all its bits."""
+    fence = _first_at_least(fences, 0, len(fences), key_high)
+    least, most = max(fence - 1, 0) * FENCE_EVERY, min(fence * FENCE_EVERY, len(high))
+    at = _first_at_least(high, least, most, key_high)
+    # Equal high halves lie together, in no order of the low ones.
+    while at < len(high) and high[at] == key_high:
+        if low[at] == key_low:
+            return True
+        at += 1
+    return False
 
 
-def _first_at_least(run: Run, high: Words) -> npt.NDArray[np.int64]:
-    """Where the first high half is that is not below each of these."""
-    fence = np.searchsorted(run.fences, high)
-    least = np.maximum(fence - 1, 0) * FENCE_EVERY
-    most = np.minimum(fence * FENCE_EVERY, len(run))
-    while (open_ := least < most).any():
+@compiled
+def _first_at_least(ascending: Words, least: int, most: int, key: np.uint64) -> int:
+    """Where the first is that is not below the key, from `least` on; `most` where none is."""
+    while least < most:
         middle = (least + most) // 2
-        below = open_ & (run.high[np.minimum(middle, len(run) - 1)] < high)
-        least = np.where(below, middle + 1, least)
-        most = np.where(open_ & ~below, middle, most)
+        if ascending[middle] < key:
+            least = middle + 1
+        else:
+            most = middle
     return least
 
 
@@ -141,11 +145,13 @@ class FilterMaker:
         self.words = np.zeros(max(1, -(-keys // KEYS_A_WORD)), dtype=np.uint64)
 
     def add(self, high: Words, low: Words) -> None:
-        if len(high) == 0:
-            return
-        words = _words_of(high >> np.uint64(32), len(self.words))
-        starts = np.flatnonzero(np.concatenate((np.array([True]), words[1:] != words[:-1])))
-        self.words[words[starts]] |= np.bitwise_or.reduceat(_filter_bits(low), starts)
+        _add_to_filter(self.words, high, low)
+
+
+@compiled
+def _add_to_filter(words: Words, high: Words, low: Words) -> None:
+    for at in range(len(high)):
+        words[_word_of(high[at], len(words))] |= _filter_bits(low[at])
 
 
 def sorted_halves(keys: Keys) -> tuple[Words, Words]:
@@ -263,3 +269,9 @@ class MemoryShelves:
 
     def close(self, shard: int) -> None:
         """Nothing is left of it."""
+
+
+def warm_up() -> None:
+    """Compile what judging needs, or load it, before the first event waits for it."""
+    keys = np.zeros((1, 2), np.uint64)
+    MemoryShelf().seal(keys).result().mark(keys, np.zeros(1, np.bool_))

@@ -19,7 +19,7 @@ import xxhash
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from pipeline.billing.id_runs import Keys as Keys
-from pipeline.billing.id_runs import Mask, MemoryShelf, Probe, Run, Shelf, to_merge
+from pipeline.billing.id_runs import Mask, MemoryShelf, Run, Shelf, to_merge
 from pipeline.billing.key_table import KeyTable
 from pipeline.billing.texts import Texts
 from pipeline.billing.xxh3 import hash_joined
@@ -211,11 +211,8 @@ class IdSet:
         contiguous = np.ascontiguousarray(keys)
         for generation in self._generations.values():
             generation.mark_new(contiguous, found)
-        runs = [run for generation in self._generations.values() for run in generation.runs]
-        if runs:
-            probe = Probe(contiguous)
-            for run in runs:
-                probe.mark(run, found)
+            for run in generation.runs:
+                run.mark(contiguous, found)
         return found
 
     def add(self, keys: Keys, log_time_ms: int) -> None:

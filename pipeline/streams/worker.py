@@ -24,7 +24,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 from faust.types import TP
 
 from pipeline import dense, failpoints
-from pipeline.billing import decide, decode, fold, key_table, limits
+from pipeline.billing import decide, decode, fold, id_runs, key_table, limits
 from pipeline.billing.batch import Assembler, Batch, Chunk, in_steps
 from pipeline.billing.journal import NEWEST
 from pipeline.contract.rejects import Reject
@@ -75,7 +75,7 @@ the clock moves with the data, so a producer's records in flight would else look
 
 def warm_up() -> None:
     """Compile the loops that a turn runs, or load them as a start before has left them."""
-    billing = decode, decide, limits, key_table
+    billing = decode, decide, limits, key_table, id_runs
     for part in (*billing, dense, record_batches, observing, observed, predictive):
         part.warm_up()
 

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.billing import fold, id_runs
 from pipeline.billing.books import Balances, Shard
-from pipeline.billing.id_runs import MAX_HOT_IDS, Keys, MemoryShelf, Probe, merged_slices
+from pipeline.billing.id_runs import MAX_HOT_IDS, Keys, MemoryShelf, merged_slices
 from pipeline.billing.ids import IdSet
 from pipeline.billing.terms import Terms
 from pipeline.contract.catalog import Catalog
@@ -57,7 +57,7 @@ def test_a_merge_in_many_pieces_is_the_sorted_whole(monkeypatch: pytest.MonkeyPa
     assert merged is not None
     assert (np.sort(keys[:, 1]) == merged.high).all()
     found = np.zeros(len(keys), dtype=np.bool_)
-    Probe(keys).mark(merged, found)
+    merged.mark(keys, found)
     assert found.all()
 
 
