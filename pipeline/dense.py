@@ -23,6 +23,14 @@ def distinct(rows: npt.NDArray[np.integer]) -> Rows:
     return np.flatnonzero(named)
 
 
+def few(numbers: Rows) -> list[int]:
+    """Each once and ascending, where they are mostly all the same: the days of a turn."""
+    if len(numbers) and numbers.min() == numbers.max():
+        return [int(numbers[0])]
+    found: list[int] = np.unique(numbers).tolist()
+    return found
+
+
 def numbered(rows: Rows) -> tuple[Rows, Rows]:
     """Each of these numbers from 0 on, once and ascending; and where in there each row's is.
 

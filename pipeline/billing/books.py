@@ -31,6 +31,7 @@ from pipeline.contract.vocabulary import (
     LONGEST_DAY_MS,
     MS_PER_DAY,
 )
+from pipeline.dense import few
 
 Rows = npt.NDArray[np.int64]
 Nanos = npt.NDArray[np.int64]
@@ -126,7 +127,7 @@ class Balances:
         """Accrue charged amounts, one row an event."""
         self._lifetime[AD_GROUP_LIFETIME].post(groups, nanos)
         self._lifetime[CAMPAIGN_LIFETIME].post(campaigns, nanos)
-        for day in np.unique(days).tolist():
+        for day in few(days):
             on_day = days == day
             self.to_post(AD_GROUP_DAILY, day).post(groups[on_day], nanos[on_day])
             self.to_post(CAMPAIGN_DAILY, day).post(campaigns[on_day], nanos[on_day])

@@ -156,8 +156,9 @@ def _add_to_filter(words: Words, high: Words, low: Words) -> None:
 
 def sorted_halves(keys: Keys) -> tuple[Words, Words]:
     """High and low halves in the order of a run."""
-    order = np.argsort(keys[:, 1])
-    return keys[:, 1][order], keys[:, 0][order]
+    low, high = np.ascontiguousarray(keys.T)
+    order = np.argsort(high)
+    return high[order], low[order]
 
 
 def merged_slices(runs: Sequence[Run]) -> Iterator[tuple[Words, Words]]:

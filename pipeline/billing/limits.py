@@ -17,6 +17,7 @@ from pipeline.contract.vocabulary import (
     CAMPAIGN_DAILY,
     CAMPAIGN_LIFETIME,
 )
+from pipeline.dense import few
 from pipeline.native import compiled
 
 Rows = npt.NDArray[np.int64]
@@ -49,8 +50,7 @@ def limits_on(level: str, rows: Rows, days: Rows, terms: Terms, balances: Balanc
     size = int(rows.max(initial=-1)) + 1
     found = Limits(*np.empty((2, 2, len(rows)), dtype=np.int64))
     all_time = balances.get(lifetime, 0).up_to(size)
-    one_day = len(days) == 0 or days.min() == days.max()
-    for day in days[:1].tolist() if one_day else np.unique(days).tolist():
+    for day in few(days):
         on_day = balances.get(daily, day).up_to(size)
         _fill(columns.rows, rows, days, day, on_day, all_time, found.bounds, found.spent)
     return found

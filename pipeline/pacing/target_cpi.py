@@ -14,7 +14,8 @@ The bid is money, so it is computed in integers: the estimate enters as installs
 
 from __future__ import annotations
 
-from typing import Final
+from math import exp
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,8 @@ from msgspec.structs import replace
 from pipeline.contract.days import iso
 from pipeline.contract.pacing_notes import BOUND_DEVIATIONS, PacingNote
 from pipeline.contract.signals import Signal
+from pipeline.dense import numbered
+from pipeline.native import compiled
 from pipeline.pacing.columns import Columns
 from pipeline.pacing.delays import DelayMixture
 from pipeline.pacing.observed import Seen
@@ -30,6 +33,7 @@ from pipeline.pacing.observed import Seen
 Rows = npt.NDArray[np.int64]
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Records = npt.NDArray[Any]
 Estimate = tuple[int, int, int]
 """Installs a million clicks: likeliest, and bounds of 80 %."""
 
@@ -108,7 +112,7 @@ class InstallRates:
         now_ms: int,
     ) -> None:
         self._count(self.groups, rows, clicks, recent, installs, now_ms)
-        above, at = np.unique(campaign, return_inverse=True)
+        above, at = numbered(campaign)
         clicks, installs = (
             np.bincount(at, counts).astype(np.float64) for counts in (clicks, installs)
         )
@@ -134,12 +138,9 @@ class InstallRates:
         """Add clicks, of which `recent` has not decayed yet, and installs. Returns what has
         decayed since the last look."""
         level.reserve(rows)
-        decayed = self._decayed(level, rows, now_ms)
-        ripe = decayed + clicks[:, None] - recent
-        level.recent[rows] += recent - decayed
-        level.at_hours[rows] = np.maximum(level.at_hours[rows], now_ms / _HOUR_MS)
-        level.clicks[rows] += self.delays.pending(_one_kind(rows), ripe)
-        level.installs[rows] += installs
+        ripe = np.empty_like(recent)
+        shares = self.delays.shares(_one_kind(rows[:1]))[0]
+        _count(level.rows, rows, (clicks, installs), recent, now_ms / _HOUR_MS, shares, ripe)
         return ripe
 
     def _decayed(self, level: Columns, rows: Rows, now_ms: int) -> Floats:
@@ -213,6 +214,33 @@ class InstallRates:
         """They are another worker's now."""
         self.groups.clear(groups)
         self.campaigns.clear(campaigns)
+
+
+@compiled
+def _count(
+    level: Records,
+    rows: Rows,
+    came: tuple[Floats, Floats],
+    recent: Floats,
+    now_hours: float,
+    shares: Floats,
+    ripe: Floats,
+) -> None:
+    """As `InstallRates._count`; `came` are clicks and installs, `shares` those of the delays'
+    constants. Fills in `ripe`, of the shape of `recent`."""
+    clicks, installs = came
+    for at in range(len(rows)):
+        one = level[rows[at]]
+        passed_s = max(0.0, now_hours - one.at_hours) * 3_600.0
+        of_shares = 0.0
+        for k in range(len(shares)):
+            decayed = one.recent[k] * (1.0 - exp(-passed_s / _CONSTANTS_S[k]))
+            ripe[at, k] = decayed + clicks[at] - recent[at, k]
+            one.recent[k] += recent[at, k] - decayed
+            of_shares += shares[k] * ripe[at, k]
+        one.at_hours = max(one.at_hours, now_hours)
+        one.clicks += of_shares
+        one.installs += installs[at]
 
 
 def _one_kind(rows: Rows) -> Rows:

@@ -145,6 +145,18 @@ def test_many_different_texts_are_written_as_they_are(different: int, *, briefly
     assert sorted(read(entries, JOURNAL_VERSIONS[-1])) == sorted(as_read(published))
 
 
+def test_a_record_of_many_events_is_read() -> None:
+    """Its ids are in a frame of their own, of several blocks."""
+    published: Published = [(f"{n * 2**64 + n:032x}", "US", "ios") for n in range(1, 10_000)]
+    entries = recorded(batch_of([message(*one) for one in published]))
+    for version in JOURNAL_VERSIONS:
+        assert sorted(read(entries, version)) == sorted(as_read(published))
+    header = a_header(events=entries[0].header.events, texts=entries[0].header.texts)
+    for cut in (1, 1_000, 100_000, len(entries[0].body) - 1):
+        with pytest.raises(JournalError):
+            decode_events(header, entries[0].body[:-cut])
+
+
 def test_a_malformed_message_leaves_the_others_as_they_are() -> None:
     published: Published = [(f"{n:032x}", "US", None) for n in range(9)]
     entries = recorded(batch_of([*(message(*one) for one in published), b"{"]))
