@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from bench.workload import Message
+from pipeline.billing import decide
 from pipeline.billing.batch import Assembler, Chunk
-from pipeline.billing.decide import Policy
 from pipeline.billing.texts import Packed
 from pipeline.contract.catalog import Accepted
 from pipeline.contract.log import LogRecord
 from pipeline.contract.partitioning import partition_of
 from pipeline.contract.vocabulary import CATALOG, EVENT_TOPICS
+from pipeline.pacing.serving import Policy
 from pipeline.streams.engine import Engine, EngineSettings
 from pipeline.streams.memory import tune_memory
 from pipeline.streams.writer import prepare
@@ -24,11 +25,17 @@ EVENTS_A_TURN = 20_000
 _GRACE_MS = 2 * 3_600_000
 
 
-def make_engine(partitions: int, catalog: Iterable[tuple[bytes, bytes]], created_ms: int) -> Engine:
-    """An engine that owns all shards and knows this catalog. Raises `ValueError` on a bad one."""
+def make_engine(
+    partitions: int,
+    catalog: Iterable[tuple[bytes, bytes]],
+    created_ms: int,
+    pacing: Policy | None = None,
+) -> Engine:
+    """An engine that owns all shards and knows this catalog; without a policy it paces by plain
+    limits. Raises `ValueError` on a bad one."""
     tune_memory()  # as a worker does
-    policy = Policy(acceptance_horizon_days=7, user_hash_key=b"a key of 16 bytes")
-    engine = Engine(EngineSettings(partitions, policy, _GRACE_MS))
+    judging = decide.Policy(acceptance_horizon_days=7, user_hash_key=b"a key of 16 bytes")
+    engine = Engine(EngineSettings(partitions, judging, _GRACE_MS), pacing)
     for shard in range(partitions):
         engine.new_shard(shard)
     for offset, (key, value) in enumerate(catalog):

@@ -172,6 +172,7 @@ class Predictive:
         rows, own, above = seen.group, *np.empty((2, len(seen.group)), dtype=np.int64)
         looks = self._looks["ad_group"]
         looks.reserve(rows)
+        self._looks["campaign"].reserve(facts.campaign)
         found = predictive_rows.look_at(
             self._groups.rows,
             self._campaigns.rows,
@@ -349,8 +350,9 @@ class Predictive:
 
     def _again(self, standing: Standing, now_ms: int) -> Signal | None:
         """The same pause once more, where ad servers have gone on long after it."""
-        one = self._of_level(standing.level).rows[standing.row]
-        if standing.last is None or not predictive_rows.is_served_on(one):
+        of_level, row = self._of_level(standing.level), standing.row
+        times = of_level.again_ms[row], of_level.paused_at_ms[row], of_level.served_at_ms[row]
+        if standing.last is None or not predictive_rows.is_served_on(*times):
             return None
         use = next(use for use in standing.uses if use.limit == standing.last.limit)
         return pause(standing, use, now_ms, standing.last.reason)
@@ -626,3 +628,4 @@ def warm_up() -> None:
     policy.model.late_nanos(row, row, row, 1)
     policy.model.impressions_per_s(row, 1)
     policy.model.note_serving(row, row > 0, 1)
+    predictive_rows.is_served_on(*np.ones(3))

@@ -47,9 +47,9 @@ def note_served(
 
 
 @compiled
-def is_served_on(one: Any) -> bool:
+def is_served_on(again_ms: float, paused_at_ms: float, served_at_ms: float) -> bool:
     """Whether it is paused and was served so long after it that the pause must be lost."""
-    return bool(one.again_ms > 0 and one.served_at_ms > one.paused_at_ms + one.again_ms)
+    return bool(again_ms > 0 and served_at_ms > paused_at_ms + again_ms)
 
 
 @compiled
@@ -72,11 +72,11 @@ def look_at(
         row = rows[at]
         one, of = groups[row], campaigns[campaign[at]]
         is_known = learned[row].known >= ENOUGH_BILLABLE
-        again = is_known and is_served_on(one)
+        again = is_known and is_served_on(one.again_ms, one.paused_at_ms, one.served_at_ms)
         if again or (one.even > 0 and next_look_ms[row] >= never):
             own[owns] = row
             owns += 1
-        if is_known and is_served_on(of):
+        if is_known and is_served_on(of.again_ms, of.paused_at_ms, of.served_at_ms):
             above[aboves] = campaign[at]
             aboves += 1
     return owns, aboves
