@@ -243,9 +243,12 @@ def _accounts(outcome: Outcome, place: Rows, terms: Terms) -> list[dict[str, Acc
     rows = np.flatnonzero(outcome.disposition > UNKNOWN)
     span = len(terms.account_ids)
     codes, _ = numbered(place[rows] * span + terms.campaign.account[outcome.campaign[rows]])
+    known: dict[str, AccountTerms] = {}
     for at, account in (divmod(code, span) for code in codes.tolist()):
         name = terms.account_ids.text(account)
-        found[at][name] = account_terms(terms, name)
+        if name not in known:
+            known[name] = account_terms(terms, name)
+        found[at][name] = known[name]
     return found
 
 
