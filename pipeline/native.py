@@ -13,8 +13,18 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-CALLED: Final = ("billing/brief.py", "billing/scan.py", "billing/texts.py", "billing/xxh3.py")
-"""Files with compiled functions that those of other files call."""
+COMPILED_IN: Final = (
+    "billing/brief.py",
+    "billing/journal_events.py",
+    "billing/scan.py",
+    "billing/terms.py",
+    "billing/texts.py",
+    "billing/xxh3.py",
+    "contract/events.py",
+    "contract/vocabulary.py",
+    "pacing/inflight_rows.py",
+)
+"""Files whose functions or constants are part of the compiled code of other files."""
 _OPTIONS: Final[dict[str, Any]] = {"_nrt": False}
 """No references are counted in compiled code: an atomic addition for each view of an array that a
 loop makes or gives on, a seventh of what an event cost. So it may make no arrays either."""
@@ -34,13 +44,14 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
         if "no locator available" not in str(error):
             raise
         return cast("Callable[P, R]", njit(**_OPTIONS)(function))
-    # numba asks only whether the function's own file has changed. What it calls is in its code too.
+    # numba asks only whether the function's own file has changed. What it calls, and constants, are
+    # in its code too.
     index = kept._cache._cache_file
-    index._source_stamp = (index._source_stamp, _stamps_of_called())
+    index._source_stamp = (index._source_stamp, _stamps_of_others())
     return cast("Callable[P, R]", kept)
 
 
 @cache
-def _stamps_of_called() -> tuple[tuple[float, int], ...]:
-    stats = [(Path(__file__).parent / name).stat() for name in ("native.py", *CALLED)]
+def _stamps_of_others() -> tuple[tuple[float, int], ...]:
+    stats = [(Path(__file__).parent / name).stat() for name in ("native.py", *COMPILED_IN)]
     return tuple((one.st_mtime, one.st_size) for one in stats)

@@ -7,6 +7,7 @@ compressing. Where the texts of a turn do not allow it they are written as they 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -20,7 +21,9 @@ Uint64s = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.uint16]
 
 MOST_TEXTS: Final = 1024
-"""Countries and devices that are numbered in a turn: there are some hundreds."""
+"""Countries and devices that are numbered in a turn: there are some hundreds ..."""
+LONGEST_TEXT: Final = 64
+"""... of so many bytes at most: the headers hold them, which are not compressed."""
 _SLOTS: Final = 2 * MOST_TEXTS
 _TOO_MANY: Final = MOST_TEXTS + 1
 _U = np.uint64
@@ -45,6 +48,16 @@ class Brief:
     ids: Uint64s
     """Shape (rows, 2): 16 bytes an id where `id_form` says what text they stand for."""
     id_form: IdForm
+
+    def by_part(self, edges: Int64s) -> tuple[Numbers, list[list[str]]]:
+        """The numbers of the rows from each edge up to the next as positions in the texts of these
+        rows alone, and those texts."""
+        numbers, until = np.empty_like(self.numbers), np.zeros(len(edges) - 1, np.int64)
+        place = np.zeros(len(self.texts), np.int64)
+        found = np.empty(min(self.numbers.size, len(until) * len(self.texts)), np.int64)
+        _renumber(self.numbers, edges, place, numbers, found, until)
+        named = [self.texts[number] for number in found[: until[-1]].tolist()]
+        return numbers, [named[a:b] for a, b in pairwise([0, *until.tolist()])]
 
     def of_rows(self, rows: Int64s) -> Brief:
         """These rows, in this order."""
@@ -78,6 +91,26 @@ class BriefMaker:
 
 
 @compiled
+def _renumber(
+    numbers: Numbers, edges: Int64s, place: Int64s, own: Numbers, found: Int64s, until: Int64s
+) -> None:
+    """As `Brief.by_part`: which texts are `found`, and how many `until` the end of each part. A
+    place, 0 as given, is a text's position among all found, and 1."""
+    total = 0
+    for part in range(len(until)):
+        before = total
+        for row in range(edges[part], edges[part + 1]):
+            for column in range(len(numbers)):
+                number = numbers[column, row]
+                if place[number] <= before:
+                    found[total] = number
+                    total += 1
+                    place[number] = total
+                own[column, row] = place[number] - 1 - before
+        until[part] = total
+
+
+@compiled
 def number_texts(
     buffer: Bytes,
     starts: Positions,
@@ -90,15 +123,18 @@ def number_texts(
     seen: Int64s,
 ) -> None:
     """Number the texts of these columns in these rows, from the first up to the last, until they
-    are too many."""
+    are too many or one is too long."""
     slots, words, places = table
     count, mask = seen[0], len(slots) - 1
     for row in range(first, last if count <= len(places) else first):
         for column in range(len(columns)):
             start = starts[columns[column], row]
             size = ends[columns[column], row] - start
-            word = _first_bytes(buffer, start, size)
-            at = np.int64((word ^ _U(size)) * _SPREAD >> _U(40)) & mask
+            if size > LONGEST_TEXT:
+                seen[0] = _TOO_MANY
+                return
+            word = _word_of(buffer, start, size)
+            at = _hash(buffer, start, size, word) & mask
             number = slots[at] - 1
             while number >= 0 and not (
                 words[number] == word
@@ -109,7 +145,7 @@ def number_texts(
                 number = slots[at] - 1
             if number < 0:
                 if count == len(places):
-                    seen[0] = count + 1
+                    seen[0] = _TOO_MANY
                     return
                 number = count
                 words[number], places[number, 0], places[number, 1] = word, start, size
@@ -120,7 +156,16 @@ def number_texts(
 
 
 @compiled
-def _first_bytes(buffer: Bytes, start: int, size: int) -> np.uint64:
+def _hash(buffer: Bytes, start: int, size: int, word: np.uint64) -> np.int64:
+    """Of all bytes; `word` is the first of them."""
+    mixed = (word ^ _U(size)) * _SPREAD
+    for at in range(8, size, 8):
+        mixed = (mixed ^ mixed >> _U(32) ^ _word_of(buffer, start + at, size - at)) * _SPREAD
+    return np.int64(mixed >> _U(40))
+
+
+@compiled
+def _word_of(buffer: Bytes, start: int, size: int) -> np.uint64:
     """The first 8 bytes, or all where there are fewer."""
     at, whole = _U(start), _U(min(size, 8))
     if at + _U(8) <= _U(len(buffer)):

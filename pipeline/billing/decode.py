@@ -376,7 +376,10 @@ def warm_up() -> None:
     decoder = Decoder(EVENT_TOPICS[0])
     # The one the fast way, the other message by message.
     for values in ([message], [message, b""]):
-        decoder.decode(values).texts.packed("event_id", "country")
+        decoded = decoder.decode(values)
+        decoded.texts.packed("event_id", "country")
+        if decoded.brief is not None:
+            decoded.brief.by_part(np.arange(2))
     packed = ByteRows()
     packed.append(message)
     packed.joined(np.zeros(1, np.int64))

@@ -87,6 +87,8 @@ class Run:
 def _mark(filter_: Words, fences: Words, high: Words, low: Words, keys: Keys, found: Mask) -> None:
     """As `Run.mark`, of the run with these."""
     for at in range(len(keys)):
+        if found[at]:
+            continue
         key_low, key_high = keys[at, 0], keys[at, 1]
         bits = _filter_bits(key_low)
         word = filter_[_word_of(key_high, len(filter_))]

@@ -108,7 +108,7 @@ class ShardEvents:
     columns: pa.RecordBatch
     form: EventForm
     """Of the columns."""
-    texts: tuple[str, ...]
+    texts: list[str]
     """That they name by position."""
     ads: msgspec.Raw
     accounts: dict[str, AccountTerms]
@@ -120,7 +120,7 @@ NO_EVENTS = ShardEvents(
         [pa.nulls(0, kind) for kind in schema_of(PLAIN).types], schema_of(PLAIN).names
     ),
     PLAIN,
-    (),
+    [],
     pack_ads(b"", 0),
     {},
 )
@@ -138,12 +138,11 @@ def shard_events(outcome: Outcome, drafts: Mapping[int, Draft], terms: Terms) ->
     place = np.repeat(np.arange(len(sizes)), sizes)
     codes, ads = _ads(outcome, place, terms)
     accounts = _accounts(outcome, place, terms)
-    form, columns = _event_columns(outcome, codes)
-    texts = batch.brief.texts if batch.brief else ()
+    form, columns, texts = _event_columns(outcome, codes)
     found = {
-        shard: ShardEvents(columns.slice(here.start, size), form, texts, its_ads, its_accounts)
-        for (shard, here), size, its_ads, its_accounts in zip(
-            batch.spans.items(), sizes, ads, accounts, strict=True
+        shard: ShardEvents(columns.slice(here.start, size), form, its_texts, its_ads, its_accounts)
+        for (shard, here), size, its_texts, its_ads, its_accounts in zip(
+            batch.spans.items(), sizes, texts, ads, accounts, strict=True
         )
     }
     return [found.get(draft.shard, NO_EVENTS) for draft in drafts.values()]
@@ -151,9 +150,11 @@ def shard_events(outcome: Outcome, drafts: Mapping[int, Draft], terms: Terms) ->
 
 def _event_columns(
     outcome: Outcome, ad_codes: npt.NDArray[np.uint32]
-) -> tuple[EventForm, pa.RecordBatch]:
-    """The journal's columns of all rows, and in which form they are."""
+) -> tuple[EventForm, pa.RecordBatch, list[list[str]]]:
+    """The journal's columns of all rows, in which form they are, and the texts that each shard's
+    name by position."""
     batch = outcome.batch
+    texts: list[list[str]] = [[] for _ in batch.spans]
     numbers: dict[str, npt.NDArray[Any]] = {
         "source": batch.source,
         "source_offset": batch.offset,
@@ -186,19 +187,22 @@ def _event_columns(
         edges = np.concatenate((np.zeros(1, np.int64), np.cumsum(np.where(batch.malformed, 0, 16))))
         parts["user_hash"] = edges, outcome.user_keys[~batch.malformed]
     if brief is not None:
-        parts |= {name: (of,) for name, of in zip(BRIEF_TEXTS, brief.numbers, strict=True)}
+        edges = np.array([0, *(here.stop for here in batch.spans.values())])
+        positions, texts = brief.by_part(edges)
+        parts |= {name: (of,) for name, of in zip(BRIEF_TEXTS, positions, strict=True)}
         parts["event_id"] = (brief.ids,)
     as_they_are = () if form.has_positions else BRIEF_TEXTS
     if form.id_form == "text":
         as_they_are = ("event_id", *as_they_are)
-    parts |= zip(as_they_are, batch.texts.packed(*as_they_are), strict=True)
+    if as_they_are:
+        parts |= zip(as_they_are, batch.texts.packed(*as_they_are), strict=True)
     schema = schema_of(form)
     # Of the buffers: converting arrays makes pyarrow import pandas.
     arrays = [
         pa.Array.from_buffers(kind, len(batch), [None, *map(pa.py_buffer, parts[name])])
         for name, kind in zip(schema.names, schema.types, strict=True)
     ]
-    return form, pa.RecordBatch.from_arrays(arrays, schema=schema)
+    return form, pa.RecordBatch.from_arrays(arrays, schema=schema), texts
 
 
 def account_terms(terms: Terms, account_id: str) -> AccountTerms:

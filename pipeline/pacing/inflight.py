@@ -144,6 +144,7 @@ class InflightModel:
             fallen,
             response,
             faded,
+            np.empty(1),
         )
         if found:
             # What comes now is all late: compare it with what each constant made expect.

@@ -75,13 +75,14 @@ def learn(
     fallen: Rows,
     response: Floats,
     faded: Floats,
+    fetched: Floats,
 ) -> int:
     """Take a turn over. `came` are its impressions, their mean ages in ms, billable events, their
     value and the impressions' prices summed, by ad group.
 
     How many have fallen of those that delays are learned from; the first of `fallen` tell which,
     of `response` how many actions an impression of each had brought, and of `faded` what of its
-    impressions has decayed since the last look, by constant.
+    impressions has decayed since the last look, by constant. `fetched` takes what means nothing.
     """
     impressions, mean_age_ms, billable, value_nanos, offered_nanos = came
     hour = now_ms // _HOUR_MS
@@ -89,7 +90,7 @@ def learn(
     for at in range(len(rows)):
         if at % _BLOCK == 0:
             # So no ad group's record is waited for while another one is learned of.
-            faded[found, 0] = _fetch(groups, rows[at : at + _BLOCK])
+            fetched[0] = _fetch(groups, rows[at : at + _BLOCK])
         one = groups[rows[at]]
         passed_s = _passed_s(one.at_ms, now_ms)
         age_s = mean_age_ms[at] / 1_000.0

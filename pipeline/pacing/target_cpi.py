@@ -139,7 +139,7 @@ class InstallRates:
         decayed since the last look."""
         level.reserve(rows)
         ripe = np.empty_like(recent)
-        shares = self.delays.shares(_one_kind(rows[:1]))[0]
+        shares = self.delays.shares(np.zeros(1, dtype=np.int64))[0]
         _count(level.rows, rows, (clicks, installs), recent, now_ms / _HOUR_MS, shares, ripe)
         return ripe
 

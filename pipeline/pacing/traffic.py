@@ -60,8 +60,10 @@ class TrafficModel:
         self._weekday_expected = np.zeros((7, HOURS))
         self._now_weekday_counts = np.zeros((7, HOURS))
         self._now_weekday_expected = np.zeros((7, HOURS))
+        self._hours_over = np.zeros(HOURS, dtype=np.bool_)
+        """Which hours some ad group has seen on a day that is over for it ..."""
         self._first_day_over = False
-        """Whether each hour was seen by some ad group on a day that is over for it."""
+        """... and whether all, at the end of a day."""
 
     def observe(
         self, rows: Rows, hour: Rows, weekday: Rows, impressions: Floats, exposure_s: Floats
@@ -112,6 +114,9 @@ class TrafficModel:
             _KEPT_OF_EARLIER_DAYS * groups.exposure_s[rows] + exposure_s * relative[:, None]
         )
         groups.now_counts[rows] = groups.now_exposure_s[rows] = 0.0
+        if not self._first_day_over:
+            self._hours_over |= (groups.exposure_s[rows] > 0).any(axis=0)
+            self._first_day_over = bool(self._hours_over.all())
         for day in np.unique(weekday).tolist():
             # Somewhere the day before, or the day after, may still be going on.
             over = [past for past in range(7) if (day - past) % 7 not in (0, 1, 6)]
@@ -132,8 +137,8 @@ class TrafficModel:
         counts, exposure = self._known(np.arange(len(self.groups)))
         by_hour, by_group = counts.sum(axis=0), counts.sum(axis=1)
         factors = self.hour_factors.copy()
-        if not self._first_day_over:
-            self._first_day_over = bool((self.groups.exposure_s > 0).any(axis=0).all())
+        if not self._first_day_over:  # what was recalled counts too
+            self._hours_over |= (self.groups.exposure_s > 0).any(axis=0)
         seen = (exposure.sum(axis=0) > 0) & (by_hour > 0)
         level = np.zeros(len(counts))
         for _ in range(_FIT_ROUNDS):

@@ -129,7 +129,8 @@ def map_run(directory: Path, name: str) -> Run:
     first = _PAGE // _WORD
     whole = len(words) >= first and mapped[: len(_MAGIC)] == _MAGIC
     keys, filters = (int(words[1]), int(words[2])) if whole else (0, 0)
-    if not whole or len(mapped) != _PAGE + (2 * keys + filters) * _WORD:
+    # A filter has a word at least, of which the compiled look-up makes sure.
+    if filters < 1 or len(mapped) != _PAGE + (2 * keys + filters) * _WORD:
         raise RunError(f"ids {path.name} are damaged")
     mapped.madvise(mmap.MADV_RANDOM)
     filter_words = words[first + 2 * keys :]

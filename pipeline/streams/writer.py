@@ -92,7 +92,7 @@ def _entry(
         sources=draft.sources,
         events=len(events.columns),
         ads=events.ads,
-        texts=list(events.texts) or msgspec.UNSET,
+        texts=events.texts or msgspec.UNSET,
         accounts=accounts,
         signals=draft.signals,
         blocks=draft.blocks,

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.billing.batch import Assembler, Batch, Chunk, in_steps
-from pipeline.billing.brief import MOST_TEXTS
+from pipeline.billing.brief import LONGEST_TEXT, MOST_TEXTS
 from pipeline.billing.journal import EMPTY_DIGEST, JournalError, decode, decode_events, seal
 from pipeline.billing.texts import Packed
 from pipeline.contract.vocabulary import JOURNAL_VERSIONS
@@ -133,7 +133,31 @@ def test_ids_are_packed_where_all_are_of_one_form(ids: tuple[str, str], kind: pa
         if len(events.columns):
             assert events.columns.schema.field("event_id").type == kind
             assert events.columns.schema.field("country").type == pa.uint16()
-            assert set(events.texts) == {"US", "ios"}
+            assert events.texts == ["US", "ios"]
+
+
+def test_a_record_names_the_texts_of_its_own_events_only() -> None:
+    published: Published = [(f"{n:032x}", f"c{n}", "ios") for n in range(10)]
+    first, second = recorded(batch_of([message(*one) for one in published]))
+    assert first.header.texts == ["c0", "ios", "c1", "c2", "c3", "c4"]
+    assert second.header.texts == ["c5", "ios", "c6", "c7", "c8", "c9"]
+
+
+@pytest.mark.parametrize(("size", "briefly"), [(LONGEST_TEXT, True), (LONGEST_TEXT + 1, False)])
+def test_a_long_text_is_not_named_in_a_header(size: int, *, briefly: bool) -> None:
+    published: Published = [("0" * 32, "US", "d" * size)]
+    [entry] = recorded(batch_of([message(*one) for one in published]))
+    assert bool(entry.header.texts) is briefly
+    assert read([entry], JOURNAL_VERSIONS[-1]) == as_read(published)
+
+
+@pytest.mark.parametrize("device", ["smart-tv-{:04}-of-a-maker", "{:04}-of-a-maker", "d{:07}"])
+def test_texts_that_begin_or_end_alike_are_told_apart(device: str) -> None:
+    published: Published = [(f"{n:032x}", None, device.format(n)) for n in range(1_000)]
+    entries = recorded(batch_of([message(*one) for one in published]))
+    named = [text for entry in entries for text in entry.header.texts or ()]
+    assert len(named) == 1_002  # with "" of the countries, of two shards
+    assert sorted(read(entries, JOURNAL_VERSIONS[-1])) == sorted(as_read(published))
 
 
 @pytest.mark.parametrize(("different", "briefly"), [(MOST_TEXTS, True), (MOST_TEXTS + 1, False)])

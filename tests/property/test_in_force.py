@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.billing.ids import hash_text
 from pipeline.billing.in_force import in_force
 from pipeline.billing.terms import Columns, Terms
-from pipeline.contract.catalog import Catalog
+from pipeline.contract.catalog import Accepted, Catalog
+from pipeline.contract.log import LogRecord
+from pipeline.contract.partitioning import partition_of
+from pipeline.contract.vocabulary import CATALOG
+from tests.property.test_catalog_repeats import PIN
+from tests.unit.test_catalog_compaction import ACCOUNT, CAMPAIGN, GROUP
 
 PINS, GROUPS, CAMPAIGNS, ACCOUNTS = 50, 20, 8, 4
 LATEST_MS = 100
@@ -71,3 +79,39 @@ def test_each_event_finds_what_its_ads_columns_hold(seed: int, events: int) -> N
         assert (getattr(found, name)[unknown] == -1).all(), name
     for name in ("alive", "serves", "basis", "bid_micros", "target_cpi", "one_by_one"):
         assert not getattr(found, name)[unknown].any(), name
+
+
+def catalog_with(campaign_of_g: str) -> Catalog:
+    """Campaigns c and d2, and the ad group g with its pin p in one of them."""
+    catalog = Catalog()
+    records = {
+        "account:a": ACCOUNT,
+        "campaign:c": CAMPAIGN,
+        "campaign:d2": CAMPAIGN | {"campaign_id": "d2"},
+        "ad_group:g": GROUP | {"campaign_id": campaign_of_g},
+        "promoted_pin:p": PIN,
+    }
+    for offset, (key, fields) in enumerate(records.items()):
+        value = json.dumps(fields).encode()
+        record = LogRecord(CATALOG, 0, offset, 1_000, key.encode(), value)
+        assert isinstance(catalog.apply(record), Accepted)
+    return catalog
+
+
+def test_events_of_a_campaign_that_an_ad_group_turned_out_not_to_be_of_are_not_misrouted() -> None:
+    """Their home is the shard of the campaign that they name."""
+    partitions = 64
+    terms = Terms(catalog_with("c"), partitions)
+    for parent in ("c", "d2", "c"):
+        terms.catalog = catalog_with(parent)
+        for kind, name in (("account", "a"), ("campaign", "c"), ("campaign", "d2")):
+            terms.update(kind, name, 2_000)
+        terms.update("ad_group", "g", 2_000)
+        terms.update("promoted_pin", "p", 2_000)
+        for campaign in ("c", "d2"):
+            pin = terms.find_ads(np.array([hash_text(campaign, "g", "p")], dtype=np.uint64))
+            found = in_force(pin, np.array([10**12]), terms)
+            assert found.alive[0] == (campaign == parent)
+            if pin[0] >= 0:
+                assert found.shard[0] == partition_of(campaign, partitions)
+                assert found.campaign[0] == terms.campaign_row(campaign)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json
 import sys
@@ -38,7 +40,7 @@ print(json.dumps([at_start, compiled()]))
 
 def test_turns_compile_nothing_that_a_start_has_not() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, cwd=ROOT
     )
     at_start, after_turns = json.loads(done.stdout)
     assert at_start == after_turns
