@@ -38,12 +38,22 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     Nothing checks bounds in compiled code: the function itself must. It makes no arrays, but is
     given those that it needs.
     """
+    return _compiled(function, _OPTIONS)
+
+
+def compiled_beside(function: Callable[P, R]) -> Callable[P, R]:
+    """As `compiled`, for threads beside the turns': Python goes on meanwhile, without waiting for
+    one that has a lower priority."""
+    return _compiled(function, _OPTIONS | {"nogil": True})
+
+
+def _compiled(function: Callable[P, R], options: dict[str, Any]) -> Callable[P, R]:
     try:
-        kept: Any = njit(cache=True, **_OPTIONS)(function)
+        kept: Any = njit(cache=True, **options)(function)
     except RuntimeError as error:
         if "no locator available" not in str(error):
             raise
-        return cast("Callable[P, R]", njit(**_OPTIONS)(function))
+        return cast("Callable[P, R]", njit(**options)(function))
     # numba asks only whether the function's own file has changed. What it calls, and constants, are
     # in its code too.
     index = kept._cache._cache_file

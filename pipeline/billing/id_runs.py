@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.native import compiled
+from pipeline.native import compiled, compiled_beside
 
 Keys = npt.NDArray[np.uint64]
 """Shape (n, 2): the low and the high half of n 128-bit keys."""
@@ -150,7 +150,7 @@ class FilterMaker:
         _add_to_filter(self.words, high, low)
 
 
-@compiled
+@compiled_beside
 def _add_to_filter(words: Words, high: Words, low: Words) -> None:
     for at in range(len(high)):
         words[_word_of(high[at], len(words))] |= _filter_bits(low[at])

@@ -19,7 +19,7 @@ def compiled_in(module: ast.Module) -> set[str]:
 
 
 def is_compiled(decorator: ast.expr) -> bool:
-    return isinstance(decorator, ast.Name) and decorator.id == "compiled"
+    return isinstance(decorator, ast.Name) and decorator.id in ("compiled", "compiled_beside")
 
 
 def test_a_function_of_no_file_is_compiled_though_it_cannot_be_cached() -> None:
