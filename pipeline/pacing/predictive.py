@@ -628,4 +628,8 @@ def warm_up() -> None:
     policy.model.late_nanos(row, row, row, 1)
     policy.model.impressions_per_s(row, 1)
     policy.model.note_serving(row, row > 0, 1)
+    policy.forecasts.traffic.observe(row, row, row, one, one)
+    policy.forecasts.traffic.shapes(row, 0)
+    policy.forecasts.prices.coming(row, row, one)
+    policy.forecasts.prices.usual(row, one)
     predictive_rows.is_served_on(*np.ones(3))

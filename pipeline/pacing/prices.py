@@ -9,6 +9,7 @@ one billable action: they are seen whatever is billed.
 
 from __future__ import annotations
 
+from math import exp, isfinite, log
 from typing import Any, Final
 
 import numpy as np
@@ -31,7 +32,7 @@ _LASTING: Final = (0.5, 0.2)
 """Of what this hour's price, and the last one's, differ from what is expected of them by the day
 (logarithms): so much is left an hour later. These give about the least error one, two and four
 hours ahead over all hours of the recorded series."""
-_FURTHEST: Final = np.log(3.0)
+_FURTHEST: Final = log(3.0)
 """More than this between now and earlier days, or now and later, is not believed (a logarithm)."""
 _ENOUGH_OFFERS: Final = 100.0
 """Impressions of an hour by which its price is compared with what was foretold of it."""
@@ -77,44 +78,9 @@ class HourlyPrices:
     def observe(self, rows: Rows, hour: Rows, offers: Floats, offered_nanos: Floats) -> None:
         """Impressions of ad groups in their current local hour (counted since the epoch), and the
         sum of the prices that they were won at."""
-        groups = self.groups
-        groups.reserve(rows)
-        others = np.empty(len(rows), dtype=np.int64)
-        entering = others[: _count(groups.rows, rows, hour, offers, offered_nanos, others)]
-        if len(entering):
-            self._end_hours(rows[entering], hour[entering])
-            came = offers[entering], offered_nanos[entering]
-            _count(groups.rows, rows[entering], hour[entering], *came, others)
-
-    def _end_hours(self, rows: Rows, hour: Rows) -> None:
-        """Take over the hours that these ad groups leave, and foretell the one they enter."""
-        groups = self.groups
-        entered = groups.entered_hour[rows].astype(np.int64)
-        of_day = entered % HOURS
-        offers, nanos = groups.now_offers[rows], groups.now_offered_nanos[rows]
-        enough = (offers >= _ENOUGH_OFFERS) & (nanos > 0)
-        price = np.log(np.where(enough, nanos, 1.0) / np.where(enough, offers, 1.0))
-        compared = enough & (groups.foretold[rows] > 0)
-        self.errors[0] += float(((price - groups.foretold[rows])[compared] ** 2).sum())
-        self.errors[1] += float(compared.sum())
-        if self.errors[1] > _MOST_HOURS:
-            self.errors *= 0.5
-        next_one = enough & (hour == entered + 1)
-        follows = next_one & (of_day < HOURS - 1)
-        coming = self.coming(rows, of_day, np.exp(price))
-        at, following = np.arange(len(rows)), np.minimum(of_day + 1, HOURS - 1)
-        groups.foretold[rows] = np.where(follows, price + np.log(coming[at, following]), 0.0)
-        usual = groups.usual[rows]
-        differed = price - _expected(usual)[at, of_day]
-        known = next_one & np.isfinite(usual).any(axis=1)
-        groups.differed[rows] = np.where(known, differed, np.nan)
-        for column, now in ((groups.offers, offers), (groups.offered_nanos, nanos)):
-            column[rows, of_day] = _KEPT_OF_EARLIER_DAYS * column[rows, of_day] + now
-        groups.now_offers[rows] = groups.now_offered_nanos[rows] = 0.0
-        groups.entered_hour[rows] = hour
-        # The hours of a day that is going on would tell twice: as usual, and as what differs.
-        another_day = rows[hour // HOURS != entered // HOURS]
-        groups.usual[another_day] = self._usual(another_day)
+        self.groups.reserve(rows)
+        came = offers, offered_nanos
+        _observe(self.groups.rows, rows, hour, came, self.errors, np.empty(HOURS))
 
     @property
     def error(self) -> float:
@@ -125,45 +91,18 @@ class HourlyPrices:
         """Shape (rows, 24): the price expected in each hour of today over the price now; 1 up to
         `hour`, the current one (0 to 23), and where no earlier day is known of any hour to come:
         hours of today that are over say nothing of it. Hours never seen count as the mean."""
-        groups = self.groups
-        groups.reserve(rows)
-        usual, ahead = groups.usual[rows], np.arange(HOURS) - hour[:, None]
-        known = (np.isfinite(usual) & (ahead >= 0)).any(axis=1) & (now_nanos > 0)
-        now = np.log(np.where(known, now_nanos, 1.0))
-        expected = _expected(usual)
-        here = now - expected[np.arange(len(rows)), hour]
-        last = groups.differed[rows]
-        follows = np.isfinite(last) & (groups.entered_hour[rows] % HOURS == hour)
-        differs = np.stack((here, np.where(follows, last, here)))
-        left = _LEFT[:, np.maximum(0, ahead)]
-        for differ, of_it in zip(np.clip(differs, -_FURTHEST, _FURTHEST), left, strict=True):
-            expected = expected + differ[:, None] * of_it
-        relative = np.exp(np.clip(expected - now[:, None], -_FURTHEST, _FURTHEST))
-        return np.where(known[:, None] & (ahead > 0), relative, 1.0)
+        self.groups.reserve(rows)
+        found = np.ones((len(rows), HOURS))
+        _coming(self.groups.rows, rows, hour, now_nanos, found)
+        return found
 
     def usual(self, rows: Rows, now_nanos: Floats) -> Floats:
         """Shape (rows, 24): the price expected in each hour of a later day over the price now; 1
         where no hour is known."""
-        usual = self._usual(rows)
-        known = np.isfinite(usual).any(axis=1) & (now_nanos > 0)
-        now = np.log(np.where(known, now_nanos, 1.0))[:, None]
-        relative = np.exp(np.clip(_expected(usual) - now, -_FURTHEST, _FURTHEST))
-        return np.where(known[:, None], relative, 1.0)
-
-    def _usual(self, rows: Rows) -> Floats:
-        """Shape (rows, 24): logarithms of the prices of each hour and those beside it, so far;
-        NaN where none of them was seen."""
-        groups = self.groups
-        groups.reserve(rows)
-        offers, nanos = groups.offers[rows], groups.offered_nanos[rows]
-        seen = (offers > 0) & (nanos > 0)
-        price = np.where(seen, np.log(np.where(seen, nanos, 1.0) / np.where(seen, offers, 1.0)), 0)
-        weight = seen.astype(np.float64)
-        price, weight = (
-            own + _BESIDE * (np.roll(own, 1, axis=1) + np.roll(own, -1, axis=1))
-            for own in (price, weight)
-        )
-        return np.where(weight > 0, price / np.maximum(weight, 1e-9), np.nan)
+        self.groups.reserve(rows)
+        found = np.ones((len(rows), HOURS))
+        _of_later_day(self.groups.rows, rows, now_nanos, found, np.empty(HOURS))
+        return found
 
     def forget(self, rows: Rows) -> None:
         """The ad groups are another worker's now."""
@@ -171,29 +110,150 @@ class HourlyPrices:
 
 
 @compiled
-def _count(
-    groups: Records, rows: Rows, hour: Rows, offers: Floats, offered_nanos: Floats, others: Rows
-) -> int:
-    """Count what is of the hours that the ad groups are in; how many are in another one, the first
-    of `others` tell which."""
-    found = 0
+def _observe(
+    groups: Records,
+    rows: Rows,
+    hour: Rows,
+    came: tuple[Floats, Floats],
+    errors: Floats,
+    usual: Floats,
+) -> None:
+    """As `HourlyPrices.observe`; `came` are the offers and the sums of their prices, `usual` is
+    for the usual prices of one ad group."""
+    offers, offered_nanos = came
     for at in range(len(rows)):
         one = groups[rows[at]]
-        if one.entered_hour != hour[at]:
-            others[found] = at
-            found += 1
-            continue
+        if one.entered_hour < 0:
+            one.entered_hour = hour[at]  # nothing was seen of it before
+        elif one.entered_hour != hour[at]:
+            _end_hour(one, hour[at], errors, usual)
         one.now_offers += offers[at]
         one.now_offered_nanos += offered_nanos[at]
+
+
+@compiled
+def _end_hour(one: Any, hour: int, errors: Floats, usual: Floats) -> None:
+    """Take over the hour that an ad group leaves, and foretell the one that it enters."""
+    entered = int(one.entered_hour)
+    of_day = entered % HOURS
+    foretold, differed = 0.0, np.nan
+    if one.now_offers >= _ENOUGH_OFFERS and one.now_offered_nanos > 0:
+        price = log(one.now_offered_nanos / one.now_offers)
+        if one.foretold > 0:
+            errors[0] += (price - one.foretold) ** 2
+            errors[1] += 1
+            if errors[1] > _MOST_HOURS:
+                errors[0] *= 0.5
+                errors[1] *= 0.5
+        if hour == entered + 1:
+            mean = _mean(one.usual)
+            if of_day < HOURS - 1:
+                foretold = price
+                if _is_known(one.usual, of_day):
+                    foretold += _relative(one, of_day, of_day + 1, price, mean)
+            if _is_known(one.usual, 0):
+                differed = price - _expected(one.usual, of_day, mean)
+    one.foretold, one.differed = foretold, differed
+    one.offers[of_day] = _KEPT_OF_EARLIER_DAYS * one.offers[of_day] + one.now_offers
+    kept_nanos = _KEPT_OF_EARLIER_DAYS * one.offered_nanos[of_day]
+    one.offered_nanos[of_day] = kept_nanos + one.now_offered_nanos
+    one.now_offers = one.now_offered_nanos = 0.0
+    one.entered_hour = hour
+    # The hours of a day that is going on would tell twice: as usual, and as what differs.
+    if hour // HOURS != entered // HOURS:
+        _find_usual(one, usual)
+        for at in range(HOURS):
+            one.usual[at] = usual[at]
+
+
+@compiled
+def _coming(groups: Records, rows: Rows, hour: Rows, now_nanos: Floats, found: Floats) -> None:
+    """As `HourlyPrices.coming`, where it is not 1."""
+    for at in range(len(rows)):
+        one = groups[rows[at]]
+        if now_nanos[at] > 0 and _is_known(one.usual, hour[at]):
+            now, mean = log(now_nanos[at]), _mean(one.usual)
+            for later in range(hour[at] + 1, HOURS):
+                found[at, later] = exp(_relative(one, hour[at], later, now, mean))
+
+
+@compiled
+def _of_later_day(
+    groups: Records, rows: Rows, now_nanos: Floats, found: Floats, usual: Floats
+) -> None:
+    """As `HourlyPrices.usual`, where it is not 1; `usual` is for the prices of one ad group."""
+    for at in range(len(rows)):
+        _find_usual(groups[rows[at]], usual)
+        if now_nanos[at] > 0 and _is_known(usual, 0):
+            now, mean = log(now_nanos[at]), _mean(usual)
+            for hour in range(HOURS):
+                found[at, hour] = exp(_believed(_expected(usual, hour, mean) - now))
+
+
+@compiled
+def _relative(one: Any, hour: int, later: int, now: float, mean: float) -> float:
+    """Logarithm of the price expected in a later hour of the day over the price of now; `now` and
+    `mean` are logarithms too."""
+    here = now - _expected(one.usual, hour, mean)
+    follows = isfinite(one.differed) and one.entered_hour % HOURS == hour
+    last = one.differed if follows else here
+    expected = _expected(one.usual, later, mean)
+    expected += _believed(here) * _LEFT[0, later - hour]
+    expected += _believed(last) * _LEFT[1, later - hour]
+    return _believed(expected - now)
+
+
+@compiled
+def _believed(difference: float) -> float:
+    return min(max(difference, -_FURTHEST), _FURTHEST)
+
+
+@compiled
+def _find_usual(one: Any, found: Floats) -> None:
+    """Logarithms of the prices of each hour and those beside it, so far; NaN where none of them
+    was seen."""
+    before, here = _price(one, HOURS - 1), _price(one, 0)
+    for hour in range(HOURS):
+        after = _price(one, (hour + 1) % HOURS)
+        total, weight = 0.0, 0.0
+        for price, its_weight in ((here, 1.0), (before, _BESIDE), (after, _BESIDE)):
+            if isfinite(price):
+                total += its_weight * price
+                weight += its_weight
+        found[hour] = total / weight if weight > 0 else np.nan
+        before, here = here, after
+
+
+@compiled
+def _price(one: Any, hour: int) -> float:
+    """Logarithm of the mean price in an hour of the day; NaN where it was not seen."""
+    offers, nanos = one.offers[hour], one.offered_nanos[hour]
+    return log(nanos / offers) if offers > 0 and nanos > 0 else np.nan
+
+
+@compiled
+def _is_known(usual: Floats, from_hour: int) -> bool:
+    """Whether the usual price of any hour from this one on is known."""
+    found = False
+    for hour in range(from_hour, HOURS):
+        found |= isfinite(usual[hour])
     return found
 
 
-def _expected(usual: Floats) -> Floats:
-    """Logarithms of the prices expected by these usual ones; hours not known count as the mean, all
-    0 where none is."""
-    seen = np.isfinite(usual)
-    # Towards the mean of prices, not of their logarithms: a day costs what its prices sum to.
-    price = np.where(seen, np.exp(np.where(seen, usual, 0.0)), 0.0)
-    mean = price.sum(axis=1, keepdims=True) / np.maximum(1, seen.sum(axis=1, keepdims=True))
-    mean = np.log(np.where(mean > 0, mean, 1.0))
-    return np.asarray(mean + np.where(seen, _USUAL * (np.where(seen, usual, 0.0) - mean), 0.0))
+@compiled
+def _mean(usual: Floats) -> float:
+    """Logarithm of the mean of these usual prices; 0 where none is known. Not the mean of their
+    logarithms: a day costs what its prices sum to."""
+    total, known = 0.0, 0
+    for price in usual:
+        if isfinite(price):
+            total += exp(price)
+            known += 1
+    return log(total / known) if total > 0 else 0.0
+
+
+@compiled
+def _expected(usual: Floats, hour: int, mean: float) -> float:
+    """Logarithm of the price expected in an hour by these usual ones: towards their mean, which
+    stands for an hour that is not known."""
+    return mean + _USUAL * (usual[hour] - mean) if isfinite(usual[hour]) else mean

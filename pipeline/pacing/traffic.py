@@ -26,6 +26,7 @@ from pipeline.pacing.columns import Columns
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 Records = npt.NDArray[Any]
 
 HOURS: Final = 24
@@ -102,20 +103,10 @@ class TrafficModel:
 
     def _end_days(self, rows: Rows, weekday: Rows) -> None:
         """Take over what these ad groups saw on the day that they leave."""
-        groups = self.groups
-        counts, exposure_s = groups.now_counts[rows], groups.now_exposure_s[rows]
-        before = groups.counts[rows].sum(axis=1) > 0
-        expected = self._expected(rows, exposure_s).sum(axis=1)
-        enough = before & (expected > 0) & (counts.sum(axis=1) >= _OWN_PRIOR)
-        # The day's own level is taken out: it is told by the potential, and curves are relative.
-        relative = np.where(enough, counts.sum(axis=1) / np.maximum(expected, 1e-9), 1.0)
-        groups.counts[rows] = _KEPT_OF_EARLIER_DAYS * groups.counts[rows] + counts
-        groups.exposure_s[rows] = (
-            _KEPT_OF_EARLIER_DAYS * groups.exposure_s[rows] + exposure_s * relative[:, None]
-        )
-        groups.now_counts[rows] = groups.now_exposure_s[rows] = 0.0
+        seen = np.zeros(HOURS, dtype=np.bool_)
+        _end_days(self.groups.rows, rows, self.hour_factors, seen, np.empty(HOURS))
         if not self._first_day_over:
-            self._hours_over |= (groups.exposure_s[rows] > 0).any(axis=0)
+            self._hours_over |= seen
             self._first_day_over = bool(self._hours_over.all())
         for day in np.unique(weekday).tolist():
             # Somewhere the day before, or the day after, may still be going on.
@@ -123,13 +114,6 @@ class TrafficModel:
             self._weekday_counts[over] += self._now_weekday_counts[over]
             self._weekday_expected[over] += self._now_weekday_expected[over]
             self._now_weekday_counts[over] = self._now_weekday_expected[over] = 0.0
-
-    def _expected(self, rows: Rows, exposure_s: Floats) -> Floats:
-        """Impressions that the curve of earlier days expects in these exposures, by hour."""
-        groups = self.groups
-        common = groups.level[rows, None] * self.hour_factors
-        own = _own_factors(groups.counts[rows], common * groups.exposure_s[rows])
-        return np.asarray(common * own * exposure_s)
 
     def fit(self) -> None:
         """Fit levels and common factors to all that was seen; for once an hour (some 50 ms for
@@ -166,7 +150,8 @@ class TrafficModel:
         common = self.hour_factors * self._weekday_factors(weekday)
         counts, exposure_s = self._known(rows)
         expected = groups.level[rows, None] * self.hour_factors * exposure_s
-        own = _own_factors(counts, expected)
+        own = np.empty_like(counts)
+        _fill_own_factors(counts, expected, own)
         shape = np.where(groups.level[rows, None] > 0, common * own, common)
         return np.asarray(shape / shape.mean(axis=1, keepdims=True))
 
@@ -220,14 +205,50 @@ def _count(
     return found
 
 
-def _own_factors(counts: Floats, expected: Floats) -> Floats:
-    """Shape (rows, 24): what ad groups saw in each hour, and in those beside it, over what the
-    common curve expects there."""
-    seen, common = (_with_beside(hours) + _OWN_PRIOR for hours in (counts, expected))
-    return np.asarray(seen / common)
+@compiled
+def _end_days(
+    groups: Records, rows: Rows, hour_factors: Floats, seen: Mask, expected: Floats
+) -> None:
+    """Take over what these ad groups saw on the day that they leave; `seen` gets the hours that any
+    of them has been seen in. `expected` is for the impressions of one ad group."""
+    for at in range(len(rows)):
+        one = groups[rows[at]]
+        if one.entered_day < 0:
+            continue  # nothing was seen of it before
+        before, came, foreseen = 0.0, 0.0, 0.0
+        for hour in range(HOURS):
+            expected[hour] = one.level * hour_factors[hour] * one.exposure_s[hour]
+        for hour in range(HOURS):
+            before += one.counts[hour]
+            came += one.now_counts[hour]
+            own = _own_factor(one.counts, expected, hour)
+            foreseen += one.level * hour_factors[hour] * own * one.now_exposure_s[hour]
+        # The day's own level is taken out: it is told by the potential, and curves are relative.
+        enough = before > 0 and foreseen > 0 and came >= _OWN_PRIOR
+        relative = came / foreseen if enough else 1.0
+        for hour in range(HOURS):
+            counts = _KEPT_OF_EARLIER_DAYS * one.counts[hour]
+            exposure_s = _KEPT_OF_EARLIER_DAYS * one.exposure_s[hour]
+            one.counts[hour] = counts + one.now_counts[hour]
+            one.exposure_s[hour] = exposure_s + relative * one.now_exposure_s[hour]
+            one.now_counts[hour] = one.now_exposure_s[hour] = 0.0
+            seen[hour] |= one.exposure_s[hour] > 0
 
 
-def _with_beside(hours: Floats) -> Floats:
-    """Sums over each hour and a part of those beside it; a day's last hour is beside its first."""
-    beside = np.roll(hours, 1, axis=1) + np.roll(hours, -1, axis=1)
-    return np.asarray(hours + _BESIDE * beside)
+@compiled
+def _fill_own_factors(counts: Floats, expected: Floats, found: Floats) -> None:
+    """Shape (rows, 24) each: the own factors of ad groups that saw these counts where the common
+    curve expects so many."""
+    for at in range(len(counts)):
+        for hour in range(HOURS):
+            found[at, hour] = _own_factor(counts[at], expected[at], hour)
+
+
+@compiled
+def _own_factor(counts: Floats, expected: Floats, hour: int) -> float:
+    """What an ad group saw in an hour, and in those beside it, over what the common curve expects
+    there; a day's last hour is beside its first."""
+    before, after = (hour - 1) % HOURS, (hour + 1) % HOURS
+    seen = counts[hour] + _BESIDE * (counts[before] + counts[after])
+    common = expected[hour] + _BESIDE * (expected[before] + expected[after])
+    return float((seen + _OWN_PRIOR) / (common + _OWN_PRIOR))
