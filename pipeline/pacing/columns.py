@@ -22,8 +22,13 @@ class Columns:
     def __init__(self, **spec: tuple[int, float]) -> None:
         """Per column: how many values a row has (0: one, as a flat array) and the fill value."""
         self._spec = spec
-        self._capacity = 0
-        self._set_rows(0)
+        fields = [
+            (name, np.float64, (width,) if width else ()) for name, (width, _) in spec.items()
+        ]
+        self._new_row = np.empty(1, dtype=np.dtype(fields))
+        for name, (_, fill) in spec.items():
+            self._new_row[name] = fill
+        self._set_rows(self._new_row[:0])
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name)
@@ -33,19 +38,16 @@ class Columns:
         needed = int(rows.max()) + 1 if len(rows) else 0
         if needed <= self._capacity:
             return
-        known, capacity = self.rows, self._capacity
-        self._set_rows(max(needed, 2 * capacity, 16))
-        self.rows[:capacity] = known
+        # So many more that the next turns, which mostly name a few that are new, need no others.
+        grown = np.empty(max(needed * 5 // 4, 16), dtype=self.rows.dtype)
+        grown[: self._capacity] = self.rows
+        grown[self._capacity :] = self._new_row
+        self._set_rows(grown)
 
-    def _set_rows(self, capacity: int) -> None:
-        """New rows, which hold the fill values."""
-        spec = self._spec.items()
-        fields = [(name, np.float64, (width,) if width else ()) for name, (width, _) in spec]
-        self.rows = np.empty(capacity, dtype=np.dtype(fields))
-        self._capacity = capacity
-        for name, (_, fill) in spec:
-            self.rows[name] = fill
-            setattr(self, name, self.rows[name])
+    def _set_rows(self, rows: npt.NDArray[Any]) -> None:
+        self.rows, self._capacity = rows, len(rows)
+        for name in self._spec:
+            setattr(self, name, rows[name])
 
     def clear(self, rows: Rows) -> None:
         """Put rows back to the fill values: their shard is another worker's now."""

@@ -7,10 +7,11 @@ day's ad groups without a bid are looked at again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.billing.books import Shard
 from pipeline.billing.posting import Draft
@@ -44,7 +45,7 @@ class BidDesk:
 
     def take_back(
         self,
-        changed: Iterable[int],
+        changed: npt.NDArray[np.int64],
         shards: Mapping[int, Shard],
         drafts: Mapping[int, Draft],
         now_ms: int,
@@ -52,7 +53,9 @@ class BidDesk:
         """Put a signal without a bid into the drafts of those of these ad groups that have been
         told one and ask for none any more."""
         terms = self._terms
-        for row in changed:
+        if not any(shard.bids for shard in shards.values()):
+            return
+        for row in changed.tolist():
             campaign = int(terms.group.campaign[row])
             shard = shards.get(int(terms.campaign.shard[campaign]))
             if shard is None or not shard.bids:

@@ -139,7 +139,7 @@ class Engine:
         groups, _ = terms.rows_of_shard(shard)
         self._pacing.note_recalled(groups, facts_of(terms, groups))
         # What the catalog has changed while another worker had the shard is looked at anew.
-        terms.limits_changed.update(("ad_group", row) for row in groups.tolist())
+        terms.limits_changed.setdefault("ad_group", set()).update(groups.tolist())
         for entity, signal in self.shards[shard].standing.items():
             level, _, name = entity.partition(":")
             known = self.terms.group_row if level == "ad_group" else self.terms.campaign_row
@@ -306,25 +306,25 @@ class Engine:
         rows of the campaigns among them, where a bound on the lag asks for them."""
         spent = np.flatnonzero(outcome.disposition >= OVER_BUDGET)
         rows = {"ad_group": outcome.group[spent], "campaign": outcome.campaign[spent]}
-        changed, self.terms.limits_changed = self.terms.limits_changed, set()
+        changed, self.terms.limits_changed = self.terms.limits_changed, {}
         if changed and self._pacing.predicts:
             self._note_statuses(changed, now_ms)
         due = self._stopped.resume_due(now_ms)
         looked_at: Rows = np.empty(0, dtype=np.int64)
         for level, touched in rows.items():
-            more = _rows_of(changed | due, level)
+            more = distinct(np.concatenate((_rows_of(changed, level), due[level])))
             concerned = distinct(np.concatenate((touched, more)))
             worth = self._worth_review(level, concerned, now_ms)
             asked = sorted({*worth, *self._pacing.due(level, now_ms).tolist()})
             for row, uses in zip(asked, self._uses(level, asked, now_ms), strict=True):
                 self._review(level, row, uses, drafts, now_ms)
             if level == "ad_group" and self.settings.decides_bids:
-                self._bids.take_back(more.tolist(), self.shards, drafts, now_ms)
+                self._bids.take_back(more, self.shards, drafts, now_ms)
             if level == "campaign" and self.settings.lag_bound_ms:
                 looked_at = np.union1d(concerned, np.array(asked, dtype=np.int64))
         return looked_at
 
-    def _note_statuses(self, changed: set[tuple[str, int]], now_ms: int) -> None:
+    def _note_statuses(self, changed: Mapping[str, set[int]], now_ms: int) -> None:
         """Tell pacing which ad groups serve now, of those whose terms have changed."""
         terms = self.terms
         rows, above = (_rows_of(changed, level) for level in ("ad_group", "campaign"))
@@ -460,9 +460,9 @@ class Engine:
         return [tuple(uses) for uses in found]
 
 
-def _rows_of(named: set[tuple[str, int]], level: str) -> Rows:
+def _rows_of(named: Mapping[str, set[int]], level: str) -> Rows:
     """Those of a level, ascending."""
-    return np.array(sorted(row for where, row in named if where == level), dtype=np.int64)
+    return np.sort(np.fromiter(named.get(level, ()), dtype=np.int64))
 
 
 class _Stopped:
@@ -515,15 +515,14 @@ class _Stopped:
         """Whether a daily limit of somebody has freed up."""
         return self._next_ms <= now_ms
 
-    def resume_due(self, now_ms: int) -> set[tuple[str, int]]:
-        """The entities whose daily limit has freed up."""
-        due: set[tuple[str, int]] = set()
+    def resume_due(self, now_ms: int) -> dict[str, Rows]:
+        """By level, those whose daily limit has freed up."""
+        due = {level: np.empty(0, dtype=np.int64) for level in self._resume_at_ms}
         if not self.is_due(now_ms):
             return due
         self._next_ms = READ_TO_THE_END
         for level, times in self._resume_at_ms.items():
-            rows = np.flatnonzero((times > 0) & (times <= now_ms))
-            due |= {(level, row) for row in rows.tolist()}
+            due[level] = np.flatnonzero((times > 0) & (times <= now_ms))
             later = times[times > now_ms]
             self._next_ms = min(self._next_ms, int(later.min(initial=READ_TO_THE_END)))
         return due
