@@ -21,7 +21,7 @@ from pipeline.streams.memory import tune_memory
 from pipeline.streams.writer import prepare
 
 EVENTS_A_TURN = 20_000
-"""What a worker takes at full load."""
+"""What a worker of few shards takes at full load."""
 _GRACE_MS = 2 * 3_600_000
 
 

@@ -24,6 +24,7 @@ from bench.watch import Output, follow, journal_output
 from bench.workload import CAMPAIGNS, GROUPS_A_CAMPAIGN, Message, catalog, messages
 from pipeline.billing.batch import Chunk
 from pipeline.contract.vocabulary import JOURNAL, MS_PER_DAY
+from pipeline.streams.intake import events_a_turn
 
 PARTITIONS = (4, 16, 64)
 AD_GROUPS = (200, 2_000, 20_000, 200_000)
@@ -63,6 +64,7 @@ class _Size:
     partitions: int
     ad_groups: int
     alone: EngineAlone
+    events_a_turn: int
     turns: Iterator[list[Chunk]]
     took_s: list[float] = field(default_factory=list)
 
@@ -92,13 +94,14 @@ def _of_size(partitions: int, ad_groups: int) -> _Size:
     created_ms = START_MS - 2 * MS_PER_DAY
     records = catalog(campaigns, created_ms, pins_a_group=1, scarce=False)
     alone = EngineAlone(make_engine(partitions, records, created_ms))
-    events = (WARM_UP_TURNS + TURNS) * EVENTS_A_TURN
-    given = messages(events, campaigns, START_MS, pins_a_group=1)
-    return _Size(partitions, ad_groups, alone, turns_of(given, partitions))
+    a_turn = events_a_turn(EVENTS_A_TURN, partitions)
+    given = messages((WARM_UP_TURNS + TURNS) * a_turn, campaigns, START_MS, pins_a_group=1)
+    turns = turns_of(given, partitions, a_turn)
+    return _Size(partitions, ad_groups, alone, a_turn, turns)
 
 
 def _cost(size: _Size) -> dict[str, Any]:
-    cost_us = statistics.median(size.took_s[WARM_UP_TURNS:]) / EVENTS_A_TURN * 1e6
+    cost_us = statistics.median(size.took_s[WARM_UP_TURNS:]) / size.events_a_turn * 1e6
     found = {
         "partitions": size.partitions,
         "ad_groups": size.ad_groups,

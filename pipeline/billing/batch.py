@@ -26,6 +26,7 @@ from pipeline.contract.vocabulary import (
     EVENT_TOPICS,
     IMPRESSION,
 )
+from pipeline.native import compiled
 
 Int64s = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.uint8]
@@ -113,11 +114,8 @@ class Assembler:
         """One batch of all chunks; those of one partition must be given in offset order."""
         taken = tuple(sorted(chunks, key=lambda chunk: (chunk.shard, chunk.source)))
         sizes = [len(chunk.values) for chunk in taken]
-        came_ms = self._order_ms(taken)
-        spans = _spans((chunk.shard, size) for chunk, size in zip(taken, sizes, strict=True))
-        order = _joined(
-            [np.argsort(came_ms[span], kind="stable") + span.start for span in spans.values()]
-        )
+        record_ms = _joined([chunk.timestamps_ms for chunk in taken])
+        came_ms, order = self._put_in_order(taken, sizes, record_ms)
         source = np.repeat([chunk.source for chunk in taken], sizes).astype(np.uint8)[order]
         decoded = self._decode(taken, source, order)
         ranges: dict[int, dict[str, tuple[int, int]]] = {}
@@ -129,14 +127,14 @@ class Assembler:
             source=source,
             shard=np.repeat([chunk.shard for chunk in taken], sizes).astype(np.int32),
             offset=_joined([chunk.offsets for chunk in taken])[order],
-            record_ms=_joined([chunk.timestamps_ms for chunk in taken])[order],
+            record_ms=record_ms[order],
             order_ms=came_ms[order],
             came_as=order,
             **event_columns(decoded, source),
             chunks=taken,
             chunk_ends=np.cumsum(sizes, dtype=np.int64),
             ranges=ranges,
-            spans=spans,
+            spans=_spans((chunk.shard, size) for chunk, size in zip(taken, sizes, strict=True)),
         )
 
     def _decode(self, chunks: tuple[Chunk, ...], source: Codes, order: Int64s) -> Decoded:
@@ -154,26 +152,64 @@ class Assembler:
         each = Decoded.joined([self._decoders[chunk.source].decode(chunk.values) for chunk in full])
         return each if len(full) <= 1 else each.in_order(order)
 
-    def _order_ms(self, chunks: tuple[Chunk, ...]) -> Int64s:
-        columns = []
-        for chunk in chunks:
-            if len(chunk.values) == 0:
-                continue
-            partition = (chunk.source, chunk.shard)
-            column = np.maximum.accumulate(chunk.timestamps_ms)
-            column = np.maximum(column, self._running_max.get(partition, 0))
-            self._running_max[partition] = int(column[-1])
-            columns.append(column)
-        return _joined(columns)
+    def _put_in_order(
+        self, chunks: tuple[Chunk, ...], sizes: list[int], record_ms: Int64s
+    ) -> tuple[Int64s, Int64s]:
+        """By record as the chunks have them, the running maximum of its partition's timestamps; and
+        the records in the order of judgement."""
+        partitions: dict[tuple[int, int], int] = {}
+        for chunk, size in zip(chunks, sizes, strict=True):
+            place = chunk.shard, chunk.source
+            partitions[place] = partitions.get(place, 0) + size
+        ends = np.cumsum([0, *partitions.values()])
+        shards = np.array([shard for shard, _ in partitions], dtype=np.int64)
+        latest_ms = np.array([self.read_up_to_ms(*place) for place in partitions], dtype=np.int64)
+        came_ms, order = np.empty_like(record_ms), np.empty_like(record_ms)
+        _put_in_order(record_ms, ends, ends[:-1].copy(), shards, latest_ms, came_ms, order)
+        self._running_max |= zip(partitions, latest_ms.tolist(), strict=True)
+        return came_ms, order
 
-    def read_up_to_ms(self, source: int, shard: int) -> int:
+    def read_up_to_ms(self, shard: int, source: int) -> int:
         """Running maximum of the record timestamps read of a partition; 0 before the first."""
-        return self._running_max.get((source, shard), 0)
+        return self._running_max.get((shard, source), 0)
 
     def forget(self, shard: int) -> None:
         """The shard is another worker's now."""
-        for partition in [p for p in self._running_max if p[1] == shard]:
+        for partition in [p for p in self._running_max if p[0] == shard]:
             del self._running_max[partition]
+
+
+@compiled
+def _put_in_order(
+    record_ms: Int64s,
+    ends: Int64s,
+    at: Int64s,
+    shards: Int64s,
+    latest_ms: Int64s,
+    came_ms: Int64s,
+    order: Int64s,
+) -> None:
+    """As `Assembler._put_in_order`. The records of the n-th partition, which is of the n-th of
+    `shards`, are those from the n-th of `ends` up to the next; a shard's partitions are side by
+    side. `at` is where each begins, `latest_ms` its running maximum until now and from now on."""
+    for n in range(len(shards)):
+        for row in range(ends[n], ends[n + 1]):
+            latest_ms[n] = max(latest_ms[n], record_ms[row])
+            came_ms[row] = latest_ms[n]
+    first = 0
+    while first < len(shards):
+        after = first
+        while after < len(shards) and shards[after] == shards[first]:
+            after += 1
+        # Each partition's records are in order: take the one that came first, again and again.
+        for row in range(ends[first], ends[after]):
+            next_one = -1
+            for n in range(first, after):
+                if at[n] < ends[n + 1] and (next_one < 0 or came_ms[at[n]] < came_ms[at[next_one]]):
+                    next_one = n
+            order[row] = at[next_one]
+            at[next_one] += 1
+        first = after
 
 
 def in_steps(batch: Batch, now_ms: int, boundaries_ms: Sequence[int]) -> list[tuple[Batch, int]]:
@@ -259,3 +295,8 @@ _ROW_COLUMNS = tuple(
     for field in fields(Batch)
     if field.name not in ("texts", "brief", "chunks", "chunk_ends", "ranges", "spans")
 )
+
+
+def warm_up() -> None:
+    """Compile what assembling needs, or load it, before the first event waits for it."""
+    Assembler().assemble([])

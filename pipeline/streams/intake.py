@@ -12,6 +12,16 @@ _ENOUGH_EVENTS = 1_500
 _MAX_WAITING_BYTES = 256 * 1024 * 1024
 _MAX_TURN_BYTES = 64 * 1024 * 1024
 """Of messages; events of a usual size come to their own bounds long before."""
+_EVENTS_A_SHARD = 600
+"""That a turn takes, if they wait: a shard's record costs as much as judging some hundred ..."""
+_MOST_FOR_SHARDS = 2
+"""... but no more than so many times what a turn of few shards takes, which it holds up the signals
+for."""
+
+
+def events_a_turn(of_few_shards: int, shards: int) -> int:
+    """How many events a turn takes, as far as they wait, where few shards take so many."""
+    return max(of_few_shards, min(_MOST_FOR_SHARDS * of_few_shards, _EVENTS_A_SHARD * shards))
 
 
 class Intake:

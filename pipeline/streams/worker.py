@@ -24,7 +24,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 from faust.types import TP
 
 from pipeline import dense, failpoints
-from pipeline.billing import decide, decode, fold, id_runs, key_table, limits
+from pipeline.billing import batch, decide, decode, fold, id_runs, key_table, limits
 from pipeline.billing.batch import Assembler, Batch, Chunk, in_steps
 from pipeline.billing.journal import NEWEST
 from pipeline.contract.rejects import Reject
@@ -37,7 +37,7 @@ from pipeline.streams.catalog_feed import CatalogFeed
 from pipeline.streams.clock import Clock
 from pipeline.streams.engine import READ_TO_THE_END, Engine, EngineSettings
 from pipeline.streams.flights import Flights
-from pipeline.streams.intake import Intake
+from pipeline.streams.intake import Intake, events_a_turn
 from pipeline.streams.log_reader import ANSWER_WITHIN_S, AWAY
 from pipeline.streams.metrics import ShardGauges, WorkerMetrics
 from pipeline.streams.recovery import Owned, TakenOver, take_over
@@ -75,7 +75,7 @@ the clock moves with the data, so a producer's records in flight would else look
 
 def warm_up() -> None:
     """Compile the loops that a turn runs, or load them as a start before has left them."""
-    billing = decode, decide, limits, key_table, id_runs
+    billing = batch, decode, decide, limits, key_table, id_runs
     for part in (*billing, dense, record_batches, observing, observed, predictive):
         part.warm_up()
 
@@ -92,6 +92,7 @@ class WorkerSettings:
     turn_min_s: float = 0.005
     max_buffered_events: int = 100_000
     max_turn_events: int = 20_000
+    """Of few shards; see `intake.events_a_turn`."""
     checkpoint_every_records: int = 5_000
     snapshot_every_records: int = 1_000
     dedupe_memory_bytes: int = 256 << 20
@@ -335,7 +336,7 @@ class Worker:
                 if (shard, topic) in ends and owned.taken.get(topic, -1) >= 0
             }
             reached_ms = [
-                self._assembler.read_up_to_ms(EVENT_TOPICS.index(topic), shard)
+                self._assembler.read_up_to_ms(shard, EVENT_TOPICS.index(topic))
                 for topic, events in behind.items()
                 if events
             ]
@@ -538,7 +539,8 @@ class Worker:
     async def _work(self) -> None:
         """Everything that there is to do now, in as many turns as time has boundaries."""
         await self._maintain()
-        chunks = self._in_place(self._intake.take(self._settings.max_turn_events))
+        most = events_a_turn(self._settings.max_turn_events, len(self.owned))
+        chunks = self._in_place(self._intake.take(most))
         batch = self._assembler.assemble(chunks)
         # A decision holds the loop up: what is being answered, and its signals, go first.
         await self._flights.let_land(_LANDING_S)
@@ -683,7 +685,7 @@ class Worker:
         """
         sources = range(len(EVENT_TOPICS))
         read_ms = {
-            (shard, source): self._assembler.read_up_to_ms(source, shard)
+            (shard, source): self._assembler.read_up_to_ms(shard, source)
             for shard in self.owned
             for source in sources
         }

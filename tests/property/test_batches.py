@@ -116,6 +116,25 @@ def test_a_batch_is_its_records_in_their_order(given_chunks: list[Chunk]) -> Non
     assert batch.event_time_ms.tolist() == [value["event_time_ms"] for value in values]
 
 
+@given(chunks(all_plain=False), st.integers(0, 12))
+def test_running_maxima_go_on_from_batch_to_batch(given_chunks: list[Chunk], cut: int) -> None:
+    assembler, found = Assembler(), {}
+    for part in (given_chunks[:cut], given_chunks[cut:]):
+        batch = assembler.assemble(part)
+        places = zip(
+            batch.shard.tolist(), batch.source.tolist(), batch.offset.tolist(), strict=True
+        )
+        found |= zip(places, batch.order_ms.tolist(), strict=True)
+    expected, greatest_ms = {}, dict[tuple[int, int], int]()
+    for chunk in given_chunks:
+        place = chunk.shard, chunk.source
+        for offset, record_ms in zip(chunk.offsets, chunk.timestamps_ms, strict=True):
+            greatest_ms[place] = max(int(record_ms), greatest_ms.get(place, 0))
+            expected[*place, int(offset)] = greatest_ms[place]
+    assert found == expected
+    assert {place: assembler.read_up_to_ms(*place) for place in greatest_ms} == greatest_ms
+
+
 @given(chunks(all_plain=False), st.sets(st.integers(1, 60), max_size=4))
 def test_parts_of_a_batch_keep_their_records(given_chunks: list[Chunk], cuts: set[int]) -> None:
     batch = Assembler().assemble(given_chunks)

@@ -19,7 +19,7 @@ from pipeline.streams import intake as intake_module
 from pipeline.streams import worker as worker_module
 from pipeline.streams.clock import StreamClock
 from pipeline.streams.engine import EngineSettings
-from pipeline.streams.intake import Intake
+from pipeline.streams.intake import Intake, events_a_turn
 from pipeline.streams.transport import ChunkConsumer, Delivery
 from pipeline.streams.worker import Worker, WorkerSettings
 
@@ -114,3 +114,10 @@ async def test_large_messages_are_bounded_by_their_bytes(monkeypatch: pytest.Mon
     await intake.has_room()
     assert intake.wake.is_set()
     assert [chunk.start for chunk in intake.take(1_000)] == [2]
+
+
+@pytest.mark.parametrize(
+    ("shards", "events"), [(1, 20_000), (33, 20_000), (34, 20_400), (64, 38_400), (256, 40_000)]
+)
+def test_a_turn_of_many_shards_takes_more_events(shards: int, events: int) -> None:
+    assert events_a_turn(20_000, shards) == events
