@@ -32,6 +32,8 @@ from pipeline.contract.vocabulary import CLICKS, JOURNAL, MS_PER_DAY, SIGNALS
 SHARES = (0.1, 0.5, 0.8)
 """Of capacity."""
 PARTITIONS = 4
+RUNS = 3
+"""Of each load, which take turns: a quick or slow minute of the machine is every load's."""
 PROBE_CAMPAIGNS = 64
 PROBE_PRICE_MICROS = 1_000_000
 WARM_UP_S = 2.0
@@ -42,7 +44,7 @@ that they tell the capacity."""
 
 
 def latency(seconds: int, probes_a_s: int) -> dict[str, Any]:
-    """At each share of capacity, the latencies of the probes; as JSON takes them.
+    """At each share of capacity, the latencies of the probes in some runs; as JSON takes them.
 
     Capacity is the rate at which the worker takes the events that come before: the whole job's, as
     `compare` measures it, of this very hour of the machine.
@@ -50,7 +52,7 @@ def latency(seconds: int, probes_a_s: int) -> dict[str, Any]:
     about = machine.described(" ".join(["python -m bench", *sys.argv[1:]]))
     probes = seconds * probes_a_s
     with opened(PARTITIONS) as site:
-        asyncio.run(_fill(site, probes * len(SHARES)))
+        asyncio.run(_fill(site, probes * len(SHARES) * RUNS))
         directory = site.run_directory("worker")
         log = directory / "worker.log"
         environment = site.environment(directory)
@@ -60,12 +62,25 @@ def latency(seconds: int, probes_a_s: int) -> dict[str, Any]:
                 raise BenchError(f"the worker did not judge what came before: {log_tail(log)}")
             capacity = steady_events_per_s(outputs)
             say(json.dumps({"capacity_events_per_s": capacity}))
-            levels = []
-            for number, share in enumerate(SHARES):
+            runs: list[dict[str, Any]] = []
+            for number, share in enumerate(SHARES * RUNS):
                 level = _level(site, int(share * capacity), seconds, number * probes, probes)
-                levels.append({"share": share} | level)
-                say(json.dumps(levels[-1]))
+                runs.append({"share": share} | level)
+                say(json.dumps(runs[-1]))
+    levels = [together(runs[number :: len(SHARES)]) for number in range(len(SHARES))]
     return {"about": about, "capacity_events_per_s": capacity, "levels": levels}
+
+
+def together(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The runs of one load: the median of each of their figures, but of the worst the worst, the
+    number of all probes, and the p99 of each. A run in which nothing was answered is the slowest.
+    """
+    found = runs[0] | {name: sum(run[name] for run in runs) for name in ("probes", "unanswered")}
+    for name in ("reached_events_per_s", *(f"p{of}_ms" for of in QUANTILES)):
+        figures = sorted(math.inf if run[name] is None else run[name] for run in runs)
+        figure = figures[-1 if name == _WORST else len(runs) // 2]
+        found[name] = None if figure == math.inf else figure
+    return found | {"p99_ms_of_runs": [run["p99_ms"] for run in runs]}
 
 
 async def _fill(site: Site, probes: int) -> None:
@@ -110,6 +125,7 @@ def _level(
 
 
 QUANTILES = {"50": 0.5, "99": 0.99, "99.9": 0.999, "100": 1.0}
+_WORST = "p100_ms"
 
 
 def quantile(values: Sequence[float], share: float) -> float | None:

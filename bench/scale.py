@@ -31,6 +31,9 @@ AD_GROUPS = (200, 2_000, 20_000, 200_000)
 WORKERS = (1, 2, 4)
 WORKERS_AD_GROUPS = (200, 20_000, 200_000)
 LOADS_A_S = (0, 2_000, 20_000)
+RUNS = 3
+_Kind = tuple[int, int, int | None]
+"""A run of whole workers: partitions, workers, ad groups."""
 WARM_UP_TURNS, TURNS = 6, 30
 START_MS = 1_772_323_200_000
 BALANCED_WITHIN_S = 180.0
@@ -42,16 +45,34 @@ def scale(events: int, seconds: int) -> dict[str, Any]:
     """All of it; `events` for each run of workers, `seconds` at each low load."""
     about = machine.described(" ".join(["python -m bench", *sys.argv[1:]]))
     engine = _engines()
-    workers = [whole_job(partitions, 1, events) for partitions in PARTITIONS]
-    workers += [whole_job(4, number, events) for number in WORKERS if number > 1]
-    sizes = [whole_job(4, 1, events, ad_groups=groups) for groups in WORKERS_AD_GROUPS]
+    of_workers: list[_Kind] = [(partitions, 1, None) for partitions in PARTITIONS]
+    of_workers += [(4, number, None) for number in WORKERS if number > 1]
+    of_sizes: list[_Kind] = [(4, 1, groups) for groups in WORKERS_AD_GROUPS]
+    found = _medians(of_workers + of_sizes, events)
     return {
         "about": about,
         "engine": engine,
-        "workers": workers,
-        "sizes": sizes,
+        "workers": found[: len(of_workers)],
+        "sizes": found[len(of_workers) :],
         "low_load": _low_load(seconds),
     }
+
+
+def _medians(given: list[_Kind], events: int) -> list[dict[str, Any]]:
+    """Of each kind, the run of the median cost. They take a run each,
+    then each the next one, as the engines do their turns."""
+    runs = [
+        [
+            whole_job(partitions, number, events, ad_groups=groups)
+            for partitions, number, groups in given
+        ]
+        for _ in range(RUNS)
+    ]
+    return [sorted(of_one, key=_cost_us)[RUNS // 2] for of_one in zip(*runs, strict=True)]
+
+
+def _cost_us(run: Mapping[str, Any]) -> float:
+    return float(run["cpu_us_per_event"])
 
 
 # -- the engine alone -----------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 
 from bench import report
 from bench.engine import EngineAlone, make_engine, turns_of
-from bench.latency import quantile
+from bench.latency import quantile, together
 from bench.quick import reference_loop
 from bench.watch import Output, steady_events_per_s
 from bench.workload import CAMPAIGNS, catalog, messages, prices
@@ -139,6 +139,20 @@ def test_the_results_that_are_kept_can_be_rendered() -> None:
 def test_rendering_twice_changes_nothing() -> None:
     once = report.render((report.DOCS / report.PAGE).read_text(), {"compare": COMPARE})
     assert report.render(once, {"compare": COMPARE}) == once
+
+
+def test_runs_of_a_load_are_told_by_their_medians() -> None:
+    def run(p99_ms: float | None, worst_ms: float | None, unanswered: int) -> dict[str, Any]:
+        figures = {"reached_events_per_s": 10.0, "p50_ms": p99_ms, "p99.9_ms": p99_ms}
+        counts = {"share": 0.5, "probes": 100, "unanswered": unanswered}
+        return counts | figures | {"p99_ms": p99_ms, "p100_ms": worst_ms}
+
+    found = together([run(30.0, 40.0, 0), run(20.0, 90.0, 0), run(70.0, 80.0, 1)])
+    assert (found["p99_ms"], found["p100_ms"]) == (30.0, 90.0)
+    assert (found["probes"], found["unanswered"]) == (300, 1)
+    assert found["p99_ms_of_runs"] == [30.0, 20.0, 70.0]
+    silent = together([run(30.0, 40.0, 0), run(None, None, 100), run(None, None, 100)])
+    assert silent["p99_ms"] is None
 
 
 def test_page_without_a_part_is_refused() -> None:
