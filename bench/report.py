@@ -224,14 +224,14 @@ def _latency(results: Mapping[str, Any]) -> str:
             _number(level["asked_events_per_s"]),
             _number(level["reached_events_per_s"]),
             *(_milliseconds(level[f"p{name}_ms"]) for name in ("50", "99", "99.9", "100")),
-            ", ".join(map(_milliseconds, level.get("p99_ms_of_runs", [None]))),
+            ", ".join(map(_milliseconds, level.get("p99_ms_of_runs", [level["p99_ms"]]))),
             f"{level['probes']:,}",
             f"{level['unanswered']:,}",
         ]
         for level in results["levels"]
     ]
     head = ["load", "events/s asked", "sent", "p50 ms", "p99 ms", "p99.9 ms", "worst ms"]
-    return _table([*head, "p99 of each run", "probes", "unanswered"], rows)
+    return _table([*head, "p99 ms of each run", "probes", "unanswered"], rows)
 
 
 def _milliseconds(value: float | None) -> str:

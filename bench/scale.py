@@ -32,8 +32,6 @@ WORKERS = (1, 2, 4)
 WORKERS_AD_GROUPS = (200, 20_000, 200_000)
 LOADS_A_S = (0, 2_000, 20_000)
 RUNS = 3
-_Kind = tuple[int, int, int | None]
-"""A run of whole workers: partitions, workers, ad groups."""
 WARM_UP_TURNS, TURNS = 6, 30
 START_MS = 1_772_323_200_000
 BALANCED_WITHIN_S = 180.0
@@ -45,9 +43,9 @@ def scale(events: int, seconds: int) -> dict[str, Any]:
     """All of it; `events` for each run of workers, `seconds` at each low load."""
     about = machine.described(" ".join(["python -m bench", *sys.argv[1:]]))
     engine = _engines()
-    of_workers: list[_Kind] = [(partitions, 1, None) for partitions in PARTITIONS]
-    of_workers += [(4, number, None) for number in WORKERS if number > 1]
-    of_sizes: list[_Kind] = [(4, 1, groups) for groups in WORKERS_AD_GROUPS]
+    of_workers = [_Kind(partitions, 1) for partitions in PARTITIONS]
+    of_workers += [_Kind(4, number) for number in WORKERS if number > 1]
+    of_sizes = [_Kind(4, 1, groups) for groups in WORKERS_AD_GROUPS]
     found = _medians(of_workers + of_sizes, events)
     return {
         "about": about,
@@ -58,17 +56,26 @@ def scale(events: int, seconds: int) -> dict[str, Any]:
     }
 
 
-def _medians(given: list[_Kind], events: int) -> list[dict[str, Any]]:
-    """Of each kind, the run of the median cost. They take a run each,
-    then each the next one, as the engines do their turns."""
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Whole workers; without a number of ad groups, on the workload's own."""
+
+    partitions: int
+    workers: int
+    ad_groups: int | None = None
+
+
+def _medians(kinds: list[_Kind], events: int) -> list[dict[str, Any]]:
+    """Of each kind, the run of the median cost. They take a run each, then each the next one, as
+    the engines do their turns."""
     runs = [
         [
-            whole_job(partitions, number, events, ad_groups=groups)
-            for partitions, number, groups in given
+            whole_job(kind.partitions, kind.workers, events, ad_groups=kind.ad_groups)
+            for kind in kinds
         ]
         for _ in range(RUNS)
     ]
-    return [sorted(of_one, key=_cost_us)[RUNS // 2] for of_one in zip(*runs, strict=True)]
+    return [sorted(of_kind, key=_cost_us)[RUNS // 2] for of_kind in zip(*runs, strict=True)]
 
 
 def _cost_us(run: Mapping[str, Any]) -> float:
@@ -85,7 +92,7 @@ class _Size:
     partitions: int
     ad_groups: int
     alone: EngineAlone
-    events_a_turn: int
+    turn_events: int
     turns: Iterator[list[Chunk]]
     took_s: list[float] = field(default_factory=list)
 
@@ -122,7 +129,7 @@ def _of_size(partitions: int, ad_groups: int) -> _Size:
 
 
 def _cost(size: _Size) -> dict[str, Any]:
-    cost_us = statistics.median(size.took_s[WARM_UP_TURNS:]) / size.events_a_turn * 1e6
+    cost_us = statistics.median(size.took_s[WARM_UP_TURNS:]) / size.turn_events * 1e6
     found = {
         "partitions": size.partitions,
         "ad_groups": size.ad_groups,

@@ -159,8 +159,8 @@ class Settings(BaseSettings):
     """How long a worker waits for more of what has come, before it decides."""
 
     chunk_max_events: int = Field(default=20_000, ge=1, le=100_000)
-    """How many events a worker decides at once, as far as they wait; of many shards up to twice as
-    many. Fewer hold signals up for less, more cost less each."""
+    """How many events a worker decides at once, as far as they wait: of up to 32 shards so many, of
+    more in proportion, up to twice as many. Fewer hold signals up for less, more cost less each."""
 
     snapshot_every_records: int = Field(default=2_000, ge=1)
     """Journal records of a shard between two local snapshots: the longest fold at a restart."""

@@ -143,6 +143,11 @@ def bid_for(group: AdGroup, keyword: str | None) -> int:
     return group.bid_micros
 
 
+def no_rows() -> dict[str, set[int]]:
+    """Of each level that has limits, rows to be noted."""
+    return {"ad_group": set(), "campaign": set()}
+
+
 class Terms:
     """Columns over one catalog, kept up to date entity by entity."""
 
@@ -165,8 +170,8 @@ class Terms:
         """Hash of (campaign_id, ad_group_id, promoted_pin_id) -> pin row."""
         self._packed_ads = ByteRows()
         """By pin row: as the journal has them."""
-        self.limits_changed: dict[str, set[int]] = {}
-        """Level -> rows whose limits changed since someone last cleared this."""
+        self.limits_changed = no_rows()
+        """Those whose limits changed since someone last cleared this."""
         self._pin_rows: dict[str, int] = {}
         self._calendar_rows: dict[Calendar, int] = {}
         self._pending: list[tuple[int, str, str]] = []
@@ -272,7 +277,7 @@ class Terms:
         in_force = history.at(now_ms)
         columns.daily_nanos[row] = _limit_nanos(in_force.daily_spend_limit_micros)
         columns.lifetime_nanos[row] = _limit_nanos(in_force.lifetime_spend_limit_micros)
-        self.limits_changed.setdefault("campaign", set()).add(row)
+        self.limits_changed["campaign"].add(row)
         self._await_changes(history, "campaign", campaign_id, now_ms)
 
     def _update_group(self, ad_group_id: str, now_ms: int) -> None:
@@ -298,7 +303,7 @@ class Terms:
         columns.lifetime_nanos[row] = UNLIMITED if daily else budget_nanos
         columns.even[row] = latest.pacing == "even"
         columns.target_cpi[row] = _is_target_cpi(latest)
-        self.limits_changed.setdefault("ad_group", set()).add(row)
+        self.limits_changed["ad_group"].add(row)
         self._await_changes(history, "ad_group", ad_group_id, now_ms)
 
     def _update_pin(self, promoted_pin_id: str) -> None:

@@ -81,6 +81,9 @@ class HourlyPrices:
         self.groups.reserve(rows)
         came = offers, offered_nanos
         _observe(self.groups.rows, rows, hour, came, self.errors, np.empty(HOURS))
+        # Not within a turn: at a full hour it ends more than so many, and all count.
+        if self.errors[1] > _MOST_HOURS:
+            self.errors *= 0.5
 
     @property
     def error(self) -> float:
@@ -142,9 +145,6 @@ def _end_hour(one: Any, hour: int, errors: Floats, usual: Floats) -> None:
         if one.foretold > 0:
             errors[0] += (price - one.foretold) ** 2
             errors[1] += 1
-            if errors[1] > _MOST_HOURS:
-                errors[0] *= 0.5
-                errors[1] *= 0.5
         if hour == entered + 1:
             mean = _mean(one.usual)
             if of_day < HOURS - 1:

@@ -24,7 +24,7 @@ from pipeline.billing.id_runs import MemoryShelves, Shelves
 from pipeline.billing.journal import AccountTerms
 from pipeline.billing.limits import LIMITS_OF, NO_DAY, columns_of, limits_on, zones_of
 from pipeline.billing.posting import Draft, ShardEvents
-from pipeline.billing.terms import UNLIMITED, Terms
+from pipeline.billing.terms import UNLIMITED, Terms, no_rows
 from pipeline.contract.catalog import Accepted, Catalog, Refused
 from pipeline.contract.days import Calendar, iso
 from pipeline.contract.log import LogRecord
@@ -139,7 +139,7 @@ class Engine:
         groups, _ = terms.rows_of_shard(shard)
         self._pacing.note_recalled(groups, facts_of(terms, groups))
         # What the catalog has changed while another worker had the shard is looked at anew.
-        terms.limits_changed.setdefault("ad_group", set()).update(groups.tolist())
+        terms.limits_changed["ad_group"].update(groups.tolist())
         for entity, signal in self.shards[shard].standing.items():
             level, _, name = entity.partition(":")
             known = self.terms.group_row if level == "ad_group" else self.terms.campaign_row
@@ -214,7 +214,7 @@ class Engine:
 
     def is_due(self, now_ms: int, read_through_ms: Mapping[int, int]) -> bool:
         """Whether a turn without events would do anything."""
-        if self.terms.limits_changed or self._credits.is_due(self.shards):
+        if any(self.terms.limits_changed.values()) or self._credits.is_due(self.shards):
             return True
         effective_ms = self.terms.next_effective_ms()
         if effective_ms is not None and effective_ms <= now_ms:
@@ -306,13 +306,13 @@ class Engine:
         rows of the campaigns among them, where a bound on the lag asks for them."""
         spent = np.flatnonzero(outcome.disposition >= OVER_BUDGET)
         rows = {"ad_group": outcome.group[spent], "campaign": outcome.campaign[spent]}
-        changed, self.terms.limits_changed = self.terms.limits_changed, {}
-        if changed and self._pacing.predicts:
+        changed, self.terms.limits_changed = self.terms.limits_changed, no_rows()
+        if any(changed.values()) and self._pacing.predicts:
             self._note_statuses(changed, now_ms)
         due = self._stopped.resume_due(now_ms)
         looked_at: Rows = np.empty(0, dtype=np.int64)
         for level, touched in rows.items():
-            more = distinct(np.concatenate((_rows_of(changed, level), due[level])))
+            more = distinct(np.concatenate((_ascending(changed[level]), due[level])))
             concerned = distinct(np.concatenate((touched, more)))
             worth = self._worth_review(level, concerned, now_ms)
             asked = sorted({*worth, *self._pacing.due(level, now_ms).tolist()})
@@ -327,7 +327,7 @@ class Engine:
     def _note_statuses(self, changed: Mapping[str, set[int]], now_ms: int) -> None:
         """Tell pacing which ad groups serve now, of those whose terms have changed."""
         terms = self.terms
-        rows, above = (_rows_of(changed, level) for level in ("ad_group", "campaign"))
+        rows, above = (_ascending(changed[level]) for level in ("ad_group", "campaign"))
         if len(above):
             parents = terms.group.campaign[: len(terms.group_ids)]
             rows = np.union1d(rows, np.flatnonzero(np.isin(parents, above)))
@@ -460,9 +460,8 @@ class Engine:
         return [tuple(uses) for uses in found]
 
 
-def _rows_of(named: Mapping[str, set[int]], level: str) -> Rows:
-    """Those of a level, ascending."""
-    return np.sort(np.fromiter(named.get(level, ()), dtype=np.int64))
+def _ascending(rows: set[int]) -> Rows:
+    return np.sort(np.fromiter(rows, dtype=np.int64))
 
 
 class _Stopped:

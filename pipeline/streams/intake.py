@@ -12,16 +12,14 @@ _ENOUGH_EVENTS = 1_500
 _MAX_WAITING_BYTES = 256 * 1024 * 1024
 _MAX_TURN_BYTES = 64 * 1024 * 1024
 """Of messages; events of a usual size come to their own bounds long before."""
-_EVENTS_A_SHARD = 600
-"""That a turn takes, if they wait: a shard's record costs as much as judging some hundred ..."""
-_MOST_FOR_SHARDS = 2
-"""... but no more than so many times what a turn of few shards takes, which it holds up the signals
-for."""
+_FEW_SHARDS, _MANY_SHARDS = 32, 64
+"""A shard's record costs as much as judging some hundred events. So a turn of more than few shards
+takes more, up to what one of many does: it holds signals up for longer."""
 
 
 def events_a_turn(of_few_shards: int, shards: int) -> int:
-    """How many events a turn takes, as far as they wait, where few shards take so many."""
-    return max(of_few_shards, min(_MOST_FOR_SHARDS * of_few_shards, _EVENTS_A_SHARD * shards))
+    """How many events a turn takes that wait in so many shards, where those of few are so many."""
+    return of_few_shards * min(max(shards, _FEW_SHARDS), _MANY_SHARDS) // _FEW_SHARDS
 
 
 class Intake:
@@ -61,8 +59,9 @@ class Intake:
         self.last_arrival_s = time.monotonic()
         self.wake.set()
 
-    def take(self, max_events: int) -> list[Chunk]:
-        """The oldest chunks, up to about so many events."""
+    def take(self, of_few_shards: int) -> list[Chunk]:
+        """The oldest chunks, up to about so many events; of many shards more."""
+        max_events = events_a_turn(of_few_shards, len({chunk.shard for chunk in self._chunks}))
         taken: list[Chunk] = []
         events = size = 0
         while self._chunks and events < max_events and size < _MAX_TURN_BYTES:

@@ -37,7 +37,7 @@ from pipeline.streams.catalog_feed import CatalogFeed
 from pipeline.streams.clock import Clock
 from pipeline.streams.engine import READ_TO_THE_END, Engine, EngineSettings
 from pipeline.streams.flights import Flights
-from pipeline.streams.intake import Intake, events_a_turn
+from pipeline.streams.intake import Intake
 from pipeline.streams.log_reader import ANSWER_WITHIN_S, AWAY
 from pipeline.streams.metrics import ShardGauges, WorkerMetrics
 from pipeline.streams.recovery import Owned, TakenOver, take_over
@@ -539,8 +539,7 @@ class Worker:
     async def _work(self) -> None:
         """Everything that there is to do now, in as many turns as time has boundaries."""
         await self._maintain()
-        most = events_a_turn(self._settings.max_turn_events, len(self.owned))
-        chunks = self._in_place(self._intake.take(most))
+        chunks = self._in_place(self._intake.take(self._settings.max_turn_events))
         batch = self._assembler.assemble(chunks)
         # A decision holds the loop up: what is being answered, and its signals, go first.
         await self._flights.let_land(_LANDING_S)

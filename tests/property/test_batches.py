@@ -118,7 +118,7 @@ def test_a_batch_is_its_records_in_their_order(given_chunks: list[Chunk]) -> Non
 
 @given(chunks(all_plain=False), st.integers(0, 12))
 def test_running_maxima_go_on_from_batch_to_batch(given_chunks: list[Chunk], cut: int) -> None:
-    assembler, found = Assembler(), {}
+    assembler, found = Assembler(), dict[tuple[int, int, int], int]()
     for part in (given_chunks[:cut], given_chunks[cut:]):
         batch = assembler.assemble(part)
         places = zip(
@@ -133,6 +133,9 @@ def test_running_maxima_go_on_from_batch_to_batch(given_chunks: list[Chunk], cut
             expected[*place, int(offset)] = greatest_ms[place]
     assert found == expected
     assert {place: assembler.read_up_to_ms(*place) for place in greatest_ms} == greatest_ms
+    assembler.forget(1)
+    left = {place: 0 if place[0] == 1 else read_ms for place, read_ms in greatest_ms.items()}
+    assert {place: assembler.read_up_to_ms(*place) for place in greatest_ms} == left
 
 
 @given(chunks(all_plain=False), st.sets(st.integers(1, 60), max_size=4))

@@ -94,7 +94,7 @@ async def test_nothing_more_is_taken_from_the_fetcher_than_there_is_room_for(
         async with asyncio.timeout(0.05):
             await anext(aiter(consumer.getmany(0.1)))
     assert asked == 2
-    intake.take(max_events=1)
+    intake.take(of_few_shards=1)
     assert [one async for one in consumer.getmany(0.1)] == []
     assert asked == 3
 
@@ -117,7 +117,7 @@ async def test_large_messages_are_bounded_by_their_bytes(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("shards", "events"), [(1, 20_000), (33, 20_000), (34, 20_400), (64, 38_400), (256, 40_000)]
+    ("shards", "events"), [(0, 500), (1, 500), (32, 500), (48, 750), (64, 1_000), (256, 1_000)]
 )
 def test_a_turn_of_many_shards_takes_more_events(shards: int, events: int) -> None:
-    assert events_a_turn(20_000, shards) == events
+    assert events_a_turn(500, shards) == events
