@@ -51,6 +51,8 @@ def _ticks(
         begin = events_a_s * number // TICKS_A_S
         ready = [full for _ in range(begin, end) if (full := batches.add(next(given))) is not None]
         ticks.append(ready + batches.rest())
+        for _, batch in ticks[-1]:
+            batch._build()  # its bytes and their checksum, which would cost the broker's core later
     return ticks
 
 
