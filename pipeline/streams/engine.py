@@ -312,7 +312,7 @@ class Engine:
         due = self._stopped.resume_due(now_ms)
         looked_at: Rows = np.empty(0, dtype=np.int64)
         for level, touched in rows.items():
-            more = distinct(np.concatenate((_ascending(changed[level]), due[level])))
+            more = distinct(np.concatenate((_as_rows(changed[level]), due[level])))
             concerned = distinct(np.concatenate((touched, more)))
             worth = self._worth_review(level, concerned, now_ms)
             asked = sorted({*worth, *self._pacing.due(level, now_ms).tolist()})
@@ -327,7 +327,7 @@ class Engine:
     def _note_statuses(self, changed: Mapping[str, set[int]], now_ms: int) -> None:
         """Tell pacing which ad groups serve now, of those whose terms have changed."""
         terms = self.terms
-        rows, above = (_ascending(changed[level]) for level in ("ad_group", "campaign"))
+        rows, above = (distinct(_as_rows(changed[level])) for level in ("ad_group", "campaign"))
         if len(above):
             parents = terms.group.campaign[: len(terms.group_ids)]
             rows = np.union1d(rows, np.flatnonzero(np.isin(parents, above)))
@@ -460,8 +460,8 @@ class Engine:
         return [tuple(uses) for uses in found]
 
 
-def _ascending(rows: set[int]) -> Rows:
-    return np.sort(np.fromiter(rows, dtype=np.int64))
+def _as_rows(rows: set[int]) -> Rows:
+    return np.fromiter(rows, dtype=np.int64)
 
 
 class _Stopped:
