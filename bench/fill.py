@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
@@ -69,11 +70,11 @@ async def hidden(
     bootstrap: str, messages: Iterable[Message], partitions: int
 ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """Publish events that no reader of committed records sees before the given call, which shows
-    them all at once."""
+    them all at once. Of several such, the first published is to be shown first."""
     async with _producer(
         bootstrap,
         partitions,
-        transactional_id="bench-hidden",
+        transactional_id=f"bench-hidden-{uuid.uuid4()}",
         transaction_timeout_ms=_HIDDEN_AT_MOST_MS,
     ) as producer:
         await producer.begin_transaction()

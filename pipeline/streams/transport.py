@@ -15,6 +15,7 @@ rebalance); an object for each record would cost more than judging it does. Thre
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -55,6 +56,9 @@ _SLOW_FETCH_EVERY_S = 0.06
 _SLOW_BYTES_A_S = 8_000_000
 """From a broker: what comes is let gather there, for a fetch costs as much as judging some hundred
 events; and longer while this process fetches less than so much, as it came over the wire."""
+_RATE_OVER_S = 0.25
+"""What comes is taken over about so long: one answer that brings little, asked for between two
+batches of a sender, says nothing of what comes next."""
 
 
 class ShardOwner(Protocol):
@@ -219,24 +223,48 @@ class _PacedConsumer(Consumer):
         self._fetcher._proc_fetch_request = _paced(self._fetcher._proc_fetch_request)
 
 
+@dataclass(slots=True)
+class _Pace:
+    """How fast what is fetched comes, while one broker is asked."""
+
+    asked_s: float
+    """When it was last asked."""
+    fetched_bytes: int
+    """By then."""
+    bytes_a_s: float = 0.0
+
+    def ask(self, now_s: float, fetched_bytes: int) -> None:
+        passed_s = now_s - self.asked_s
+        if passed_s > 0:
+            came = (fetched_bytes - self.fetched_bytes) / passed_s
+            self.bytes_a_s += -math.expm1(-passed_s / _RATE_OVER_S) * (came - self.bytes_a_s)
+        self.asked_s, self.fetched_bytes = now_s, fetched_bytes
+
+    def next_s(self) -> float:
+        """The time before which it is not asked again."""
+        is_slow = self.bytes_a_s < _SLOW_BYTES_A_S
+        return self.asked_s + (_SLOW_FETCH_EVERY_S if is_slow else _FETCH_EVERY_S)
+
+
 def _paced(
     fetch: Callable[..., Awaitable[bool]],
     clock_s: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Callable[..., Awaitable[bool]]:
     """aiokafka's fetch, with a wait before each that would come too soon after the one before."""
-    sent: dict[int, tuple[float, int, float]] = {}
-    """By broker: when it was last asked, what had been fetched by then, how long to wait now."""
+    paces: dict[int, _Pace] = {}
+    """By broker."""
 
     async def paced(assignment: Any, node_id: int, request: Any) -> bool:
-        last_s, last_bytes, every_s = sent.get(node_id, (0.0, 0, 0.0))
+        pace = paces.get(node_id)
         try:
-            await sleep(max(0.0, last_s + every_s - clock_s()))
+            await sleep(0.0 if pace is None else max(0.0, pace.next_s() - clock_s()))
         except asyncio.CancelledError:
             return False  # as the fetch itself does
-        now_s, now_bytes = clock_s(), _FetchedRecords.all_bytes
-        is_slow = now_bytes - last_bytes < _SLOW_BYTES_A_S * (now_s - last_s)
-        sent[node_id] = now_s, now_bytes, _SLOW_FETCH_EVERY_S if is_slow else _FETCH_EVERY_S
+        if pace is None:
+            paces[node_id] = _Pace(clock_s(), _FetchedRecords.all_bytes)
+        else:
+            pace.ask(clock_s(), _FetchedRecords.all_bytes)
         return await fetch(assignment, node_id, request)
 
     return paced

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.streams import transport
@@ -29,14 +30,14 @@ class Broker:
     """Answers each fetch at once with as much as comes in the time between two."""
 
     def __init__(self, bytes_a_s: float, clock: Clock) -> None:
-        self._bytes_a_s = bytes_a_s
+        self.bytes_a_s = bytes_a_s
         self._clock = clock
         self.asked_s: list[float] = []
 
     async def fetch(self, assignment: Any, node_id: int, request: Any) -> bool:
         now_s = self._clock()
         passed_s = now_s - self.asked_s[-1] if self.asked_s else 0.0
-        transport._FetchedRecords.all_bytes += int(self._bytes_a_s * passed_s)
+        transport._FetchedRecords.all_bytes += int(self.bytes_a_s * passed_s)
         self.asked_s.append(now_s)
         return True
 
@@ -60,6 +61,30 @@ async def test_a_broker_is_asked_less_often_where_little_comes() -> None:
     assert slow.spacings_s() == pytest.approx([transport._SLOW_FETCH_EVERY_S] * (FETCHES - 4))
     fast = await paced_by(transport._SLOW_BYTES_A_S * 4)
     assert fast.spacings_s() == pytest.approx([transport._FETCH_EVERY_S] * (FETCHES - 4))
+
+
+async def test_one_answer_that_brings_little_changes_nothing() -> None:
+    clock = Clock()
+    broker = Broker(transport._SLOW_BYTES_A_S * 8, clock)
+    paced = transport._paced(broker.fetch, clock, clock.sleep)
+    for number in range(4 * FETCHES):
+        lull = number % FETCHES == FETCHES - 1
+        broker.bytes_a_s = 0.0 if lull else transport._SLOW_BYTES_A_S * 8
+        await paced(None, 0, None)
+    assert set(np.round(broker.spacings_s(), 6)) == {transport._FETCH_EVERY_S}
+
+
+async def test_a_broker_from_which_nothing_comes_any_more_is_soon_asked_less_often() -> None:
+    clock = Clock()
+    broker = Broker(transport._SLOW_BYTES_A_S * 8, clock)
+    paced = transport._paced(broker.fetch, clock, clock.sleep)
+    for _ in range(FETCHES):
+        await paced(None, 0, None)
+    broker.bytes_a_s = 0.0
+    ended_s = clock()
+    while broker.spacings_s()[-1] < transport._SLOW_FETCH_EVERY_S - 1e-6:
+        await paced(None, 0, None)
+        assert clock() < ended_s + 1.0
 
 
 async def test_a_wait_that_is_cancelled_fetches_nothing() -> None:
