@@ -125,12 +125,12 @@ class InflightModel:
         size = len(rows)
         fallen, response = np.empty(size, dtype=np.int64), np.empty(size)
         faded = np.empty((size, len(TIME_CONSTANTS_S)))
-        came = (
-            seen.impressions,
-            seen.mean_age_ms,
-            seen.billable,
-            seen.value_nanos,
-            seen.offered_nanos,
+        passed_s = np.empty(size)
+        inflight_rows.passed_s(self.groups.rows, rows, seen.now_ms, passed_s)
+        kept = (
+            inflight_rows.each_second_decay(passed_s),
+            inflight_rows.each_second_decay(seen.mean_age_ms / 1_000.0),
+            np.exp(seen.impressions / -inflight_rows.NEWEST_OFFERS),
         )
         found = inflight_rows.learn(
             self.groups.rows,
@@ -140,7 +140,8 @@ class InflightModel:
             basis,
             campaign,
             seen.now_ms,
-            came,
+            (seen.impressions, seen.billable, seen.value_nanos, seen.offered_nanos),
+            kept,
             fallen,
             response,
             faded,

@@ -33,7 +33,7 @@ rate fades; and where a fleet goes on serving after a pause, it is ten times too
 _FULL_BILLABLE: Final = 4_000.0
 """Responses, and what is billed over what impressions are won at, forget by halving when so many
 billable events stand behind them: a day or two of an ad group of some size."""
-_NEWEST_OFFERS: Final = 1_500.0
+NEWEST_OFFERS: Final = 1_500.0
 """Impressions that the price of the moment is averaged over, but ..."""
 _OFFERS_OF_LAST_HOUR: Final = 20.0
 """... what was seen before the present hour weighs as much as so many: hourly prices differ by some
@@ -52,11 +52,22 @@ _LOWEST_MOVE, _LARGEST_MOVE = 0.2, 5.0
 
 @compiled
 def _decays(passed_s: float) -> tuple[float, float, float, float, float, float]:
-    """What is left after so long, by constant: of each second one, and powers of it."""
-    of_8 = exp(-passed_s / 8.0)
-    of_120 = exp(-passed_s / 120.0)
-    of_3600 = exp(-passed_s / 3_600.0)
+    """What is left after so long, by constant."""
+    return _all_decays(exp(-passed_s / 8.0), exp(-passed_s / 120.0), exp(-passed_s / 3_600.0))
+
+
+@compiled
+def _all_decays(
+    of_8: float, of_120: float, of_3600: float
+) -> tuple[float, float, float, float, float, float]:
+    """The decays by constant, from those of each second one: the others are powers of them."""
     return of_8**4, of_8, of_120**4, of_120, of_3600**6, of_3600
+
+
+def each_second_decay(passed_s: Floats) -> Floats:
+    """Shape (3, n): what is left of each second constant after these times. numpy takes several
+    exponentials at once, a compiled loop one after the other: most of what learning cost."""
+    return np.asarray(np.exp(passed_s / -TIME_CONSTANTS_S[1::2, None]))
 
 
 # -- learning ---------------------------------------------------------------------------------
@@ -71,20 +82,23 @@ def learn(
     basis: Rows,
     campaign: Rows,
     now_ms: int,
-    came: tuple[Floats, Floats, Floats, Floats, Floats],
+    came: tuple[Floats, Floats, Floats, Floats],
+    kept: tuple[Floats, Floats, Floats],
     fallen: Rows,
     response: Floats,
     faded: Floats,
     fetched: Floats,
 ) -> int:
-    """Take a turn over. `came` are its impressions, their mean ages in ms, billable events, their
-    value and the impressions' prices summed, by ad group.
+    """Take a turn over. `came` are its impressions, billable events, their value and the
+    impressions' prices summed, by ad group; `kept` the decays of what was there and of its
+    impressions (`each_second_decay`), and what is kept of the offers before.
 
     How many have fallen of those that delays are learned from; the first of `fallen` tell which,
     of `response` how many actions an impression of each had brought, and of `faded` what of its
     impressions has decayed since the last look, by constant. `fetched` takes what means nothing.
     """
-    impressions, mean_age_ms, billable, value_nanos, offered_nanos = came
+    impressions, billable, value_nanos, offered_nanos = came
+    of_before, of_new, offers_kept = kept
     hour = now_ms // _HOUR_MS
     found = 0
     for at in range(len(rows)):
@@ -92,12 +106,11 @@ def learn(
             # So no ad group's record is waited for while another one is learned of.
             fetched[0] = _fetch(groups, rows[at : at + _BLOCK])
         one = groups[rows[at]]
-        passed_s = _passed_s(one.at_ms, now_ms)
-        age_s = mean_age_ms[at] / 1_000.0
-        kept, kept_of_new = _decays(passed_s), _decays(age_s)
+        left = _all_decays(of_before[0, at], of_before[1, at], of_before[2, at])
+        left_of_new = _all_decays(of_new[0, at], of_new[1, at], of_new[2, at])
         for k in range(len(TIME_CONSTANTS_S)):
             before = one.recent[k]
-            after = before * kept[k] + impressions[at] * kept_of_new[k]
+            after = before * left[k] + impressions[at] * left_of_new[k]
             one.recent[k] = after
             faded[found, k] = max(0.0, before + impressions[at] - after)
         one.at_ms = max(float(now_ms), one.at_ms)
@@ -107,7 +120,7 @@ def learn(
             response[found] = _response(one, campaigns[campaign[at]], common, basis[at])
             fallen[found] = at
             found += 1
-        _learn_offers(one, impressions[at], offered_nanos[at], billable[at], hour)
+        _learn_offers(one, impressions[at], offered_nanos[at], billable[at], offers_kept[at], hour)
         _learn_actions(one, impressions[at], billable[at], value_nanos[at])
     for at in range(len(rows)):
         above = campaigns[campaign[at]]
@@ -130,10 +143,9 @@ def _fetch(groups: Records, rows: Rows) -> float:
 
 @compiled
 def _learn_offers(
-    one: Any, impressions: float, offered_nanos: float, billable: float, hour: int
+    one: Any, impressions: float, offered_nanos: float, billable: float, kept: float, hour: int
 ) -> None:
     """Prices move with the hour; impressions tell of it sooner than what is billed."""
-    kept = exp(-impressions / _NEWEST_OFFERS) if impressions > 0 else 1.0
     if one.offered_hour != hour:
         kept *= min(1.0, _OFFERS_OF_LAST_HOUR / max(one.offers, 1e-9))
         one.offered_hour = hour
@@ -200,6 +212,13 @@ def _served(served: Any, now_ms: int) -> float:
 
 
 @compiled
+def passed_s(groups: Records, rows: Rows, now_ms: int, found: Floats) -> None:
+    """How long ago each was learned of last."""
+    for at in range(len(rows)):
+        found[at] = _passed_s(groups[rows[at]].at_ms, now_ms)
+
+
+@compiled
 def _passed_s(since_ms: float, now_ms: int) -> float:
     return max(0.0, now_ms - since_ms) / 1_000.0
 
@@ -225,8 +244,11 @@ def predict(
     delays, shape (kinds, constants); `coming_s` how long impressions are on their way and served
     after a pause."""
     for at in range(len(rows)):
-        one, served = groups[rows[at]], serving[rows[at]]
-        price = _price_nanos(one) if one.known >= ENOUGH_BILLABLE else 0.0
+        one = groups[rows[at]]
+        if one.known < ENOUGH_BILLABLE:
+            found[:, at] = 0.0
+            continue
+        served, price = serving[rows[at]], _price_nanos(one)
         coming = _rate(one, served, now_ms) * coming_s
         late, response = 0.0, 1.0
         if basis[at] != CPM:

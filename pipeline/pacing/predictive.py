@@ -135,30 +135,38 @@ class Predictive:
     # -- learning -----------------------------------------------------------------------------
 
     def observe(self, seen: Seen, facts: Facts, today: Today) -> None:
-        rows, groups = seen.group, self._groups
+        rows = seen.group
         self._last_prediction = None
+        probability = self._note(rows, facts, seen.last_impression_ms)
         if len(rows):
-            self._note_facts(rows, facts)
-            tables = groups.rows, self._campaigns.rows
-            predictive_rows.note_served(*tables, rows, facts.campaign, seen.last_impression_ms)
             self.model.observe(seen, facts.basis, facts.campaign)
             self.installs.observe(seen, facts.campaign)
             self._look_at(seen, facts)
         unit = self.model.unit_nanos(rows, facts.basis, facts.campaign)
-        self.forecasts.observe(seen, facts, today, self._probabilities(rows), unit)
+        self.forecasts.observe(seen, facts, today, probability, unit)
         due = self.forecasts.feed_due(seen.now_ms)
         if len(due):
             self.forecasts.feed(due, self._probabilities(due), seen.now_ms)
         self._settlements.observe(seen)
 
-    def _note_facts(self, rows: Rows, facts: Facts) -> None:
+    def _note(self, rows: Rows, facts: Facts, served_at_ms: Int64s) -> Floats:
+        """Take over what the catalog says of them and when they were last served; what each is
+        served with."""
         self._groups.reserve(rows)
         self._campaigns.reserve(facts.campaign)
-        moved = np.empty(len(rows), dtype=np.int64)
-        told = facts.basis, facts.campaign, facts.is_even
-        found = predictive_rows.note_facts(self._groups.rows, rows, *told, moved)
+        moved, probability = np.empty(len(rows), dtype=np.int64), np.empty(len(rows))
+        found = predictive_rows.note(
+            self._groups.rows,
+            self._campaigns.rows,
+            rows,
+            (facts.basis, facts.campaign, facts.is_even),
+            served_at_ms,
+            moved,
+            probability,
+        )
         for at in moved[:found].tolist():
             self._campaign_groups.setdefault(int(facts.campaign[at]), []).append(int(rows[at]))
+        return probability
 
     def _probabilities(self, rows: Rows) -> Floats:
         self._groups.reserve(rows)
@@ -523,7 +531,7 @@ class Predictive:
         self.model.groups.reserve(rows)
         known = np.flatnonzero(self.model.groups.known[rows] > 0)
         of_known = (getattr(facts, of.name)[known] for of in fields(Facts))
-        self._note_facts(rows[known], Facts(*of_known))
+        self._note(rows[known], Facts(*of_known), np.zeros(len(known), dtype=np.int64))
 
     def note_standing(self, level: str, row: int, signal: Signal) -> None:
         at, of_level = np.array([row]), self._of_level(level)

@@ -20,30 +20,31 @@ Records = npt.NDArray[Any]
 
 
 @compiled
-def note_facts(
-    groups: Records, rows: Rows, basis: Rows, campaign: Rows, is_even: Mask, moved: Rows
+def note(
+    groups: Records,
+    campaigns: Records,
+    rows: Rows,
+    facts: tuple[Rows, Rows, Mask],
+    served_at_ms: Rows,
+    moved: Rows,
+    probability: Floats,
 ) -> int:
-    """Take over what the catalog says; how many were not known to be of their campaigns, the first
-    of `moved` tell which."""
+    """Take over what the catalog says of each, its basis, its campaign and whether it is paced
+    evenly; and when it and its campaign were last served. How many were not known to be of their
+    campaigns: the first of `moved` tell which. `probability` is filled in as `probabilities` does.
+    """
+    basis, campaign, is_even = facts
     found = 0
     for at in range(len(rows)):
-        one = groups[rows[at]]
+        one, above = groups[rows[at]], campaigns[campaign[at]]
         if one.campaign != campaign[at]:
             moved[found] = at
             found += 1
         one.basis, one.campaign, one.even = basis[at], campaign[at], is_even[at]
+        one.served_at_ms = max(one.served_at_ms, float(served_at_ms[at]))
+        above.served_at_ms = max(above.served_at_ms, float(served_at_ms[at]))
+        probability[at] = _probability(one, campaigns)
     return found
-
-
-@compiled
-def note_served(
-    groups: Records, campaigns: Records, rows: Rows, campaign: Rows, last_impression_ms: Rows
-) -> None:
-    """When they were last served, and their campaigns."""
-    for at in range(len(rows)):
-        one, above = groups[rows[at]], campaigns[campaign[at]]
-        one.served_at_ms = max(one.served_at_ms, float(last_impression_ms[at]))
-        above.served_at_ms = max(above.served_at_ms, float(last_impression_ms[at]))
 
 
 @compiled
@@ -86,7 +87,10 @@ def look_at(
 def probabilities(groups: Records, campaigns: Records, rows: Rows, found: Floats) -> None:
     """What each is served with: by itself, by its campaign, and by their status."""
     for at in range(len(rows)):
-        one = groups[rows[at]]
-        found[at] = one.probability * one.active
-        if one.campaign >= 0:
-            found[at] *= campaigns[int(one.campaign)].probability
+        found[at] = _probability(groups[rows[at]], campaigns)
+
+
+@compiled
+def _probability(one: Any, campaigns: Records) -> float:
+    own = one.probability * one.active
+    return float(own * campaigns[int(one.campaign)].probability if one.campaign >= 0 else own)
