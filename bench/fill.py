@@ -70,7 +70,8 @@ async def hidden(
     bootstrap: str, messages: Iterable[Message], partitions: int
 ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """Publish events that no reader of committed records sees before the given call, which shows
-    them all at once. Of several such, the first published is to be shown first."""
+    them all at once. Of several such, the first published is to be shown first: what lies behind
+    an open transaction is not seen."""
     async with _producer(
         bootstrap,
         partitions,

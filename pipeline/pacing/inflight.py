@@ -126,10 +126,10 @@ class InflightModel:
         fallen, response = np.empty(size, dtype=np.int64), np.empty(size)
         faded = np.empty((size, len(TIME_CONSTANTS_S)))
         passed_s = np.empty(size)
-        inflight_rows.passed_s(self.groups.rows, rows, seen.now_ms, passed_s)
+        inflight_rows.times_passed_s(self.groups.rows, rows, seen.now_ms, passed_s)
         kept = (
-            inflight_rows.each_second_decay(passed_s),
-            inflight_rows.each_second_decay(seen.mean_age_ms / 1_000.0),
+            inflight_rows.slower_decays(passed_s),
+            inflight_rows.slower_decays(seen.mean_age_ms / 1_000.0),
             np.exp(seen.impressions / -inflight_rows.NEWEST_OFFERS),
         )
         found = inflight_rows.learn(

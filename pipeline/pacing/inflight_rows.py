@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 Records = npt.NDArray[Any]
 
 TIME_CONSTANTS_S: Final = np.array([2.0, 8.0, 30.0, 120.0, 600.0, 3_600.0])
-"""Each second one is a whole number of times the one before it: see `_decays`."""
+"""Each second one is a whole number of times the one before it: see `_all_decays`."""
 _NEWEST: Final = 0
 _SMOOTHED: Final = 3
 """Positions of the constants of the newest impression rate, and of the smoothed one (two
@@ -64,9 +64,9 @@ def _all_decays(
     return of_8**4, of_8, of_120**4, of_120, of_3600**6, of_3600
 
 
-def each_second_decay(passed_s: Floats) -> Floats:
-    """Shape (3, n): what is left of each second constant after these times. numpy takes several
-    exponentials at once, a compiled loop one after the other: most of what learning cost."""
+def slower_decays(passed_s: Floats) -> Floats:
+    """Shape (3, n): what is left after these times, by each second constant. By numpy, which takes
+    several exponentials at once, a compiled loop one after the other: a fifth of learning."""
     return np.asarray(np.exp(passed_s / -TIME_CONSTANTS_S[1::2, None]))
 
 
@@ -90,8 +90,8 @@ def learn(
     fetched: Floats,
 ) -> int:
     """Take a turn over. `came` are its impressions, billable events, their value and the
-    impressions' prices summed, by ad group; `kept` the decays of what was there and of its
-    impressions (`each_second_decay`), and what is kept of the offers before.
+    impressions' prices summed, by ad group. `kept` is what is left: of what was there and of the
+    new impressions by their age (both `slower_decays`), and of the offers before.
 
     How many have fallen of those that delays are learned from; the first of `fallen` tell which,
     of `response` how many actions an impression of each had brought, and of `faded` what of its
@@ -212,7 +212,7 @@ def _served(served: Any, now_ms: int) -> float:
 
 
 @compiled
-def passed_s(groups: Records, rows: Rows, now_ms: int, found: Floats) -> None:
+def times_passed_s(groups: Records, rows: Rows, now_ms: int, found: Floats) -> None:
     """How long ago each was learned of last."""
     for at in range(len(rows)):
         found[at] = _passed_s(groups[rows[at]].at_ms, now_ms)

@@ -531,7 +531,8 @@ class Predictive:
         self.model.groups.reserve(rows)
         known = np.flatnonzero(self.model.groups.known[rows] > 0)
         of_known = (getattr(facts, of.name)[known] for of in fields(Facts))
-        self._note(rows[known], Facts(*of_known), np.zeros(len(known), dtype=np.int64))
+        not_served = np.zeros(len(known), dtype=np.int64)
+        self._note(rows[known], Facts(*of_known), not_served)
 
     def note_standing(self, level: str, row: int, signal: Signal) -> None:
         at, of_level = np.array([row]), self._of_level(level)

@@ -225,7 +225,7 @@ class _PacedConsumer(Consumer):
 
 @dataclass(slots=True)
 class _Pace:
-    """How fast what is fetched comes, while one broker is asked."""
+    """When a broker is asked, and how fast bytes come meanwhile, from all of them."""
 
     asked_s: float
     """When it was last asked."""
@@ -233,12 +233,12 @@ class _Pace:
     """By then."""
     bytes_a_s: float = 0.0
 
-    def ask(self, now_s: float, fetched_bytes: int) -> None:
+    def note_asked(self, now_s: float, fetched_bytes: int) -> None:
         passed_s = now_s - self.asked_s
         if passed_s > 0:
             came = (fetched_bytes - self.fetched_bytes) / passed_s
             self.bytes_a_s += -math.expm1(-passed_s / _RATE_OVER_S) * (came - self.bytes_a_s)
-        self.asked_s, self.fetched_bytes = now_s, fetched_bytes
+            self.asked_s, self.fetched_bytes = now_s, fetched_bytes
 
     def next_s(self) -> float:
         """The time before which it is not asked again."""
@@ -264,7 +264,7 @@ def _paced(
         if pace is None:
             paces[node_id] = _Pace(clock_s(), _FetchedRecords.all_bytes)
         else:
-            pace.ask(clock_s(), _FetchedRecords.all_bytes)
+            pace.note_asked(clock_s(), _FetchedRecords.all_bytes)
         return await fetch(assignment, node_id, request)
 
     return paced

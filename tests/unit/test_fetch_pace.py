@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import numpy as np
 import pytest
 
 from pipeline.streams import transport
@@ -71,7 +70,8 @@ async def test_one_answer_that_brings_little_changes_nothing() -> None:
         lull = number % FETCHES == FETCHES - 1
         broker.bytes_a_s = 0.0 if lull else transport._SLOW_BYTES_A_S * 8
         await paced(None, 0, None)
-    assert set(np.round(broker.spacings_s(), 6)) == {transport._FETCH_EVERY_S}
+    spacings_s = broker.spacings_s()
+    assert spacings_s == pytest.approx([transport._FETCH_EVERY_S] * len(spacings_s))
 
 
 async def test_a_broker_from_which_nothing_comes_any_more_is_soon_asked_less_often() -> None:
@@ -85,6 +85,19 @@ async def test_a_broker_from_which_nothing_comes_any_more_is_soon_asked_less_oft
     while broker.spacings_s()[-1] < transport._SLOW_FETCH_EVERY_S - 1e-6:
         await paced(None, 0, None)
         assert clock() < ended_s + 1.0
+
+
+async def test_each_broker_is_paced_for_itself() -> None:
+    clock = Clock()
+    broker = Broker(transport._SLOW_BYTES_A_S * 8, clock)
+    paced = transport._paced(broker.fetch, clock, clock.sleep)
+    for _ in range(FETCHES):
+        await paced(None, 0, None)
+    at_s = clock()
+    await paced(None, 1, None)
+    assert clock() == at_s  # never asked before
+    await paced(None, 0, None)
+    assert clock() == pytest.approx(at_s + transport._FETCH_EVERY_S)
 
 
 async def test_a_wait_that_is_cancelled_fetches_nothing() -> None:

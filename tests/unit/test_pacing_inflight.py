@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from pipeline.contract.vocabulary import CPC, CPM, MS_PER_DAY
+from pipeline.pacing import inflight_rows
 from pipeline.pacing.inflight import InflightModel
 from pipeline.pacing.observed import Events, Seen, by_group
 
@@ -86,6 +87,27 @@ def test_nothing_is_predicted_of_an_ad_group_with_a_few_events() -> None:
     model = InflightModel()
     model.observe(events(1_000, np.arange(900), np.arange(20)), np.array([CPC]), CAMPAIGN)
     assert model.predict(GROUP, np.array([CPC]), CAMPAIGN, 1_000).mean[0] == 0
+
+
+def test_what_is_predicted_of_some_does_not_hang_on_who_is_asked_for_beside_them() -> None:
+    shown, clicks = cpc_traffic(6_000, per_s=2.0, response=0.05, mean_delay_s=20.0)
+    model = learned(shown, clicks, 6_000_000)
+    alone = model.predict(GROUP, np.array([CPC]), CAMPAIGN, 6_000_000)
+    rows, zeros = np.array([3, 0, 7]), np.zeros(3, dtype=np.int64)
+    together = model.predict(rows, zeros + CPC, zeros, 6_000_000)
+    assert alone.mean[0] > 0
+    for name in ("mean", "if_served", "variance", "price"):
+        assert getattr(together, name).tolist() == [0.0, getattr(alone, name)[0], 0.0], name
+
+
+def test_decays_are_the_same_taken_at_once_and_one_by_one() -> None:
+    times_s = np.array([0.0, 0.02, 1.0, 59.0, 7_000.0, 1e9])
+    slower = inflight_rows.slower_decays(times_s)
+    for at, time_s in enumerate(times_s.tolist()):
+        expected = np.exp(-time_s / inflight_rows.TIME_CONSTANTS_S)
+        at_once = inflight_rows._all_decays(*slower[:, at])
+        assert at_once == pytest.approx(expected, rel=1e-12, abs=1e-300)
+        assert inflight_rows._decays(time_s) == pytest.approx(at_once, rel=1e-12, abs=1e-300)
 
 
 def cpm_second(now_ms: int, count: int) -> Seen:
