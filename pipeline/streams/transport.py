@@ -60,6 +60,11 @@ _RATE_OVER_S = 0.25
 """What comes is taken over about so long: one answer that brings little, asked for between two
 batches of a sender, says nothing of what comes next."""
 
+_METADATA_EVERY_MS = 5_000
+"""How often Kafka is asked which partitions there are. A broker that has just come back may say
+that there are none: who joins the group then is given none until it hears of them. With aiokafka's
+own 5 minutes the worker would stand still for so long."""
+
 
 class ShardOwner(Protocol):
     """Who takes over the shards that Faust assigns."""
@@ -214,7 +219,11 @@ class _Fetched(dict[TP, list[ConsumerRecord]]):
 
 
 class _PacedConsumer(Consumer):
-    """A consumer that asks each broker for more at most so often, and is answered into blocks."""
+    """A consumer that asks each broker for more at most so often, is answered into blocks, and soon
+    hears of partitions that it was not told of when it joined its group."""
+
+    def __init__(self, *topics: str, **options: Any) -> None:
+        super().__init__(*topics, metadata_max_age_ms=_METADATA_EVERY_MS, **options)
 
     async def start(self) -> None:
         await super().start()

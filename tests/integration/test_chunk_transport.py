@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Iterable
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import (
+    AIOKafkaConsumer,
+    AIOKafkaProducer,
+    ConsumerRebalanceListener,
+    TopicPartition,
+)
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from pipeline.billing.batch import Chunk
 from pipeline.contract.vocabulary import CLICKS
-from pipeline.streams.transport import _PacedConsumer, as_chunks
+from pipeline.streams.transport import _METADATA_EVERY_MS, _PacedConsumer, as_chunks
 
 PLACE = TopicPartition(CLICKS, 0)
 HEADERS = [("traceparent", b"00-1"), ("empty", b"")]
@@ -146,3 +152,41 @@ async def _of_chunks(consumer: AIOKafkaConsumer, start: int, end: int) -> list[t
             times = chunk.timestamps_ms.tolist()
             found += zip(offsets, times, chunk.keys, chunk.values, headers, strict=True)
     return found
+
+
+class Given(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Waits for a partition."""
+
+    def __init__(self) -> None:
+        self.none = asyncio.Event()
+        self.place = asyncio.Event()
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        pass
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        (self.place if PLACE in assigned else self.none).set()
+
+
+async def test_who_joins_before_kafka_tells_of_the_topics_is_given_them_soon(
+    bootstrap: str,
+) -> None:
+    """As a worker that is started while a broker comes back."""
+    consumer = _PacedConsumer(
+        bootstrap_servers=bootstrap,
+        group_id="early",
+        value_deserializer=as_chunks,
+        enable_auto_commit=False,
+    )
+    admin, given = AIOKafkaAdminClient(bootstrap_servers=bootstrap), Given()
+    await admin.start()
+    await consumer.start()
+    try:
+        consumer.subscribe([CLICKS], listener=given)
+        await asyncio.wait_for(given.none.wait(), 20)
+        await admin.create_topics([NewTopic(CLICKS, 1, 1)])
+        await asyncio.wait_for(given.place.wait(), 4 * _METADATA_EVERY_MS / 1_000)
+    finally:
+        await consumer.stop()
+        await admin.delete_topics([CLICKS])
+        await admin.close()
