@@ -15,7 +15,9 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -30,45 +32,77 @@ from pipeline.contract.signals import decode_signal
 from pipeline.contract.vocabulary import CLICKS, JOURNAL, MS_PER_DAY, SIGNALS
 
 SHARES = (0.1, 0.5, 0.8)
-"""Of capacity."""
+"""Of live capacity: what the worker takes of a stream that is being sent."""
 PARTITIONS = 4
-RUNS = 3
-"""Of each load, which take turns: a quick or slow minute of the machine is every load's."""
+ROUNDS = 3
+"""Of all loads, each with a broker and a worker of its own: after ten minutes a broker's log would
+be some 20 GB, and the machine's disk what is measured."""
 PROBE_CAMPAIGNS = 64
 PROBE_PRICE_MICROS = 1_000_000
 WARM_UP_S = 2.0
 ANSWERED_WITHIN_S = 30.0
 _WARM_UP_EVENTS = 1_000_000
 """So many that the tables of ids have grown (they do it in steps, in a shard's first seconds), and
-that they tell the capacity."""
+that they tell how fast a backlog goes."""
+_FLOOD_S = 6
+"""How long it would take to send what the live capacity is measured with; it takes longer."""
+_FLOOD_SETTLES_MS = 2_000
 
 
 def latency(seconds: int, probes_a_s: int) -> dict[str, Any]:
     """At each share of capacity, the latencies of the probes in some runs; as JSON takes them.
 
-    Capacity is the rate at which the worker takes the events that come before: the whole job's, as
-    `compare` measures it, of this very hour of the machine.
+    Capacity is what the worker takes of a stream of this very hour while the senders and the broker
+    are at work beside it, as at every load here; a backlog that it has to itself goes faster.
     """
     about = machine.described(" ".join(["python -m bench", *sys.argv[1:]]))
-    probes = seconds * probes_a_s
+    rounds = [_round(seconds, seconds * probes_a_s) for _ in range(ROUNDS)]
+    return {
+        "about": about,
+        **{name: _median([one[name] for one in rounds]) for name in _RATES},
+        "levels": [together(runs) for runs in zip(*(one["levels"] for one in rounds), strict=True)],
+    }
+
+
+_RATES = ("capacity_events_per_s", "backlog_events_per_s")
+
+
+def _round(seconds: int, probes: int) -> dict[str, Any]:
+    """A run of each load, and of what capacity they are shares."""
     with opened(PARTITIONS) as site:
-        asyncio.run(_fill(site, probes * len(SHARES) * RUNS))
+        asyncio.run(_fill(site, probes * len(SHARES)))
         directory = site.run_directory("worker")
         log = directory / "worker.log"
         environment = site.environment(directory)
         with process(worker_command(), cores=(site.cores.job,), log=log, env=environment) as worker:
-            outputs = asyncio.run(_first_outputs(site, lambda: worker.poll() is None))
-            if sum(output.events for output in outputs) != _WARM_UP_EVENTS:
-                raise BenchError(f"the worker did not judge what came before: {log_tail(log)}")
-            capacity = steady_events_per_s(outputs)
-            say(json.dumps({"capacity_events_per_s": capacity}))
-            runs: list[dict[str, Any]] = []
-            for number, share in enumerate(SHARES * RUNS):
-                level = _level(site, int(share * capacity), seconds, number * probes, probes)
-                runs.append({"share": share} | level)
-                say(json.dumps(runs[-1]))
-    levels = [together(runs[number :: len(SHARES)]) for number in range(len(SHARES))]
-    return {"about": about, "capacity_events_per_s": capacity, "levels": levels}
+            judged = Judged(site, lambda: worker.poll() is None, log)
+            backlog = steady_events_per_s(asyncio.run(judged.outputs(_WARM_UP_EVENTS)))
+            capacity = _live_capacity(site, judged, int(backlog), seed=_seed(len(SHARES)))
+            found = dict(zip(_RATES, (capacity, backlog), strict=True))
+            say(json.dumps(found))
+            levels: list[dict[str, Any]] = []
+            for number, share in enumerate(SHARES):
+                level = _level(site, int(share * capacity), seconds, number, probes)
+                levels.append({"share": share} | level)
+                say(json.dumps(levels[-1]))
+    return {**found, "levels": levels}
+
+
+def _seed(number: int) -> int:
+    """Of a load of its own events: the first seed is that of what comes before."""
+    return number + 2
+
+
+def _live_capacity(site: Site, judged: Judged, events_a_s: int, seed: int) -> float:
+    """The events a second that are judged while more are being sent: as many as of a backlog."""
+    with load.prepared(site, events_a_s, _FLOOD_S, seed) as flood:
+        flood.go()
+        began_ms = time.time_ns() // 1_000_000 + _FLOOD_SETTLES_MS
+        flood.reached()
+        ended_ms = time.time_ns() // 1_000_000
+    outputs = asyncio.run(judged.outputs(_WARM_UP_EVENTS + events_a_s * _FLOOD_S))
+    meanwhile = sum(one.events for one in outputs if began_ms <= one.at_ms < ended_ms)
+    return meanwhile / (ended_ms - began_ms) * 1_000
 
 
 def together(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -76,11 +110,16 @@ def together(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     number of all probes, and the p99 of each. A run in which nothing was answered is the slowest.
     """
     found = runs[0] | {name: sum(run[name] for run in runs) for name in ("probes", "unanswered")}
-    for name in ("reached_events_per_s", *(f"p{of}_ms" for of in QUANTILES)):
-        figures = sorted(math.inf if run[name] is None else run[name] for run in runs)
-        figure = figures[-1 if name == _WORST else len(runs) // 2]
+    rates = "asked_events_per_s", "reached_events_per_s"
+    for name in (*rates, *(f"p{of}_ms" for of in QUANTILES)):
+        figures = [math.inf if run[name] is None else run[name] for run in runs]
+        figure = max(figures) if name == _WORST else _median(figures)
         found[name] = None if figure == math.inf else figure
     return found | {"p99_ms_of_runs": [run["p99_ms"] for run in runs]}
+
+
+def _median(figures: Sequence[float]) -> float:
+    return sorted(figures)[len(figures) // 2]
 
 
 async def _fill(site: Site, probes: int) -> None:
@@ -95,25 +134,37 @@ async def _fill(site: Site, probes: int) -> None:
     )
 
 
-async def _first_outputs(site: Site, alive: Any) -> list[Output]:
-    return await follow(
-        site.bootstrap,
-        JOURNAL,
-        site.partitions,
-        journal_output,
-        events=_WARM_UP_EVENTS,
-        first_within_s=30.0,
-        within_s=30.0,
-        alive=alive,
-    )
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a worker has judged."""
+
+    site: Site
+    is_alive: Callable[[], bool]
+    log: Path
+
+    async def outputs(self, events: int) -> list[Output]:
+        """All outputs, once they are of so many events. Raises `BenchError`."""
+        outputs = await follow(
+            self.site.bootstrap,
+            JOURNAL,
+            self.site.partitions,
+            journal_output,
+            events=events,
+            first_within_s=30.0,
+            within_s=60.0,
+            alive=self.is_alive,
+        )
+        judged = sum(output.events for output in outputs)
+        if judged != events:
+            raise BenchError(f"{judged} of {events} events were judged: {log_tail(self.log)}")
+        return outputs
 
 
-def _level(
-    site: Site, events_a_s: int, seconds: int, first_probe: int, probes: int
-) -> dict[str, Any]:
-    with load.prepared(site, events_a_s, WARM_UP_S + seconds, seed=first_probe + 2) as one:
+def _level(site: Site, events_a_s: int, seconds: int, number: int, probes: int) -> dict[str, Any]:
+    """The latencies of the run of this number, with probes of its own."""
+    with load.prepared(site, events_a_s, WARM_UP_S + seconds, _seed(number)) as one:
         one.go()
-        latencies_ms = asyncio.run(_probe(site, first_probe, probes, seconds))
+        latencies_ms = asyncio.run(_probe(site, number * probes, probes, seconds))
         reached = one.reached()
     return {
         "asked_events_per_s": events_a_s,

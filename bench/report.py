@@ -231,7 +231,11 @@ def _latency(results: Mapping[str, Any]) -> str:
         for level in results["levels"]
     ]
     head = ["load", "events/s asked", "sent", "p50 ms", "p99 ms", "p99.9 ms", "worst ms"]
-    return _table([*head, "p99 ms of each run", "probes", "unanswered"], rows)
+    table = _table([*head, "p99 ms of each run", "probes", "unanswered"], rows)
+    if "backlog_events_per_s" not in results:
+        return table
+    live, backlog = (_number(results[f"{of}_events_per_s"]) for of in ("capacity", "backlog"))
+    return f"{table}\n\nCapacity of a stream: {live} events/s; of a backlog: {backlog}."
 
 
 def _milliseconds(value: float | None) -> str:

@@ -143,7 +143,8 @@ def test_rendering_twice_changes_nothing() -> None:
 
 def test_runs_of_a_load_are_told_by_their_medians() -> None:
     def run(p99_ms: float | None, worst_ms: float | None, unanswered: int) -> dict[str, Any]:
-        figures = {"reached_events_per_s": 10.0, "p50_ms": p99_ms, "p99.9_ms": p99_ms}
+        rates = {"asked_events_per_s": 10, "reached_events_per_s": 10.0}
+        figures = rates | {"p50_ms": p99_ms, "p99.9_ms": p99_ms}
         counts = {"share": 0.5, "probes": 100, "unanswered": unanswered}
         return counts | figures | {"p99_ms": p99_ms, "p100_ms": worst_ms}
 
