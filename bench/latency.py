@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -47,6 +48,7 @@ that they tell how fast a backlog goes."""
 _FLOOD_S = 6
 """How long it would take to send what the live capacity is measured with; it takes longer."""
 _FLOOD_SETTLES_MS = 2_000
+_RATES = ("capacity_events_per_s", "backlog_events_per_s")
 
 
 def latency(seconds: int, probes_a_s: int) -> dict[str, Any]:
@@ -59,12 +61,9 @@ def latency(seconds: int, probes_a_s: int) -> dict[str, Any]:
     rounds = [_round(seconds, seconds * probes_a_s) for _ in range(ROUNDS)]
     return {
         "about": about,
-        **{name: _median([one[name] for one in rounds]) for name in _RATES},
+        **{name: median_high([one[name] for one in rounds]) for name in _RATES},
         "levels": [together(runs) for runs in zip(*(one["levels"] for one in rounds), strict=True)],
     }
-
-
-_RATES = ("capacity_events_per_s", "backlog_events_per_s")
 
 
 def _round(seconds: int, probes: int) -> dict[str, Any]:
@@ -113,13 +112,9 @@ def together(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     rates = "asked_events_per_s", "reached_events_per_s"
     for name in (*rates, *(f"p{of}_ms" for of in QUANTILES)):
         figures = [math.inf if run[name] is None else run[name] for run in runs]
-        figure = max(figures) if name == _WORST else _median(figures)
+        figure = max(figures) if name == _WORST else median_high(figures)
         found[name] = None if figure == math.inf else figure
     return found | {"p99_ms_of_runs": [run["p99_ms"] for run in runs]}
-
-
-def _median(figures: Sequence[float]) -> float:
-    return sorted(figures)[len(figures) // 2]
 
 
 async def _fill(site: Site, probes: int) -> None:

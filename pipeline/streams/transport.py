@@ -236,9 +236,9 @@ class _PacedConsumer(Consumer):
 class _Pace:
     """When a broker is asked, and how fast bytes come meanwhile, from all of them."""
 
-    asked_s: float
+    asked_s: float = -math.inf
     """When it was last asked."""
-    fetched_bytes: int
+    fetched_bytes: int = 0
     """By then."""
     bytes_a_s: float = 0.0
 
@@ -265,15 +265,12 @@ def _paced(
     """By broker."""
 
     async def paced(assignment: Any, node_id: int, request: Any) -> bool:
-        pace = paces.get(node_id)
+        pace = paces.setdefault(node_id, _Pace())
         try:
-            await sleep(0.0 if pace is None else max(0.0, pace.next_s() - clock_s()))
+            await sleep(max(0.0, pace.next_s() - clock_s()))
         except asyncio.CancelledError:
             return False  # as the fetch itself does
-        if pace is None:
-            paces[node_id] = _Pace(clock_s(), _FetchedRecords.all_bytes)
-        else:
-            pace.note_asked(clock_s(), _FetchedRecords.all_bytes)
+        pace.note_asked(clock_s(), _FetchedRecords.all_bytes)
         return await fetch(assignment, node_id, request)
 
     return paced

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -46,26 +47,28 @@ class Broker:
         return [after - before for before, after in pairs]
 
 
-async def paced_by(bytes_a_s: float) -> Broker:
+Fetch = Callable[[Any, int, Any], Awaitable[bool]]
+
+
+async def paced_by(bytes_a_s: float) -> tuple[Clock, Broker, Fetch]:
+    """A broker that was asked some times, its clock, and what asks it."""
     clock = Clock()
     broker = Broker(bytes_a_s, clock)
     paced = transport._paced(broker.fetch, clock, clock.sleep)
     for _ in range(FETCHES):
         assert await paced(None, 0, None)
-    return broker
+    return clock, broker, paced
 
 
 async def test_a_broker_is_asked_less_often_where_little_comes() -> None:
-    slow = await paced_by(transport._SLOW_BYTES_A_S / 4)
+    _, slow, _ = await paced_by(transport._SLOW_BYTES_A_S / 4)
     assert slow.spacings_s() == pytest.approx([transport._SLOW_FETCH_EVERY_S] * (FETCHES - 4))
-    fast = await paced_by(transport._SLOW_BYTES_A_S * 4)
+    _, fast, _ = await paced_by(transport._SLOW_BYTES_A_S * 4)
     assert fast.spacings_s() == pytest.approx([transport._FETCH_EVERY_S] * (FETCHES - 4))
 
 
 async def test_one_answer_that_brings_little_changes_nothing() -> None:
-    clock = Clock()
-    broker = Broker(transport._SLOW_BYTES_A_S * 8, clock)
-    paced = transport._paced(broker.fetch, clock, clock.sleep)
+    _, broker, paced = await paced_by(transport._SLOW_BYTES_A_S * 8)
     for number in range(4 * FETCHES):
         lull = number % FETCHES == FETCHES - 1
         broker.bytes_a_s = 0.0 if lull else transport._SLOW_BYTES_A_S * 8
@@ -75,11 +78,7 @@ async def test_one_answer_that_brings_little_changes_nothing() -> None:
 
 
 async def test_a_broker_from_which_nothing_comes_any_more_is_soon_asked_less_often() -> None:
-    clock = Clock()
-    broker = Broker(transport._SLOW_BYTES_A_S * 8, clock)
-    paced = transport._paced(broker.fetch, clock, clock.sleep)
-    for _ in range(FETCHES):
-        await paced(None, 0, None)
+    clock, broker, paced = await paced_by(transport._SLOW_BYTES_A_S * 8)
     broker.bytes_a_s = 0.0
     ended_s = clock()
     while broker.spacings_s()[-1] < transport._SLOW_FETCH_EVERY_S - 1e-6:
@@ -88,11 +87,7 @@ async def test_a_broker_from_which_nothing_comes_any_more_is_soon_asked_less_oft
 
 
 async def test_each_broker_is_paced_for_itself() -> None:
-    clock = Clock()
-    broker = Broker(transport._SLOW_BYTES_A_S * 8, clock)
-    paced = transport._paced(broker.fetch, clock, clock.sleep)
-    for _ in range(FETCHES):
-        await paced(None, 0, None)
+    clock, _, paced = await paced_by(transport._SLOW_BYTES_A_S * 8)
     at_s = clock()
     await paced(None, 1, None)
     assert clock() == at_s  # never asked before
