@@ -17,19 +17,11 @@ from typing import Any
 from bench import machine
 from bench.fill import fill
 from bench.machine import say
-from bench.site import (
-    ROOT,
-    BenchError,
-    Site,
-    log_tail,
-    opened,
-    process,
-    report_and_reconcile,
-    worker_command,
-)
-from bench.watch import Output, follow, journal_output, peer_output, steady_events_per_s
+from bench.site import ROOT, BenchError, Site, log_tail, opened, process, report_and_reconcile
+from bench.watch import Output, follow, peer_output, steady_events_per_s
+from bench.workers import judged, working
 from bench.workload import CAMPAIGNS, EVENTS_A_MS, catalog, messages, prices
-from pipeline.contract.vocabulary import JOURNAL, MS_PER_DAY
+from pipeline.contract.vocabulary import MS_PER_DAY
 
 KAFKA_STREAMS = ROOT / "bench" / "peers" / "kafka_streams"
 _POM = KAFKA_STREAMS / "pom.xml"
@@ -37,7 +29,6 @@ _PEER_PACKAGES = ("confluent-kafka", "aiokafka", "quixstreams", "faust-streaming
 PEERS_LAST_OUTPUT_EVENTS = 1_000
 """Peers that put out every so many events keep the rest of the last ones to themselves."""
 FIRST_OUTPUT_WITHIN_S = 30.0
-PRODUCT_WITHIN_S = 120.0
 MS_PER_MINUTE = 60_000
 
 
@@ -232,27 +223,9 @@ async def _fill(site: Site, events: int) -> None:
 def _run_product(site: Site, events: int) -> Run:
     """A worker over everything, from an empty journal; then the books into tables, and checked."""
     asyncio.run(site.forget_outputs())
-    data_dir = site.run_directory("product")
-    log = data_dir / "worker.log"
-    with process(
-        worker_command(), cores=(site.cores.job,), log=log, env=site.environment(data_dir)
-    ) as worker:
-        outputs = asyncio.run(
-            follow(
-                site.bootstrap,
-                JOURNAL,
-                site.partitions,
-                journal_output,
-                events=events,
-                first_within_s=FIRST_OUTPUT_WITHIN_S,
-                within_s=PRODUCT_WITHIN_S,
-                alive=lambda: worker.poll() is None,
-            )
-        )
-        run = _measured(outputs, worker, log)
-    if run.events != events:
-        raise BenchError(f"judged {run.events} of {events} events: {log_tail(log)}")
-    return replace(run, reported_per_s=report_and_reconcile(site, data_dir, events))
+    with working(site, (site.cores.job,)) as worker:
+        run = _measured(asyncio.run(judged(site, events, [worker])), worker.child.pid)
+    return replace(run, reported_per_s=report_and_reconcile(site, worker.data_dir, events))
 
 
 def _run_peer(site: Site, peer: Peer, settings: Settings) -> Run:
@@ -275,20 +248,20 @@ def _run_peer(site: Site, peer: Peer, settings: Settings) -> Run:
                 alive=lambda: child.poll() is None,
             )
         )
-        return _measured(outputs, child, log)
+        if child.poll() is not None:
+            raise BenchError(f"it ended with {child.returncode}: {log_tail(log)}")
+        if not outputs:
+            raise BenchError(f"no output within {FIRST_OUTPUT_WITHIN_S:.0f} s: {log_tail(log)}")
+        return _measured(outputs, child.pid)
 
 
-def _measured(outputs: list[Output], child: subprocess.Popen[bytes], log: Path) -> Run:
-    """The run's figures. Raises `BenchError` where there was no output or the process has ended."""
-    if child.poll() is not None:
-        raise BenchError(f"it ended with {child.returncode}: {log_tail(log)}")
-    if not outputs:
-        raise BenchError(f"no output within {FIRST_OUTPUT_WITHIN_S:.0f} s: {log_tail(log)}")
+def _measured(outputs: list[Output], pid: int) -> Run:
+    """The figures of a run whose process still is."""
     events = sum(output.events for output in outputs)
     return Run(
         events=events,
         events_per_s=steady_events_per_s(outputs),
-        cpu_s=machine.cpu_s(child.pid),
-        peak_mib=machine.peak_memory_mib(child.pid),
+        cpu_s=machine.cpu_s(pid),
+        peak_mib=machine.peak_memory_mib(pid),
         output_bytes_per_event=sum(output.size_bytes for output in outputs) / max(1, events),
     )

@@ -15,9 +15,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from statistics import median_high
 from typing import Any
 
@@ -26,11 +24,12 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from bench import load, machine
 from bench.fill import fill
 from bench.machine import say
-from bench.site import BenchError, Site, log_tail, opened, process, worker_command
-from bench.watch import Output, follow, journal_output, steady_events_per_s
+from bench.site import Site, opened
+from bench.watch import steady_events_per_s
+from bench.workers import Worker, judged, working
 from bench.workload import CAMPAIGNS, catalog, messages
 from pipeline.contract.signals import decode_signal
-from pipeline.contract.vocabulary import CLICKS, JOURNAL, MS_PER_DAY, SIGNALS
+from pipeline.contract.vocabulary import CLICKS, MS_PER_DAY, SIGNALS
 
 SHARES = (0.1, 0.5, 0.8)
 """Of live capacity: what the worker takes of a stream that is being sent."""
@@ -70,13 +69,9 @@ def _round(seconds: int, probes: int) -> dict[str, Any]:
     """A run of each load, and of what capacity they are shares."""
     with opened(PARTITIONS) as site:
         asyncio.run(_fill(site, probes * len(SHARES)))
-        directory = site.run_directory("worker")
-        log = directory / "worker.log"
-        environment = site.environment(directory)
-        with process(worker_command(), cores=(site.cores.job,), log=log, env=environment) as worker:
-            judged = Judged(site, lambda: worker.poll() is None, log)
-            backlog = steady_events_per_s(asyncio.run(judged.outputs(_WARM_UP_EVENTS)))
-            capacity = _live_capacity(site, judged, int(backlog), seed=_seed(len(SHARES)))
+        with working(site, (site.cores.job,)) as worker:
+            backlog = steady_events_per_s(asyncio.run(judged(site, _WARM_UP_EVENTS, [worker])))
+            capacity = _live_capacity(site, worker, int(backlog), seed=_seed(len(SHARES)))
             found = dict(zip(_RATES, (capacity, backlog), strict=True))
             say(json.dumps(found))
             levels: list[dict[str, Any]] = []
@@ -92,14 +87,14 @@ def _seed(number: int) -> int:
     return number + 2
 
 
-def _live_capacity(site: Site, judged: Judged, events_a_s: int, seed: int) -> float:
+def _live_capacity(site: Site, worker: Worker, events_a_s: int, seed: int) -> float:
     """The events a second that are judged while more are being sent: as many as of a backlog."""
     with load.prepared(site, events_a_s, _FLOOD_S, seed) as flood:
         flood.go()
         began_ms = time.time_ns() // 1_000_000 + _FLOOD_SETTLES_MS
         flood.reached()
         ended_ms = time.time_ns() // 1_000_000
-    outputs = asyncio.run(judged.outputs(_WARM_UP_EVENTS + events_a_s * _FLOOD_S))
+    outputs = asyncio.run(judged(site, _WARM_UP_EVENTS + events_a_s * _FLOOD_S, [worker]))
     meanwhile = sum(one.events for one in outputs if began_ms <= one.at_ms < ended_ms)
     return meanwhile / (ended_ms - began_ms) * 1_000
 
@@ -127,32 +122,6 @@ async def _fill(site: Site, probes: int) -> None:
         messages(_WARM_UP_EVENTS, CAMPAIGNS, now_ms - 600_000),
         site.partitions,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """What a worker has judged."""
-
-    site: Site
-    is_alive: Callable[[], bool]
-    log: Path
-
-    async def outputs(self, events: int) -> list[Output]:
-        """All outputs, once they are of so many events. Raises `BenchError`."""
-        outputs = await follow(
-            self.site.bootstrap,
-            JOURNAL,
-            self.site.partitions,
-            journal_output,
-            events=events,
-            first_within_s=30.0,
-            within_s=60.0,
-            alive=self.is_alive,
-        )
-        judged = sum(output.events for output in outputs)
-        if judged != events:
-            raise BenchError(f"{judged} of {events} events were judged: {log_tail(self.log)}")
-        return outputs
 
 
 def _level(site: Site, events_a_s: int, seconds: int, number: int, probes: int) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import statistics
-import subprocess
 import sys
 import time
 import urllib.error
@@ -20,8 +19,8 @@ from bench import load, machine
 from bench.engine import EVENTS_A_TURN, EngineAlone, make_engine, turns_of
 from bench.fill import fill, hidden
 from bench.machine import say
-from bench.site import BenchError, Site, log_tail, opened, process, worker_command
-from bench.watch import Output, follow, journal_output
+from bench.site import BenchError, Site, opened
+from bench.workers import Worker, judged, working
 from bench.workload import (
     CAMPAIGNS,
     EVENTS_A_MS,
@@ -31,7 +30,7 @@ from bench.workload import (
     messages,
 )
 from pipeline.billing.batch import Chunk
-from pipeline.contract.vocabulary import JOURNAL, MS_PER_DAY
+from pipeline.contract.vocabulary import MS_PER_DAY
 from pipeline.streams.intake import events_a_turn
 
 PARTITIONS = (4, 16, 64)
@@ -46,7 +45,6 @@ WARM_UP_EVENTS = 1_000_000
 what is kept of it is made: a worker does that once, not with each event."""
 START_MS = 1_772_323_200_000
 BALANCED_WITHIN_S = 180.0
-JUDGED_WITHIN_S = 180.0
 _SETTLE_S = 3.0
 
 
@@ -153,22 +151,6 @@ def _cost(size: _Size) -> dict[str, Any]:
 # -- whole workers --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Worker:
-    child: subprocess.Popen[bytes]
-    port: str
-
-    def shards(self, catalog_records: int) -> int:
-        """How many it judges now; 0 while it does not answer, takes over or reads the catalog."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as page:
-                health = json.load(page)
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            return 0
-        ready = health["state"] == "running" and health["catalog_offset"] >= catalog_records
-        return len(health["shards"]) if ready else 0
-
-
 def whole_job(
     partitions: int,
     number: int,
@@ -199,11 +181,11 @@ async def _measured(site: Site, number: int, events: int, ad_groups: int | None)
         with _running(site, number) as workers:
             await asyncio.to_thread(_await_balance, workers, site.partitions, len(records))
             await show_first()
-            await _outputs(site, WARM_UP_EVENTS, workers)
+            await judged(site, WARM_UP_EVENTS, workers)
             cpu_s = -sum(machine.cpu_s(worker.child.pid) for worker in workers)
             shown_ms = time.time_ns() // 1_000_000
             await show()
-            outputs = await _outputs(site, WARM_UP_EVENTS + events, workers)
+            outputs = await judged(site, WARM_UP_EVENTS + events, workers)
             cpu_s += sum(machine.cpu_s(worker.child.pid) for worker in workers)
     outputs = [output for output in outputs if output.at_ms >= shown_ms]
     return {
@@ -230,50 +212,37 @@ def _workload(
 
 
 @contextlib.contextmanager
-def _running(site: Site, number: int) -> Iterator[list[_Worker]]:
+def _running(site: Site, number: int) -> Iterator[list[Worker]]:
     cores = (site.cores.job,) if number == 1 else (site.cores.job, site.cores.others)
     with contextlib.ExitStack() as stack:
-        workers = []
-        for _ in range(number):
-            directory = site.run_directory("worker")
-            environment = site.environment(directory)
-            child = stack.enter_context(
-                process(
-                    worker_command(), cores=cores, log=directory / "worker.log", env=environment
-                )
-            )
-            workers.append(_Worker(child, environment["PIPELINE_WORKER_WEB_PORT"]))
-        yield workers
+        yield [stack.enter_context(working(site, cores)) for _ in range(number)]
 
 
-def _await_balance(workers: list[_Worker], partitions: int, catalog_records: int) -> None:
+def _await_balance(workers: list[Worker], partitions: int, catalog_records: int) -> None:
     """Return when all shards are judged, each worker has some and the catalog. Raises
     `BenchError`."""
     until_s = time.monotonic() + BALANCED_WITHIN_S
     while True:
-        shards = [worker.shards(catalog_records) for worker in workers]
+        shards = [_shards(worker, catalog_records) for worker in workers]
         if all(shards) and sum(shards) == partitions:
             return
-        if time.monotonic() > until_s or any(worker.child.poll() is not None for worker in workers):
-            raise BenchError(f"workers have {shards} of {partitions} shards")
+        if time.monotonic() > until_s or not all(worker.is_alive() for worker in workers):
+            logs = "; ".join(worker.log_tail() for worker in workers)
+            raise BenchError(f"workers have {shards} of {partitions} shards: {logs}")
         time.sleep(0.1)
 
 
-async def _outputs(site: Site, events: int, workers: list[_Worker]) -> list[Output]:
-    outputs = await follow(
-        site.bootstrap,
-        JOURNAL,
-        site.partitions,
-        journal_output,
-        events=events,
-        first_within_s=BALANCED_WITHIN_S,
-        within_s=JUDGED_WITHIN_S,
-        alive=lambda: all(worker.child.poll() is None for worker in workers),
-    )
-    judged = sum(output.events for output in outputs)
-    if judged < events:
-        raise BenchError(f"{judged} of {events} events were judged")
-    return outputs
+def _shards(worker: Worker, catalog_records: int) -> int:
+    """How many it judges now; 0 while it does not answer, takes over or reads the catalog."""
+    try:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{worker.web_port}/health", timeout=5
+        ) as page:
+            health = json.load(page)
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return 0
+    ready = health["state"] == "running" and health["catalog_offset"] >= catalog_records
+    return len(health["shards"]) if ready else 0
 
 
 # -- little to do ---------------------------------------------------------------------------------
@@ -293,13 +262,13 @@ def _low_load(seconds: int) -> list[dict[str, Any]]:
                 reached, share = _share_at(site, worker, events_a_s, seconds, seed)
                 found.append({"events_per_s": reached, "core_share": share})
                 say(json.dumps(found[-1]))
-            if worker.child.poll() is not None:
-                raise BenchError(log_tail(site.directory / "worker-1" / "worker.log"))
+            if not worker.is_alive():
+                raise BenchError(worker.log_tail())
     return found
 
 
 def _share_at(
-    site: Site, worker: _Worker, events_a_s: int, seconds: int, seed: int
+    site: Site, worker: Worker, events_a_s: int, seconds: int, seed: int
 ) -> tuple[float, float]:
     """Events a second that were sent, and the worker's share of a core meanwhile."""
     if events_a_s == 0:
@@ -311,7 +280,7 @@ def _share_at(
         return one.reached(), share
 
 
-def _share_over(worker: _Worker, seconds: float) -> float:
+def _share_over(worker: Worker, seconds: float) -> float:
     started_s, before_s = time.monotonic(), machine.cpu_s(worker.child.pid)
     time.sleep(seconds)
     used_s = machine.cpu_s(worker.child.pid) - before_s

@@ -178,11 +178,6 @@ def log_tail(log: Path, characters: int = 500) -> str:
     return log.read_text(errors="replace").strip()[-characters:]
 
 
-def worker_command() -> list[str]:
-    """The product's worker."""
-    return [sys.executable, "-m", "pipeline", "worker"]
-
-
 def report_and_reconcile(site: Site, data_dir: Path, events: int) -> float:
     """Run the reporter over the whole journal into the embedded engine, then `reconcile`.
 
