@@ -1,34 +1,49 @@
-"""How fast a shard's journal is folded: decode, check the chain, post, remember.
+"""How fast a shard is taken over: its journal folded, or its ids brought from a snapshot's copy.
 
-    python -m bench.recovery [--events N] [--sizes 20000 2000 300]
+    python -m bench.recovery [--events N] [--sizes 20000 2000 300] [--ids N]
 
-One core, the journal in memory: what a takeover costs beside Kafka's bytes. Prints for each size of
-record the journal's events a second (of CPU time: the machine may be shared).
+Folding is decoding, checking the chain, posting, remembering: on one core, the journal in memory,
+so what a takeover costs beside Kafka's bytes. Prints for each size of record the journal's events a
+second (of CPU time: the machine may be shared). Bringing ids is copying their files from where all
+workers see them, here the same disk, and reading them whole; prints ids a second by the clock, the
+copies not in the page cache.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import tempfile
 import time
 from itertools import islice
+from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from bench import workload
+from bench.site import BenchError
 from pipeline.billing.batch import Assembler, Chunk
+from pipeline.billing.books import Balances, Shard
 from pipeline.billing.chain import Chain
 from pipeline.billing.decide import Policy
-from pipeline.billing.fold import Counted
+from pipeline.billing.fold import Counted, pack, unpack
 from pipeline.billing.journal import decode_events, decode_header, seal
+from pipeline.billing.terms import Terms
 from pipeline.billing.texts import Packed
+from pipeline.contract.catalog import Catalog
 from pipeline.contract.log import LogRecord
 from pipeline.contract.vocabulary import EVENT_TOPICS
 from pipeline.streams.engine import Engine, EngineSettings
 from pipeline.streams.recovery import EVENTS_AT_ONCE
+from pipeline.streams.snapshot_copies import SnapshotCopies
+from pipeline.streams.snapshots import SnapshotStore
 from pipeline.streams.writer import prepare
 
 CAMPAIGNS = 200
+HORIZON_DAYS = 7
+DEDUPE_MEMORY_MIB = 256
+IDS_A_TURN = 20_000
 START_MS = 1_772_323_200_000
 
 
@@ -103,10 +118,45 @@ def fold(records: list[bytes]) -> tuple[int, float]:
     return chain.seq, time.process_time() - began_s
 
 
+def bring(ids: int) -> tuple[int, int, float]:
+    """Take a shard with so many remembered ids over from the copy of its snapshot, onto an empty
+    disk: (ids, bytes of their files, seconds by the clock)."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        directory, memory_bytes = Path(name), DEDUPE_MEMORY_MIB << 20
+        copies = directory / "copies"
+        owner = SnapshotStore(directory / "owner", memory_bytes, _copies(copies))
+        shard = Shard.new(0, HORIZON_DAYS, ids, owner.open(0))
+        random = np.random.default_rng(1)
+        for _ in range(ids // IDS_A_TURN):
+            shard.ids.add(random.integers(0, 2**64 - 1, (IDS_A_TURN, 2), np.uint64), START_MS)
+        packed = pack(shard, Balances(HORIZON_DAYS), Terms(Catalog(), 1), with_ids=True)
+        owner.save(0, packed).result()
+        owner.stop()
+        files = list(copies.rglob("*.ids"))
+        for path in files:
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        other = SnapshotStore(directory / "other", memory_bytes, _copies(copies))
+        began_s = time.perf_counter()
+        fresh = Shard.new(0, HORIZON_DAYS, ids, other.open(0))
+        loaded = other.load(0)
+        if loaded is None:
+            raise BenchError(f"no copy came back from {copies}: is the disk full?")
+        unpack(loaded, fresh, Balances(HORIZON_DAYS), Terms(Catalog(), 1))
+        seconds = time.perf_counter() - began_s
+        other.stop()
+        return len(fresh.ids), sum(path.stat().st_size for path in files), seconds
+
+
+def _copies(directory: Path) -> SnapshotCopies:
+    return SnapshotCopies(directory, on_failure=lambda: None)  # no copy: `bring` finds none
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=400_000)
     parser.add_argument("--sizes", type=int, nargs="+", default=[20_000, 2_000, 300])
+    parser.add_argument("--ids", type=int, default=20_000_000)
     given = parser.parse_args()
     for size in given.sizes:
         records = journal(given.events, size)
@@ -115,6 +165,11 @@ def main() -> None:
             events, seconds = fold(records)
             rates.append(events / seconds)
         print(f"records of {size:6,} events: {max(rates):9,.0f} events/s", flush=True)
+    ids, size_bytes, seconds = bring(given.ids)
+    print(
+        f"{ids:,} ids, {size_bytes / 2**20:,.0f} MiB, from a copy: {seconds:.1f} s, "
+        f"{ids / seconds:,.0f} ids/s"
+    )
 
 
 if __name__ == "__main__":

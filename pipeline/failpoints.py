@@ -35,6 +35,7 @@ WORKER_POINTS: Final = (
     "append_acknowledged",
     "signals_sent",
     "snapshot_written",
+    "snapshot_copied",
     "ids_written",
     "taken_over",
     "offset_commit",

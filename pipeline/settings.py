@@ -76,6 +76,11 @@ class Settings(BaseSettings):
     """The worker's snapshots (a cache: losing it costs time, never data), and with `pipeline up`
     Kafka's and ClickHouse's data too."""
 
+    snapshot_copies_dir: Path | None = None
+    """A directory that all workers see (a volume mounted in each), where they copy their snapshots
+    to: who takes over a shard that it has no snapshot of goes on from the copy. Unset: it folds the
+    shard's whole journal, which takes hours where there is much."""
+
     clickhouse_dsn: str = Field(
         default_factory=lambda fields: _embedded_dsn(fields["data_dir"]),
         repr=False,  # it may hold a password
@@ -185,6 +190,13 @@ class Settings(BaseSettings):
             raise ValueError("a path with ? or # in it cannot be named by a chdb:// address")
         return value
 
+    @field_validator("snapshot_copies_dir")
+    @classmethod
+    def _check_copies_dir(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_absolute():
+            raise ValueError("where all workers see it is an absolute path")
+        return value
+
     @field_validator("clickhouse_dsn")
     @classmethod
     def _check_dsn(cls, value: str) -> str:
@@ -229,6 +241,16 @@ class Settings(BaseSettings):
                     f"{PREFIX}KAFKA_SECURITY_PROTOCOL={self.kafka_security_protocol} "
                     f"needs {missing}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_copies_are_apart(self) -> Settings:
+        copies = self.snapshot_copies_dir
+        if copies is not None and copies.is_relative_to(self.data_dir.absolute()):
+            raise ValueError(
+                f"{PREFIX}SNAPSHOT_COPIES_DIR={copies} lies in {PREFIX}DATA_DIR, which is one "
+                "worker's own: name a directory that all workers see"
+            )
         return self
 
     @property

@@ -8,7 +8,7 @@ file with everything; losing it costs time, never data.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -70,8 +70,29 @@ class PackedState(msgspec.Struct, frozen=True, kw_only=True):
     """16 bytes for each event whose charge has been given back, for ever: credits are rare."""
 
 
+class Outline(msgspec.Struct, frozen=True, kw_only=True):
+    """What a snapshot says of itself: where it stands, and the runs of ids that it needs."""
+
+    version: int
+    last_offset: int
+    id_runs: dict[int, list[str]] = {}
+    unique_runs: dict[int, list[str]] = {}
+
+    @property
+    def runs(self) -> set[str]:
+        """Their names."""
+        return {
+            name
+            for by_generation in (self.id_runs, self.unique_runs)
+            for names in by_generation.values()
+            for name in names
+        }
+
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(PackedState)
+_outlines = msgspec.msgpack.Decoder(Outline)
+_State = TypeVar("_State", PackedState, Outline)
 
 
 Counted = tuple[Header, pl.DataFrame]
@@ -256,9 +277,9 @@ def _note_parents(parents: dict[str, str], terms: Terms, groups: list[int]) -> N
         parents[terms.group_ids.text(group)] = terms.campaign_ids.text(campaign)
 
 
-def _decode(value: bytes) -> PackedState:
+def _decode(decoder: msgspec.msgpack.Decoder[_State], value: bytes) -> _State:
     try:
-        state = _decoder.decode(value)
+        state = decoder.decode(value)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StateError(f"not a packed state: {error}") from error
     if state.version not in (CHECKPOINT_VERSION, SNAPSHOT_VERSION):
@@ -268,12 +289,20 @@ def _decode(value: bytes) -> PackedState:
     return state
 
 
+def outline_of(snapshot: bytes) -> Outline:
+    """What a snapshot says of itself; its state is not unpacked.
+
+    Raises `StateError` where the bytes are not a state of this version.
+    """
+    return _decode(_outlines, snapshot)
+
+
 def chain_of(checkpoint: bytes) -> Chain:
     """Where a shard's chain stood when a checkpoint was made: readers may begin there.
 
     Raises `StateError` where the bytes are not a state of this version.
     """
-    state = _decode(checkpoint)
+    state = _decode(_decoder, checkpoint)
     return Chain(
         shard=state.shard,
         last_offset=state.last_offset,
@@ -289,7 +318,7 @@ def unpack(value: bytes, shard: Shard, balances: Balances, terms: Terms) -> None
     Raises `StateError` where the bytes are not a state of this version and shard, or name a run
     of ids that is lost.
     """
-    state = _decode(value)
+    state = _decode(_decoder, value)
     if state.shard != shard.shard:
         raise StateError(f"packed state of shard {state.shard}, expected {shard.shard}")
     chain = shard.chain

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -55,6 +56,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _settings(settings)
     yield _java()
     yield _data_directory(settings)
+    yield _snapshot_copies(settings)
     yield _worker_port(settings)
     yield from _kafka(settings)
     yield from _clickhouse(settings)
@@ -102,16 +104,27 @@ def _java() -> Finding:
 
 
 def _data_directory(settings: Settings) -> Finding:
-    path = settings.data_dir.absolute()
+    return _directory("data directory", settings.data_dir.absolute(), "PIPELINE_DATA_DIR")
+
+
+def _snapshot_copies(settings: Settings) -> Finding:
+    path, variable = settings.snapshot_copies_dir, "PIPELINE_SNAPSHOT_COPIES_DIR"
+    if path is None:
+        says = "none: who takes over a shard for the first time folds its whole journal"
+        return Finding("snapshot copies", "ok", f"{says} ({variable} is not set)")
+    return _directory("snapshot copies", path, variable)
+
+
+def _directory(what: str, path: Path, variable: str) -> Finding:
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     if not os.access(there, os.W_OK):
-        fix = "make it writable for this user, or set PIPELINE_DATA_DIR"
-        return Finding("data directory", "fail", f"{there} cannot be written to", fix)
+        fix = f"make it writable for this user, or set {variable}"
+        return Finding(what, "fail", f"{there} cannot be written to", fix)
     free_bytes = shutil.disk_usage(there).free
     says = f"{path}, {free_bytes / 1e9:.1f} GB free"
     if free_bytes < LEAST_FREE_BYTES:
-        return Finding("data directory", "warn", says, "make room, or set PIPELINE_DATA_DIR")
-    return Finding("data directory", "ok", says)
+        return Finding(what, "warn", says, f"make room, or set {variable}")
+    return Finding(what, "ok", says)
 
 
 def _worker_port(settings: Settings) -> Finding:

@@ -41,6 +41,7 @@ def make_worker(settings: Settings) -> Worker:
             client_options=settings.kafka_client_options(),
             bootstrap=settings.kafka_bootstrap,
             data_dir=settings.data_dir,
+            snapshot_copies_dir=settings.snapshot_copies_dir,
             dedupe_memory_bytes=settings.dedupe_memory_mib << 20,
             session_timeout_s=settings.worker_session_timeout_ms / 1_000,
             turn_min_s=settings.tick_min_ms / 1_000,

@@ -10,10 +10,14 @@ Like the snapshots that name them the files are a cache: losing one costs time, 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import mmap
 import os
+import shutil
 import threading
+import time
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -45,6 +49,7 @@ _MAGIC = b"PPI1"
 _PAGE = 4096
 _WORD = 8
 _HASH_AT_ONCE = 1 << 20
+_ABANDONED_AFTER_S = 3_600.0
 
 _MIN_HOT_IDS = 1 << 10
 _BYTES_A_HOT_ID = 128
@@ -144,6 +149,33 @@ def map_run(directory: Path, name: str) -> Run:
     )
 
 
+def copy_run(source: Path, target: Path, name: str) -> None:
+    """Copy a run's file from one directory to another, its content not looked at. Raises `OSError`.
+
+    Several may do so at once, of other machines too: each has a part of its own.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    part = path_of(target, name).with_suffix(f".{uuid.uuid4().hex}.part")
+    try:
+        shutil.copyfile(path_of(source, name), part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path_of(target, name))
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    sync_directory(target)
+
+
+def remove_abandoned(directory: Path) -> None:
+    """Delete parts that nobody has written to for long: their process was killed meanwhile. Raises
+    `OSError`."""
+    for part in directory.glob("*.part"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - part.stat().st_mtime > _ABANDONED_AFTER_S:
+                part.unlink()
+
+
 def check_run(directory: Path, name: str) -> None:
     """Read all of a run's file. Raises `RunError` where it is not what its name says."""
     path = path_of(directory, name)
@@ -198,6 +230,8 @@ class DiskShelf:
     """
 
     def __init__(self, shard: int, directory: Path, share: Share) -> None:
+        with contextlib.suppress(OSError):
+            remove_abandoned(directory)
         self._shard = shard
         self._directory = directory
         self._share = share
@@ -210,6 +244,8 @@ class DiskShelf:
         """Held where the three around it are changed, or must not change."""
         self._unused = {path.stem for path in directory.glob("*.ids")}
         """What may be deleted once a snapshot was written that does not name it."""
+        self._brought: set[str] = set()
+        """Runs whose files were looked at."""
         self._jobs: list[Future[Run] | Future[Run | None]] = []
 
     def hot_ids(self) -> int:
@@ -238,9 +274,32 @@ class DiskShelf:
     def open(self, name: str) -> Run:
         run = self._mapped.get(name)
         if run is None:
-            check_run(self._directory, name)
+            if name not in self._brought:
+                check_run(self._directory, name)
             run = map_run(self._directory, name)
         return self._in_use(run)
+
+    def bring(self, names: Iterable[str], source: Path) -> None:
+        """Make sure that these runs can be opened: their files are read whole, and those that are
+        not here, or damaged, are copied from `source`, which has them too. Takes a second for each
+        some hundred megabytes. Raises `RunError`."""
+        for name in names:
+            if self._cancelled:
+                raise RunError("no longer wanted")
+            try:
+                check_run(self._directory, name)
+            except RunError:
+                if source == self._directory:
+                    raise
+                self._copy_from(source, name)
+            self._brought.add(name)
+
+    def _copy_from(self, source: Path, name: str) -> None:
+        try:
+            copy_run(source, self._directory, name)
+        except OSError as error:
+            raise RunError(f"ids {name} cannot be copied: {error}") from error
+        check_run(self._directory, name)
 
     def retire(self, run: Run) -> None:
         if not run.name:

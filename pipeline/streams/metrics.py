@@ -87,6 +87,9 @@ class WorkerMetrics:
         self.lag_unknown = counter(
             "pins_lag_reads_failed", "Scrapes for which Kafka did not say its ends."
         )
+        self.copies_failed = counter(
+            "pins_snapshot_copies_failed", "Snapshots that were not copied to where all see them."
+        )
         self._account_currency: npt.NDArray[np.int8] = np.empty(0, np.int8)
 
     # -- a turn -------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""Taking over shards: state = local snapshot + fold of the journal to its end."""
+"""Taking over shards: state = snapshot + fold of the journal to its end."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -109,12 +110,15 @@ async def take_over(
     folds = {shard: _Fold(shard, engine, clock) for shard in shards}
     taken = TakenOver()
     try:
+        packed = {shard: await asyncio.to_thread(snapshots.load, shard) for shard in shards}
         await reader.start()
         begin, end = await reader.begin_offsets(), await reader.end_offsets()
-        starts = {}
-        for shard, one in folds.items():
-            starts[shard] = one.start_from(snapshots.load(shard), begin[shard], end[shard])
-        await reader.seek(starts)
+        await reader.seek(
+            {
+                shard: one.start_from(packed.pop(shard), begin[shard], end[shard])
+                for shard, one in folds.items()
+            }
+        )
         behind = set(shards)
         while behind := {
             shard

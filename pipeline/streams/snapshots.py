@@ -1,8 +1,5 @@
 """Snapshots: local files with the states of shards, and beside them the files of their ids.
 
-    DIRECTORY/shard-N.snapshot     `PPS1`, the SHA-256 of the rest, the packed state
-    DIRECTORY/shard-N/NAME.ids     the runs of ids that the state names (`id_files`)
-
 A state names files that are written for good before it is, and files that it does not name are
 deleted after it is. All of it is written on threads, while the worker decides on. It is a cache:
 whatever of it is lost or damaged costs time, never data.
@@ -10,56 +7,46 @@ whatever of it is lost or damaged costs time, never data.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import logging
-import os
-import sys
-import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 from pipeline import failpoints
-from pipeline.streams.id_files import DiskShelf, Share, Standing, sync_directory
+from pipeline.billing.fold import Outline, StateError, outline_of
+from pipeline.billing.id_runs import RunError
+from pipeline.streams.background import background_thread
+from pipeline.streams.id_files import DiskShelf, Share, Standing
+from pipeline.streams.snapshot_copies import SnapshotCopies
+from pipeline.streams.snapshot_files import SnapshotFiles
 
 log = logging.getLogger(__name__)
 
-_MAGIC = b"PPS1"
-_NICENESS = 10
-"""Of threads whose work can wait: some tenth of a core that others want too."""
-
-
-def _give_way() -> None:
-    """Let this thread run where others have nothing to do: a run of ids is a tenth of a second of
-    sorting, for which a decision would wait on a full core. Not where threads have no priorities of
-    their own: only on Linux."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+_Found = tuple[Outline, bytes, SnapshotFiles]
+_COPY_WAIT_S = 5.0
+"""How long a worker that ends goes on copying: its shards stand still meanwhile."""
 
 
 class SnapshotStore:
-    """The snapshots of a worker, each checked before it is trusted; and its shards' shelves."""
+    """The snapshots of a worker, and its shards' shelves."""
 
-    def __init__(self, directory: Path, memory_bytes: int) -> None:
+    def __init__(
+        self, directory: Path, memory_bytes: int, copies: SnapshotCopies | None = None
+    ) -> None:
         """`memory_bytes` are for the ids of all shards that are not in files."""
-        self._directory = directory
-        self._thread = ThreadPoolExecutor(1, "snapshots", _give_way)
-        self._merges = ThreadPoolExecutor(1, "merges", _give_way)
+        self._own = SnapshotFiles(directory)
+        self._copies = copies
+        self._thread = background_thread("snapshots")
+        self._merges = background_thread("merges")
         self._share = Share(memory_bytes, seals=self._thread, merges=self._merges)
         self._shelves: dict[int, DiskShelf] = {}
         self._saving: dict[int, Future[None]] = {}
-
-    def _path(self, shard: int) -> Path:
-        return self._directory / f"shard-{shard}.snapshot"
 
     # -- shelves ------------------------------------------------------------------------------
 
     def open(self, shard: int) -> DiskShelf:
         """A shelf for a shard that begins empty."""
         self._await_saved(shard)
-        directory = self._directory / f"shard-{shard}"
-        self._shelves[shard] = DiskShelf(shard, directory, self._share)
+        self._shelves[shard] = DiskShelf(shard, self._own.runs(shard), self._share)
         self._share.shards = len(self._shelves)
         return self._shelves[shard]
 
@@ -89,42 +76,49 @@ class SnapshotStore:
         self, shard: int, packed: bytes, shelf: DiskShelf | None, standing: Standing | None
     ) -> None:
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
             if shelf is not None and standing is not None:
                 shelf.restore(standing)
-            self._write(shard, packed)
+            self._own.write(shard, packed)
             failpoints.reach("snapshot_written")
             if shelf is not None and standing is not None:
                 shelf.clear(standing)
         except OSError as error:
             log.warning("snapshot of shard %d not written: %s", shard, error)
-
-    def _write(self, shard: int, packed: bytes) -> None:
-        path = self._path(shard)
-        part = path.with_suffix(".part")
-        with part.open("wb") as file:
-            file.write(_MAGIC + hashlib.sha256(packed).digest() + packed)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        sync_directory(self._directory)
+            return
+        if self._copies is not None and shelf is not None:
+            self._copies.update(shard, self._own, lambda: self._shelves.get(shard) is shelf)
 
     def load(self, shard: int) -> bytes | None:
-        """The packed state, or None where there is none that is whole."""
+        """The state that is furthest, of those that are whole; None where there is none.
+
+        Its runs of ids are looked at and brought to the shard's shelf, which is open: that may take
+        minutes, so not for an event loop.
+        """
         self._await_saved(shard)
+        shelf = self._shelves[shard]
+        found = self._found(shard, self._own)
+        if self._copies is not None:
+            found += self._found(shard, self._copies.files)
+        for outline, packed, files in sorted(found, key=_how_far, reverse=True):
+            try:
+                shelf.bring(sorted(outline.runs), files.runs(shard))
+            except RunError as error:
+                _log_unused(shard, error)
+                continue
+            if files is not self._own:
+                log.info("shard %d goes on from the copy in %s", shard, files.directory)
+            return packed
+        return None
+
+    def _found(self, shard: int, files: SnapshotFiles) -> list[_Found]:
+        packed = files.read(shard)
+        if packed is None:
+            return []
         try:
-            content = self._path(shard).read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            log.warning("snapshot of shard %d not read: %s", shard, error)
-            return None
-        head = len(_MAGIC)
-        digest, packed = content[head : head + 32], content[head + 32 :]
-        if content[:head] != _MAGIC or hashlib.sha256(packed).digest() != digest:
-            log.warning("snapshot of shard %d is damaged: starting from the journal", shard)
-            return None
-        return packed
+            return [(outline_of(packed), packed, files)]
+        except StateError as error:
+            _log_unused(shard, error)
+            return []
 
     def _await_saved(self, shard: int) -> None:
         if shard in self._saving:
@@ -136,3 +130,13 @@ class SnapshotStore:
             shelf.cancel()
         self._thread.shutdown(wait=True)
         self._merges.shutdown(wait=True)
+        if self._copies is not None:
+            self._copies.stop(_COPY_WAIT_S)
+
+
+def _how_far(found: _Found) -> int:
+    return found[0].last_offset
+
+
+def _log_unused(shard: int, error: Exception) -> None:
+    log.warning("snapshot of shard %d not used: %s", shard, error)

@@ -41,6 +41,7 @@ from pipeline.streams.intake import Intake
 from pipeline.streams.log_reader import ANSWER_WITHIN_S, AWAY
 from pipeline.streams.metrics import ShardGauges, WorkerMetrics
 from pipeline.streams.recovery import Owned, TakenOver, take_over
+from pipeline.streams.snapshot_copies import SnapshotCopies
 from pipeline.streams.snapshots import SnapshotStore
 from pipeline.streams.sources import misplaced, troubles
 from pipeline.streams.writer import Entry, JournalWriter, checkpoint_entry, prepare
@@ -95,6 +96,8 @@ class WorkerSettings:
     """Of few shards; see `intake.events_a_turn`."""
     checkpoint_every_records: int = 5_000
     snapshot_every_records: int = 1_000
+    snapshot_copies_dir: Path | None = None
+    """Where all workers see it; None where there is no such place."""
     dedupe_memory_bytes: int = 256 << 20
     """For the ids of all shards that are not in files."""
     session_timeout_s: float = 10.0
@@ -139,8 +142,12 @@ class Worker:
         self._settings = settings
         self._clock = clock
         self._metrics = metrics or WorkerMetrics()
+        copies = None
+        if settings.snapshot_copies_dir is not None:
+            on_failure = self._metrics.copies_failed.inc
+            copies = SnapshotCopies(settings.snapshot_copies_dir, on_failure)
         self._snapshots = SnapshotStore(
-            settings.data_dir / "snapshots", settings.dedupe_memory_bytes
+            settings.data_dir / "snapshots", settings.dedupe_memory_bytes, copies
         )
         self.engine = Engine(settings.engine, settings.pacing(), self._snapshots)
         self.progress = Progress()

@@ -45,6 +45,9 @@ class FaultCluster(Cluster):
         self._environment |= {
             f"PIPELINE_{key.upper()}": text for key, text in (SETTINGS | settings).items()
         }
+        self.copies = directory / "copies"
+        """Of the workers' snapshots."""
+        self._environment["PIPELINE_SNAPSHOT_COPIES_DIR"] = str(self.copies)
         self._clock_file = directory / "clock"
         if clock == "wall":
             self._environment |= {

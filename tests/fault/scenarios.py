@@ -278,7 +278,7 @@ def _snapshots(stage: Stage) -> list[Path]:
 
 
 def _spoiled(spoil: Callable[[Path, Random], None], says: str) -> Inject:
-    """The worker finds its snapshots spoiled when it starts."""
+    """The worker finds its snapshots spoiled when it starts, and no copies of them."""
 
     def inject(stage: Stage, times: int) -> None:
         cluster = stage.cluster
@@ -286,6 +286,7 @@ def _spoiled(spoil: Callable[[Path, Random], None], says: str) -> Inject:
             until(lambda: _are_whole(_snapshots(stage)), "whole snapshots")
             said = _says_once_more(cluster, says)
             with cluster.held_down("first"):
+                shutil.rmtree(cluster.copies, ignore_errors=True)
                 for path in _snapshots(stage):
                     spoil(path, stage.random)
             cluster.until_all_owned()
@@ -295,7 +296,8 @@ def _spoiled(spoil: Callable[[Path, Random], None], says: str) -> Inject:
 
 
 def _spoiled_ids(spoil: Callable[[Path, Random], None]) -> Inject:
-    """The worker finds files of ids spoiled that its snapshots name: it starts without them."""
+    """The worker finds files of ids spoiled that its snapshots name, and no copies: it starts
+    without them."""
 
     def named(stage: Stage, since_ns: int) -> list[Path]:
         """By snapshots written since: older ones another scenario may have spoiled."""
@@ -311,12 +313,66 @@ def _spoiled_ids(spoil: Callable[[Path, Random], None]) -> Inject:
             until(partial(named, stage, began_ns), "a file that a snapshot names")
             said = _says_once_more(cluster, "not used: ids")
             with cluster.held_down("first"):
+                shutil.rmtree(cluster.copies, ignore_errors=True)
                 for path in named(stage, began_ns):
                     spoil(path, stage.random)
             cluster.until_all_owned()
             assert said(), "it did not say so"
 
     return inject
+
+
+def _disk_lost(stage: Stage, times: int) -> None:
+    """The worker starts on an empty disk: it goes on from the copies of its snapshots."""
+    cluster = stage.cluster
+    for _ in range(times):
+        _await_copies(stage)
+        said = _says_once_more(cluster, "goes on from the copy")
+        with cluster.held_down("first"):
+            shutil.rmtree(cluster.directory / "first" / "snapshots")
+        cluster.until_all_owned()
+        assert said(), "it did not say so"
+
+
+def _copies_spoiled(stage: Stage, times: int) -> None:
+    """It starts on an empty disk, and the copies are damaged: it folds the journal."""
+    cluster = stage.cluster
+    for _ in range(times):
+        _await_copies(stage)
+        said = _says_once_more(cluster, "goes on from the copy")
+        with cluster.held_down("first"):
+            shutil.rmtree(cluster.directory / "first" / "snapshots")
+            kind = stage.random.choice(("*.snapshot", "*/*.ids"))
+            for path in cluster.copies.glob(kind):
+                stage.random.choice((_flip, _cut_off))(path, stage.random)
+        cluster.until_all_owned()
+        assert not said(), f"it went on from copies with damaged {kind}"
+
+
+def _copies_unwritable(stage: Stage, times: int) -> None:
+    """A file stands where the copies' directory was: the worker goes on without."""
+    cluster = stage.cluster
+    for _ in range(times):
+        tried = _says_once_more(cluster, "not copied")
+        shutil.rmtree(cluster.copies, ignore_errors=True)
+        cluster.copies.write_text("")
+        until(tried, "a try")
+        stage.cluster.kill("first")
+        cluster.until_all_owned()
+        cluster.copies.unlink()
+
+
+def _await_copies(stage: Stage) -> None:
+    """Wait until every shard has a copy that was made just now, which is whole and has runs."""
+    began_ns, copies = time.time_ns(), stage.cluster.copies
+
+    def fresh() -> bool:
+        found = [copies / f"shard-{shard}.snapshot" for shard in range(PARTITIONS)]
+        return all(path.exists() and path.stat().st_mtime_ns > began_ns for path in found) and all(
+            any((copies / path.stem).glob("*.ids")) for path in found
+        )
+
+    until(fresh, "copies of all shards")
 
 
 def _are_whole(paths: list[Path]) -> bool:
@@ -481,7 +537,13 @@ def _clock_jumps(stage: Stage, times: int) -> None:
 
 
 def _worker_kills() -> list[Scenario]:
-    within = {"snapshot_written": 4, "ids_written": 2, "offset_commit": 1, "taken_over": 1}
+    within = {
+        "snapshot_written": 4,
+        "snapshot_copied": 4,
+        "ids_written": 2,
+        "offset_commit": 1,
+        "taken_over": 1,
+    }
     points = (
         "fetch",
         "decide",
@@ -489,6 +551,7 @@ def _worker_kills() -> list[Scenario]:
         "append_acknowledged",
         "signals_sent",
         "snapshot_written",
+        "snapshot_copied",
         "ids_written",
         "taken_over",
         "offset_commit",
@@ -559,6 +622,9 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario("snapshots unwritable", _unwritable, 1, 3),
     Scenario("snapshot disk full", _disk_full, 1, 3),
+    Scenario("worker's disk lost", _disk_lost, 1, 4),
+    Scenario("copies of snapshots damaged", _copies_spoiled, 1, 4),
+    Scenario("copies of snapshots unwritable", _copies_unwritable, 1, 3),
     Scenario("group offsets rewound", _rewound, 1, 3),
     Scenario("topic resent whole", _resent_whole, 1, 5),
     Scenario("same ids after a restart", _resent_otherwise(_as_it_was), 1, 5),

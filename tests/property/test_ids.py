@@ -7,7 +7,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -18,6 +17,7 @@ from pipeline.billing.id_runs import Keys
 from pipeline.billing.terms import Terms
 from pipeline.contract.catalog import Catalog
 from pipeline.contract.vocabulary import FUTURE_TOLERANCE_MS, LONGEST_DAY_MS, MS_PER_DAY
+from pipeline.streams.snapshot_copies import SnapshotCopies
 from pipeline.streams.snapshots import SnapshotStore
 
 HORIZON_DAYS = 1
@@ -42,19 +42,22 @@ class RememberedIds(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.directory = Path(tempfile.mkdtemp(prefix="ids-"))
+        self.root = Path(tempfile.mkdtemp(prefix="ids-"))
+        self.directory, self.copies = self.root / "own", self.root / "copies"
         self.now_ms = 1_772_323_200_000
         self.known: Known = {}
         self.saved: tuple[int, Known] | None = None
         self.begin()
 
     def begin(self) -> None:
-        self.store = SnapshotStore(self.directory, SMALL)
+        self.failures: list[None] = []
+        copies = SnapshotCopies(self.copies, lambda: self.failures.append(None))
+        self.store = SnapshotStore(self.directory, SMALL, copies)
         self.shard = Shard.new(0, HORIZON_DAYS, 0, self.store.open(0))
 
     def teardown(self) -> None:
         self.store.stop()
-        shutil.rmtree(self.directory)
+        shutil.rmtree(self.root)
 
     def files(self) -> list[Path]:
         return sorted((self.directory / "shard-0").glob("*.ids"))
@@ -122,23 +125,40 @@ class RememberedIds(RuleBasedStateMachine):
 
     @precondition(lambda self: self.saved is not None)
     @rule(at=st.floats(0, 1, exclude_max=True), cut=st.booleans(), which=st.integers(0, 99))
-    def a_damaged_file_makes_the_snapshot_worthless(self, at: float, cut: bool, which: int) -> None:
+    def a_file_that_is_damaged_everywhere_makes_the_snapshot_worthless(
+        self, at: float, cut: bool, which: int
+    ) -> None:
         self.a_snapshot_is_written()
         named = [name for names in self.shard.ids.run_names().values() for name in names]
         if not named:
             return
-        path = self.directory / "shard-0" / f"{named[which % len(named)]}.ids"
-        content = bytearray(path.read_bytes())
+        name = f"{named[which % len(named)]}.ids"
+        content = bytearray((self.directory / "shard-0" / name).read_bytes())
         self.store.stop()
         place = int(at * len(content))
         content[place] ^= 1
-        path.write_bytes(content[:place] if cut else content)
+        for directory in (self.directory, self.copies):
+            (directory / "shard-0" / name).write_bytes(content[:place] if cut else content)
         self.begin()
-        with pytest.raises(fold.StateError, match=r"damaged|cannot be read"):
-            self.unpack()
+        assert self.store.load(0) is None
         # From the journal, then.
         self.restart()
         self.known, self.saved = {}, None
+
+    @rule(kept=st.booleans())
+    def a_worker_on_another_disk_goes_on_from_the_copy(self, kept: bool) -> None:
+        """Where its own disk is empty, and where a file on it is damaged."""
+        self.a_snapshot_is_written()
+        self.store.stop()
+        assert not self.failures
+        if kept:
+            for path in self.files()[:1]:
+                path.write_bytes(path.read_bytes()[:-1])
+        else:
+            shutil.rmtree(self.directory)
+        self.begin()
+        self.unpack()
+        assert len(self.shard.ids) <= len(self.known)
 
     @rule()
     def files_that_vanished_are_written_again(self) -> None:

@@ -35,6 +35,17 @@ def test_the_embedded_engine_lies_in_the_data_directory(monkeypatch: pytest.Monk
     assert load_settings().clickhouse_dsn == "chdb:///var/lib/pins/clickhouse"
 
 
+def test_copies_of_snapshots_do_not_lie_in_a_worker_s_own_directory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PIPELINE_DATA_DIR", "/var/lib/pins")
+    monkeypatch.setenv("PIPELINE_SNAPSHOT_COPIES_DIR", "/var/lib/pins/copies")
+    with pytest.raises(SettingsError, match=r"/copies lies in PIPELINE_DATA_DIR"):
+        load_settings()
+    monkeypatch.setenv("PIPELINE_SNAPSHOT_COPIES_DIR", "/var/lib/pins-copies")
+    assert load_settings().snapshot_copies_dir == Path("/var/lib/pins-copies")
+
+
 def test_a_command_line_option_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIPELINE_PARTITIONS", "16")
     assert load_settings(partitions=8).partitions == 8
@@ -55,6 +66,7 @@ def test_a_command_line_option_goes_before_the_environment(monkeypatch: pytest.M
         ("CLICKHOUSE_DSN", "http://u:p@h:99999/", r"PIPELINE_CLICKHOUSE_DSN: the port is not"),
         ("CLICKHOUSE_DSN", "http://h:port/", r"PIPELINE_CLICKHOUSE_DSN: the port is not"),
         ("DATA_DIR", "/what?", r"PIPELINE_DATA_DIR .*\? or #"),
+        ("SNAPSHOT_COPIES_DIR", "copies", r"SNAPSHOT_COPIES_DIR .*'copies': .*is an absolute path"),
         ("USER_HASH_KEY", "short", r"PIPELINE_USER_HASH_KEY: a key has 16 to 64 bytes"),
         ("USER_HASH_KEY", "é" * 33, r"16 to 64 bytes, this one has 66"),
     ],

@@ -28,7 +28,19 @@ def test_beside_a_running_product_all_is_well(running: Running) -> None:
     for what in ("kafka", "topics", "clickhouse", "tables", "clock", "java", "data directory"):
         assert found[what]["state"] == "ok", found[what]
     assert found["worker's port"]["says"] == "a worker answers there: running"
+    assert "PIPELINE_SNAPSHOT_COPIES_DIR is not set" in found["snapshot copies"]["says"]
     assert running.run("doctor").stdout.count("\nok   ") >= 8
+
+
+def test_copies_of_snapshots_need_room(running: Running, tmp_path: Path) -> None:
+    environment = running.environment | {"PIPELINE_SNAPSHOT_COPIES_DIR": str(tmp_path / "copies")}
+    arguments = ("doctor", "--json", "--data", str(running.data))
+    found = findings(pipeline(*arguments, environment=environment))["snapshot copies"]
+    assert found["state"] == "ok"
+    assert found["says"].startswith(f"{tmp_path}/copies, ")
+    environment["PIPELINE_SNAPSHOT_COPIES_DIR"] = "/proc/copies"
+    found = findings(pipeline(*arguments, environment=environment))["snapshot copies"]
+    assert found["state"] in ("warn", "fail")  # root may write there: and there is no room
 
 
 def test_other_numbers_of_partitions_are_found(running: Running) -> None:
