@@ -110,15 +110,13 @@ async def take_over(
     folds = {shard: _Fold(shard, engine, clock) for shard in shards}
     taken = TakenOver()
     try:
-        packed = {shard: await asyncio.to_thread(snapshots.load, shard) for shard in shards}
         await reader.start()
         begin, end = await reader.begin_offsets(), await reader.end_offsets()
-        await reader.seek(
-            {
-                shard: one.start_from(packed.pop(shard), begin[shard], end[shard])
-                for shard, one in folds.items()
-            }
-        )
+        starts = {}
+        for shard, one in folds.items():
+            packed = await asyncio.to_thread(snapshots.load, shard)
+            starts[shard] = one.start_from(packed, begin[shard], end[shard])
+        await reader.seek(starts)
         behind = set(shards)
         while behind := {
             shard
