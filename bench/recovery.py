@@ -12,6 +12,7 @@ copies not in the page cache.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import tempfile
 import time
@@ -36,7 +37,7 @@ from pipeline.contract.log import LogRecord
 from pipeline.contract.vocabulary import EVENT_TOPICS
 from pipeline.streams.engine import Engine, EngineSettings
 from pipeline.streams.recovery import EVENTS_AT_ONCE
-from pipeline.streams.snapshot_copies import SnapshotCopies
+from pipeline.streams.snapshot_files import SnapshotFiles
 from pipeline.streams.snapshots import SnapshotStore
 from pipeline.streams.writer import prepare
 
@@ -44,6 +45,8 @@ CAMPAIGNS = 200
 HORIZON_DAYS = 7
 DEDUPE_MEMORY_MIB = 256
 IDS_A_TURN = 20_000
+COPIED_WITHIN_S = 600.0
+ANY_OFFSET = range(-1, 1 << 62)
 START_MS = 1_772_323_200_000
 
 
@@ -124,32 +127,39 @@ def bring(ids: int) -> tuple[int, int, float]:
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         directory, memory_bytes = Path(name), DEDUPE_MEMORY_MIB << 20
         copies = directory / "copies"
-        owner = SnapshotStore(directory / "owner", memory_bytes, _copies(copies))
+        copies.mkdir()
+        owner = SnapshotStore(directory / "owner", memory_bytes, copies)
         shard = Shard.new(0, HORIZON_DAYS, ids, owner.open(0))
         random = np.random.default_rng(1)
         for _ in range(ids // IDS_A_TURN):
             shard.ids.add(random.integers(0, 2**64 - 1, (IDS_A_TURN, 2), np.uint64), START_MS)
         packed = pack(shard, Balances(HORIZON_DAYS), Terms(Catalog(), 1), with_ids=True)
         owner.save(0, packed).result()
+        _await_copy(copies)
         owner.stop()
         files = list(copies.rglob("*.ids"))
         for path in files:
             with path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        other = SnapshotStore(directory / "other", memory_bytes, _copies(copies))
+        other = SnapshotStore(directory / "other", memory_bytes, copies)
         began_s = time.perf_counter()
         fresh = Shard.new(0, HORIZON_DAYS, ids, other.open(0))
-        loaded = other.load(0)
+        loaded = asyncio.run(other.load(0, ANY_OFFSET))
         if loaded is None:
-            raise BenchError(f"no copy came back from {copies}: is the disk full?")
+            raise BenchError(f"no copy came back from {copies}")
         unpack(loaded, fresh, Balances(HORIZON_DAYS), Terms(Catalog(), 1))
         seconds = time.perf_counter() - began_s
         other.stop()
         return len(fresh.ids), sum(path.stat().st_size for path in files), seconds
 
 
-def _copies(directory: Path) -> SnapshotCopies:
-    return SnapshotCopies(directory, on_failure=lambda: None)  # no copy: `bring` finds none
+def _await_copy(directory: Path) -> None:
+    """Raises `BenchError` where it does not come."""
+    until_s = time.monotonic() + COPIED_WITHIN_S
+    while not SnapshotFiles(directory).path(0).exists():
+        if time.monotonic() > until_s:
+            raise BenchError(f"no copy came to {directory}: is the disk full?")
+        time.sleep(0.1)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ the clock's time too.
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from pipeline.contract.vocabulary import MS_PER_DAY
 from pipeline.streams.snapshots import SnapshotStore
 
 HORIZON_DAYS = 7
+ANY_OFFSET = range(-1, 1 << 62)
 KEYS_A_TURN = 20_000
 RESENT_A_TURN = 200
 """Keys of a turn that are in the set, from any time before."""
@@ -159,7 +161,7 @@ def _snapshot(
     other = SnapshotStore(directory, memory_mib << 20)
     started_s = time.perf_counter()
     fresh = Shard.new(0, HORIZON_DAYS, 1_000, other.open(0))
-    loaded = other.load(shard.shard)
+    loaded = asyncio.run(other.load(shard.shard, ANY_OFFSET))
     if loaded is None:
         raise OSError(f"no snapshot came back from {directory}: is the disk full?")
     fold.unpack(loaded, fresh, Balances(HORIZON_DAYS), Terms(Catalog(), 1))

@@ -62,6 +62,10 @@ class PackedState(msgspec.Struct, frozen=True, kw_only=True):
     id_runs: dict[int, list[str]] = {}
     """Generation -> the names of the runs that hold the ids which `ids` does not."""
     unique_runs: dict[int, list[str]] = {}
+    ids_generation_ms: int = 0
+    unique_generation_ms: int = 0
+    """How long the generations are that `ids` and `unique` are of, which the acceptance horizon
+    says; 0: as long as the reader's."""
     bids: list[tuple[str, list[tuple[int, int]]]] = []
     """(ad group's entity, (decided at ms, micros) of each bid decided for it)"""
     learned: bytes = b""
@@ -74,6 +78,7 @@ class Outline(msgspec.Struct, frozen=True, kw_only=True):
     """What a snapshot says of itself: where it stands, and the runs of ids that it needs."""
 
     version: int
+    shard: int
     last_offset: int
     id_runs: dict[int, list[str]] = {}
     unique_runs: dict[int, list[str]] = {}
@@ -265,6 +270,8 @@ def pack(shard: Shard, balances: Balances, terms: Terms, *, with_ids: bool) -> b
             unique=shard.unique.dump() if with_ids else None,
             id_runs=shard.ids.run_names() if with_ids else {},
             unique_runs=shard.unique.run_names() if with_ids else {},
+            ids_generation_ms=shard.ids.generation_ms if with_ids else 0,
+            unique_generation_ms=shard.unique.generation_ms if with_ids else 0,
             bids=sorted(shard.bids.items()),
             credited=b"".join(sorted(shard.credited)),
         )
@@ -289,12 +296,18 @@ def _decode(decoder: msgspec.msgpack.Decoder[_State], value: bytes) -> _State:
     return state
 
 
-def outline_of(snapshot: bytes) -> Outline:
-    """What a snapshot says of itself; its state is not unpacked.
+def outline_of(snapshot: bytes, shard: int) -> Outline:
+    """What a snapshot of this shard says of itself; its state is not unpacked.
 
-    Raises `StateError` where the bytes are not a state of this version.
+    Raises `StateError` where the bytes are not a state of this version and shard.
     """
-    return _decode(_outlines, snapshot)
+    return _of_shard(_decode(_outlines, snapshot), shard)
+
+
+def _of_shard(state: _State, shard: int) -> _State:
+    if state.shard != shard:
+        raise StateError(f"packed state of shard {state.shard}, expected {shard}")
+    return state
 
 
 def chain_of(checkpoint: bytes) -> Chain:
@@ -318,9 +331,7 @@ def unpack(value: bytes, shard: Shard, balances: Balances, terms: Terms) -> None
     Raises `StateError` where the bytes are not a state of this version and shard, or name a run
     of ids that is lost.
     """
-    state = _decode(_decoder, value)
-    if state.shard != shard.shard:
-        raise StateError(f"packed state of shard {state.shard}, expected {shard.shard}")
+    state = _of_shard(_decode(_decoder, value), shard.shard)
     chain = shard.chain
     chain.last_offset, chain.seq, chain.digest = state.last_offset, state.seq, state.digest
     chain.next_offsets = dict(state.next_offsets)
@@ -336,8 +347,9 @@ def unpack(value: bytes, shard: Shard, balances: Balances, terms: Terms) -> None
     _unpack_balances(state, shard, balances, terms)
     if state.ids is not None and state.unique is not None:
         try:
-            shard.ids.load(state.ids, state.id_runs)
-            shard.unique.load(state.unique, state.unique_runs)
+            now_ms = state.log_time_ms
+            shard.ids.load(state.ids, state.id_runs, state.ids_generation_ms, now_ms)
+            shard.unique.load(state.unique, state.unique_runs, state.unique_generation_ms, now_ms)
         except RunError as error:
             raise StateError(str(error)) from error
 

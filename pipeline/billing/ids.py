@@ -195,7 +195,7 @@ class IdSet:
 
     def __init__(self, horizon_ms: int, keep_at_most: int, shelf: Shelf | None = None) -> None:
         self._horizon_ms = horizon_ms
-        self._generation_ms = max(1, horizon_ms // 2)
+        self.generation_ms = max(1, horizon_ms // 2)
         self._keep_at_most = keep_at_most
         self._shelf: Shelf = shelf or MemoryShelf()
         self._generations: dict[int, _Generation] = {}
@@ -235,11 +235,11 @@ class IdSet:
 
     def generation(self, log_time_ms: int) -> int:
         """The number of the generation that keys added at this log time belong to."""
-        return log_time_ms // self._generation_ms
+        return log_time_ms // self.generation_ms
 
     def _expire(self, log_time_ms: int) -> None:
         for number in sorted(self._generations):
-            ended_ms = (number + 1) * self._generation_ms
+            ended_ms = (number + 1) * self.generation_ms
             if ended_ms + self._horizon_ms > log_time_ms or len(self) <= self._keep_at_most:
                 return
             self._generations.pop(number).retire()
@@ -252,13 +252,30 @@ class IdSet:
         """The named runs by generation; with what `dump` gives, the whole set."""
         return {number: one.names() for number, one in self._generations.items() if one.names()}
 
-    def load(self, loose: dict[int, bytes], names: dict[int, list[str]]) -> None:
-        """Take over what `dump` and `run_names` gave. Raises `RunError` where a run is lost."""
+    def load(
+        self,
+        loose: dict[int, bytes],
+        names: dict[int, list[str]],
+        generation_ms: int,
+        log_time_ms: int,
+    ) -> None:
+        """Take over what `dump` and `run_names` gave, at this log time, of a set whose generations
+        are so long (0: as long as here). Raises `RunError` where a run is lost.
+
+        Under another horizon a generation becomes the one that its youngest keys may be of.
+        """
+
+        def here(number: int) -> _Generation:
+            if generation_ms in (0, self.generation_ms):
+                return self._at(number)
+            last_ms = (number + 1) * generation_ms - 1
+            return self._at(self.generation(min(last_ms, log_time_ms)))
+
         self._generations = {}
         for number, of_generation in names.items():
-            self._at(number).open(of_generation)
+            here(number).open(of_generation)
         for number, packed in loose.items():
-            keys, generation = keys_from_bytes(packed), self._at(number)
+            keys, generation = keys_from_bytes(packed), here(number)
             for start in range(0, len(keys), _LOAD_KEYS):
                 generation.add(keys[start : start + _LOAD_KEYS])
                 generation.settle()

@@ -150,20 +150,21 @@ def map_run(directory: Path, name: str) -> Run:
 
 
 def copy_run(source: Path, target: Path, name: str) -> None:
-    """Copy a run's file from one directory to another, its content not looked at. Raises `OSError`.
+    """Copy a run's file from one directory to another. Raises `OSError`, and `RunError` where it
+    is not what its name says.
 
-    Several may do so at once, of other machines too: each has a part of its own.
+    Several may do so at once, of other machines too: each has a part of its own, and what stands
+    under a run's name was looked at.
     """
-    target.mkdir(parents=True, exist_ok=True)
     part = path_of(target, name).with_suffix(f".{uuid.uuid4().hex}.part")
     try:
         shutil.copyfile(path_of(source, name), part)
         with part.open("rb") as file:
             os.fsync(file.fileno())
+        _check(part, name)
         part.replace(path_of(target, name))
-    except OSError:
+    finally:
         part.unlink(missing_ok=True)
-        raise
     sync_directory(target)
 
 
@@ -178,14 +179,16 @@ def remove_abandoned(directory: Path) -> None:
 
 def check_run(directory: Path, name: str) -> None:
     """Read all of a run's file. Raises `RunError` where it is not what its name says."""
-    path = path_of(directory, name)
+    _check(path_of(directory, name), name)
+
+
+def _check(path: Path, name: str) -> None:
     try:
         with path.open("rb") as file:
-            head = file.read(_PAGE)
+            head = file.read(_PAGE).ljust(_PAGE, b"\0")
             counts = np.frombuffer(head[_WORD : 3 * _WORD], dtype="<u8").tolist()
-            keys, filters = counts if len(counts) == 2 else (0, 0)
             hashers = [xxhash.xxh3_128(head)]
-            for words in (keys, keys, filters):
+            for words in (counts[0], counts[0], counts[1]):
                 hashers.append(xxhash.xxh3_128())
                 left = words * _WORD
                 while left and (content := file.read(min(left, _HASH_AT_ONCE))):
@@ -210,7 +213,7 @@ class Share:
     shards: int = 0
 
 
-class _NoLongerWantedError(OSError):
+class NoLongerWantedError(OSError):
     """The shard is another worker's, or this one stops."""
 
 
@@ -244,8 +247,8 @@ class DiskShelf:
         """Held where the three around it are changed, or must not change."""
         self._unused = {path.stem for path in directory.glob("*.ids")}
         """What may be deleted once a snapshot was written that does not name it."""
-        self._brought: set[str] = set()
-        """Runs whose files were looked at."""
+        self._brought: dict[str, Run] = {}
+        """Runs that were looked at, and are not in use yet."""
         self._jobs: list[Future[Run] | Future[Run | None]] = []
 
     def hot_ids(self) -> int:
@@ -274,32 +277,39 @@ class DiskShelf:
     def open(self, name: str) -> Run:
         run = self._mapped.get(name)
         if run is None:
-            if name not in self._brought:
-                check_run(self._directory, name)
-            run = map_run(self._directory, name)
+            run = self._brought.pop(name, None)
+        if run is None:
+            run = self._look_at(name)
         return self._in_use(run)
 
+    def _look_at(self, name: str) -> Run:
+        check_run(self._directory, name)
+        return map_run(self._directory, name)
+
     def bring(self, names: Iterable[str], source: Path) -> None:
-        """Make sure that these runs can be opened: their files are read whole, and those that are
-        not here, or damaged, are copied from `source`, which has them too. Takes a second for each
-        some hundred megabytes. Raises `RunError`."""
+        """Make it quick to open these runs: their files are read whole, and mapped while they are
+        in the page cache; those that are not here, or damaged, are copied from `source` first. That
+        may take minutes. Raises `RunError`, and `NoLongerWantedError`."""
         for name in names:
             if self._cancelled:
-                raise RunError("no longer wanted")
+                raise NoLongerWantedError(f"shard {self._shard} is no longer wanted here")
             try:
-                check_run(self._directory, name)
+                run = self._look_at(name)
             except RunError:
                 if source == self._directory:
                     raise
                 self._copy_from(source, name)
-            self._brought.add(name)
+                run = map_run(self._directory, name)
+            self._brought[name] = run
 
     def _copy_from(self, source: Path, name: str) -> None:
+        with self._using:
+            self._unused.add(name)  # until it is opened, if it ever is
         try:
+            self._directory.mkdir(parents=True, exist_ok=True)
             copy_run(source, self._directory, name)
         except OSError as error:
             raise RunError(f"ids {name} cannot be copied: {error}") from error
-        check_run(self._directory, name)
 
     def retire(self, run: Run) -> None:
         if not run.name:
@@ -332,7 +342,7 @@ class DiskShelf:
         keys = sum(len(run) for run in runs)
         try:
             return self._write(self._while_wanted(merged_slices(runs)), keys)
-        except _NoLongerWantedError:
+        except NoLongerWantedError:
             return None
         except OSError as error:
             log.warning("ids of shard %d not written, not merged: %s", self._shard, error)
@@ -343,7 +353,7 @@ class DiskShelf:
     def _while_wanted(self, slices: Slices) -> Slices:
         for one in slices:
             if self._cancelled:
-                raise _NoLongerWantedError
+                raise NoLongerWantedError
             yield one
 
     def _write(self, slices: Slices, keys: int) -> Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ _REPAIR_JOURNAL = (
     "Nothing of it is lost: its events wait in Kafka. Find what wrote to its partition of "
     "billing.journal, restore that partition, and restart the worker"
 )
+_NO_OFFSET = 2**63 - 1
 EVENTS_AT_ONCE = 20_000
 """How many events are folded at once; bounds the memory that they wait in."""
 
@@ -56,6 +56,8 @@ class Owned:
     """A shard that this worker owns, and where it stands in the logs."""
 
     state: Shard
+    since_snapshot: int = 0
+    """Journal offsets from the snapshot that it was taken over by, or the journal's beginning."""
     journal_end: int = 0
     """The journal offset that the next append is expected to get."""
     taken: dict[str, int] = field(default_factory=dict)
@@ -111,12 +113,9 @@ async def take_over(
     taken = TakenOver()
     try:
         await reader.start()
-        begin, end = await reader.begin_offsets(), await reader.end_offsets()
-        starts = {}
-        for shard, one in folds.items():
-            packed = await asyncio.to_thread(snapshots.load, shard)
-            starts[shard] = one.start_from(packed, begin[shard], end[shard])
-        await reader.seek(starts)
+        for one in folds.values():
+            await _start(one, reader, snapshots)
+        end = await reader.end_offsets()
         behind = set(shards)
         while behind := {
             shard
@@ -125,14 +124,9 @@ async def take_over(
         }:
             for record in await reader.fetch(timeout_ms=500):
                 taken.attempt(record.partition, partial(folds[record.partition].take, record))
-            # Those whose snapshot has turned out to be of another journal begin anew.
-            await reader.seek(
-                {
-                    shard: one.start_from(None, begin[shard], end[shard])
-                    for shard, one in folds.items()
-                    if one.is_to_begin_anew
-                }
-            )
+            for one in folds.values():
+                if one.is_to_begin_anew:
+                    await _start(one, reader, snapshots)
     finally:
         await reader.stop()
     for shard, one in folds.items():
@@ -140,6 +134,17 @@ async def take_over(
     for shard in taken.broken:
         engine.release(shard)
     return taken
+
+
+async def _start(one: _Fold, reader: KafkaLogReader, snapshots: SnapshotStore) -> None:
+    """Stand on the snapshot that is furthest, of those that may be of this journal, or at its
+    beginning."""
+    shard = one.shard
+    begin, end = await reader.begin_offsets(), await reader.end_offsets()
+    within = range(begin[shard], min(end[shard], one.stands_below))
+    packed = await snapshots.load(shard, within)
+    begin = await reader.begin_offsets()  # that may have taken minutes
+    await reader.seek({shard: one.start_from(packed, begin[shard])})
 
 
 def _finish(taken: TakenOver, shard: int, one: _Fold, end: int) -> None:
@@ -161,9 +166,13 @@ class _Fold:
     def __init__(self, shard: int, engine: Engine, clock: Clock) -> None:
         self._engine = engine
         self._clock = clock
-        self._shard = shard
+        self.shard = shard
+        self.stands_below = _NO_OFFSET
+        """A snapshot that stands on this offset, or further, is not of this journal."""
         self._anchor: bytes | None = None
         """Digest of the record that the snapshot claims to stand on, until that was checked."""
+        self._from = 0
+        """The journal offset that the fold began at."""
         self.is_to_begin_anew = False
         """Whether what was folded is of another journal; what is read meanwhile is ignored."""
         self._search: _CheckpointSearch | None = None
@@ -177,37 +186,30 @@ class _Fold:
 
     @property
     def _state(self) -> Shard:
-        return self._engine.shards[self._shard]
+        return self._engine.shards[self.shard]
 
-    def start_from(self, packed: bytes | None, begin: int, end: int) -> int:
-        """Where to read from: the snapshot's last record, to check it, or the beginning.
+    def start_from(self, packed: bytes | None, begin: int) -> int:
+        """Where to read from: the snapshot's last record, to check it, or the journal's beginning.
 
         A snapshot is a cache of the journal's fold. One that the journal does not bear out is not
         used, whatever the reason: any other worker, which has no snapshot, would judge by the
         journal too. (That a journal has lost records the reporter sees: its tables are ahead.)
         """
         self.is_to_begin_anew = False
+        self._from = begin
         if packed is not None:
             try:
                 fold.unpack(packed, self._state, self._engine.balances, self._engine.terms)
             except fold.StateError as error:
-                log.warning("snapshot of shard %d not used: %s", self._shard, error)
-                self._engine.new_shard(self._shard)
+                log.warning("snapshot of shard %d not used: %s", self.shard, error)
+                self._engine.new_shard(self.shard)
             else:
                 chain = self._state.chain
-                if begin <= chain.last_offset < end:
-                    self._anchor = chain.digest
-                    return chain.last_offset
-                self._discard()
+                self._anchor, self._from = chain.digest, chain.last_offset
+                return chain.last_offset
         if begin > 0:
-            self._search = _CheckpointSearch(self._shard, begin)
+            self._search = _CheckpointSearch(self.shard, begin)
         return begin
-
-    def _discard(self) -> None:
-        log.warning(
-            "snapshot of shard %d is not of this journal: starting from the journal", self._shard
-        )
-        self._engine.new_shard(self._shard)
 
     def take(self, record: LogRecord) -> None:
         if self.is_to_begin_anew:
@@ -233,7 +235,7 @@ class _Fold:
 
     def fold(self) -> None:
         """Fold what was taken in."""
-        self._engine.fold(self._shard, self._counted)
+        self._engine.fold(self.shard, self._counted)
         for header, _ in self._counted:
             self._clock.observe(header.now_ms)
         self._counted, self._counted_events = [], 0
@@ -267,7 +269,9 @@ class _Fold:
     def _check_anchor(self, read: _Read) -> None:
         digest, self._anchor = self._anchor, None
         if read.header.digest != digest:
-            self._discard()
+            log.warning("snapshot of shard %d is not of this journal", self.shard)
+            self.stands_below = self._from
+            self._engine.new_shard(self.shard)
             self.is_to_begin_anew = True
             return
         self._clock.observe(read.header.now_ms)
@@ -289,9 +293,10 @@ class _Fold:
             judges_from_ms = self._search.judges_from_ms(state, horizon_ms)
         if state.chain.last_offset < 0:
             state.checkpointed_ms = self._clock.now_ms()
-        self._engine.adopt(self._shard)
+        self._engine.adopt(self.shard)
         return Owned(
             state=state,
+            since_snapshot=max(0, end - self._from),
             journal_end=end,
             taken=dict(state.chain.next_offsets),
             unsent=[_unsent(*one) for one in self._unsent],

@@ -7,34 +7,47 @@ whatever of it is lost or damaged costs time, never data.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
+from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 from pipeline import failpoints
-from pipeline.billing.fold import Outline, StateError, outline_of
 from pipeline.billing.id_runs import RunError
-from pipeline.streams.background import background_thread
+from pipeline.streams.background import apart, background_thread
 from pipeline.streams.id_files import DiskShelf, Share, Standing
 from pipeline.streams.snapshot_copies import SnapshotCopies
-from pipeline.streams.snapshot_files import SnapshotFiles
+from pipeline.streams.snapshot_files import Snapshot, SnapshotFiles
 
 log = logging.getLogger(__name__)
 
-_Found = tuple[Outline, bytes, SnapshotFiles]
 _COPY_WAIT_S = 5.0
 """How long a worker that ends goes on copying: its shards stand still meanwhile."""
+_COPY_ANSWERS_WITHIN_S = 30.0
+_WITHOUT_COPIES_S = 600.0
+"""Where copies did not answer, other shards are not to wait for them as well."""
 
 
 class SnapshotStore:
     """The snapshots of a worker, and its shards' shelves."""
 
     def __init__(
-        self, directory: Path, memory_bytes: int, copies: SnapshotCopies | None = None
+        self,
+        directory: Path,
+        memory_bytes: int,
+        copies_dir: Path | None = None,
+        on_copy_failure: Callable[[], None] = lambda: None,
     ) -> None:
-        """`memory_bytes` are for the ids of all shards that are not in files."""
+        """`memory_bytes` are for the ids of all shards that are not in files; `on_copy_failure` is
+        called, on any thread, for each copy that was not made."""
         self._own = SnapshotFiles(directory)
-        self._copies = copies
+        self._copies: SnapshotCopies | None = None
+        if copies_dir is not None:
+            self._copies = SnapshotCopies(self._own, copies_dir, on_copy_failure)
+        self._no_copies_until_s = 0.0
         self._thread = background_thread("snapshots")
         self._merges = background_thread("merges")
         self._share = Share(memory_bytes, seals=self._thread, merges=self._merges)
@@ -80,45 +93,61 @@ class SnapshotStore:
                 shelf.restore(standing)
             self._own.write(shard, packed)
             failpoints.reach("snapshot_written")
-            if shelf is not None and standing is not None:
-                shelf.clear(standing)
         except OSError as error:
             log.warning("snapshot of shard %d not written: %s", shard, error)
             return
-        if self._copies is not None and shelf is not None:
-            self._copies.update(shard, self._own, lambda: self._shelves.get(shard) is shelf)
-
-    def load(self, shard: int) -> bytes | None:
-        """The state that is furthest, of those that are whole; None where there is none.
-
-        Its runs of ids are looked at and brought to the shard's shelf, which is open: that may take
-        minutes, so not for an event loop.
-        """
-        self._await_saved(shard)
-        shelf = self._shelves[shard]
-        found = self._found(shard, self._own)
+        if shelf is None or standing is None:
+            return
         if self._copies is not None:
-            found += self._found(shard, self._copies.files)
-        for outline, packed, files in sorted(found, key=_how_far, reverse=True):
-            try:
-                shelf.bring(sorted(outline.runs), files.runs(shard))
-            except RunError as error:
-                _log_unused(shard, error)
+            self._copies.update(shard, lambda: self._shelves.get(shard) is shelf)
+        try:
+            shelf.clear(standing)
+        except OSError as error:
+            log.warning("ids of shard %d that nobody needs not deleted: %s", shard, error)
+
+    async def load(self, shard: int, within: range) -> bytes | None:
+        """The state that is furthest, of the snapshots that are whole and whose last record is at
+        one of these offsets of the journal; None where there is none.
+
+        Its runs of ids are brought to the shard's shelf, which is open: that may take minutes.
+        Raises `NoLongerWantedError`.
+        """
+        shelf = self._shelves[shard]
+        found = [await self._read_own(shard), await self._read_copy(shard)]
+        whole = [snapshot for snapshot in found if snapshot is not None]
+        for snapshot in sorted(whole, key=_last_offset, reverse=True):
+            if _last_offset(snapshot) not in within:
+                log.warning("snapshot of shard %d is not of this journal: %s", shard, snapshot.runs)
                 continue
-            if files is not self._own:
-                log.info("shard %d goes on from the copy in %s", shard, files.directory)
-            return packed
+            try:
+                await apart(partial(shelf.bring, sorted(snapshot.outline.runs), snapshot.runs))
+            except RunError as error:
+                log.warning("snapshot of shard %d not used: %s", shard, error)
+                continue
+            if snapshot is not found[0]:
+                log.info("shard %d goes on from the copy in %s", shard, snapshot.runs.parent)
+            return snapshot.packed
         return None
 
-    def _found(self, shard: int, files: SnapshotFiles) -> list[_Found]:
-        packed = files.read(shard)
-        if packed is None:
-            return []
+    async def _read_own(self, shard: int) -> Snapshot | None:
         try:
-            return [(outline_of(packed), packed, files)]
-        except StateError as error:
-            _log_unused(shard, error)
-            return []
+            return await apart(partial(self._own.read, shard))
+        except OSError as error:
+            log.warning("snapshot of shard %d not read: %s", shard, error)
+            return None
+
+    async def _read_copy(self, shard: int) -> Snapshot | None:
+        if self._copies is None or time.monotonic() < self._no_copies_until_s:
+            return None
+        try:
+            async with asyncio.timeout(_COPY_ANSWERS_WITHIN_S):
+                return await apart(partial(self._copies.files.read, shard))
+        except OSError as error:
+            log.warning(
+                "no copies of snapshots from %s for now: %r", self._copies.files.directory, error
+            )
+            self._no_copies_until_s = time.monotonic() + _WITHOUT_COPIES_S
+            return None
 
     def _await_saved(self, shard: int) -> None:
         if shard in self._saving:
@@ -134,9 +163,5 @@ class SnapshotStore:
             self._copies.stop(_COPY_WAIT_S)
 
 
-def _how_far(found: _Found) -> int:
-    return found[0].last_offset
-
-
-def _log_unused(shard: int, error: Exception) -> None:
-    log.warning("snapshot of shard %d not used: %s", shard, error)
+def _last_offset(snapshot: Snapshot) -> int:
+    return snapshot.outline.last_offset

@@ -41,7 +41,6 @@ from pipeline.streams.intake import Intake
 from pipeline.streams.log_reader import ANSWER_WITHIN_S, AWAY
 from pipeline.streams.metrics import ShardGauges, WorkerMetrics
 from pipeline.streams.recovery import Owned, TakenOver, take_over
-from pipeline.streams.snapshot_copies import SnapshotCopies
 from pipeline.streams.snapshots import SnapshotStore
 from pipeline.streams.sources import misplaced, troubles
 from pipeline.streams.writer import Entry, JournalWriter, checkpoint_entry, prepare
@@ -142,12 +141,11 @@ class Worker:
         self._settings = settings
         self._clock = clock
         self._metrics = metrics or WorkerMetrics()
-        copies = None
-        if settings.snapshot_copies_dir is not None:
-            on_failure = self._metrics.copies_failed.inc
-            copies = SnapshotCopies(settings.snapshot_copies_dir, on_failure)
         self._snapshots = SnapshotStore(
-            settings.data_dir / "snapshots", settings.dedupe_memory_bytes, copies
+            settings.data_dir / "snapshots",
+            settings.dedupe_memory_bytes,
+            settings.snapshot_copies_dir,
+            self._metrics.copies_failed.inc,
         )
         self.engine = Engine(settings.engine, settings.pacing(), self._snapshots)
         self.progress = Progress()
@@ -389,6 +387,9 @@ class Worker:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
+            if self.progress.state == "stopping":
+                log.info("told to end while taking over shards: %s", error)
+                return {}
             _end_process("taking over shards failed", error)
 
     async def _own(self, assigned: set[TP]) -> dict[TP, int]:
@@ -426,6 +427,8 @@ class Worker:
                 self.engine.release(shard)
             raise
         self.owned.update(taken.owned)
+        for shard, owned in taken.owned.items():
+            self._since_snapshot[shard] = owned.since_snapshot
         for shard, reason in taken.broken.items():
             self._note_stopped(shard, reason)
         self._stop_stuck()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import threading
 import time
@@ -47,6 +48,7 @@ class FaultCluster(Cluster):
         }
         self.copies = directory / "copies"
         """Of the workers' snapshots."""
+        self.copies.mkdir()
         self._environment["PIPELINE_SNAPSHOT_COPIES_DIR"] = str(self.copies)
         self._clock_file = directory / "clock"
         if clock == "wall":
@@ -77,6 +79,11 @@ class FaultCluster(Cluster):
         self._supervisor.join()
         super().__exit__()
         self.broker.stop()
+
+    def forget_copies(self) -> None:
+        """Delete the copies of all snapshots."""
+        shutil.rmtree(self.copies)
+        self.copies.mkdir()
 
     # -- supervising --------------------------------------------------------------------------
 

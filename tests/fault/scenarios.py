@@ -25,7 +25,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import NodeNotReadyError
 
-from pipeline.billing.fold import SNAPSHOT_VERSION
+from pipeline.billing.fold import SNAPSHOT_VERSION, outline_of
 from tests.fault.cluster import SESSION_TIMEOUT_S, FaultCluster
 from tests.fault.load import Load
 from tests.integration.cluster import PARTITIONS
@@ -286,7 +286,7 @@ def _spoiled(spoil: Callable[[Path, Random], None], says: str) -> Inject:
             until(lambda: _are_whole(_snapshots(stage)), "whole snapshots")
             said = _says_once_more(cluster, says)
             with cluster.held_down("first"):
-                shutil.rmtree(cluster.copies, ignore_errors=True)
+                cluster.forget_copies()
                 for path in _snapshots(stage):
                     spoil(path, stage.random)
             cluster.until_all_owned()
@@ -313,7 +313,7 @@ def _spoiled_ids(spoil: Callable[[Path, Random], None]) -> Inject:
             until(partial(named, stage, began_ns), "a file that a snapshot names")
             said = _says_once_more(cluster, "not used: ids")
             with cluster.held_down("first"):
-                shutil.rmtree(cluster.copies, ignore_errors=True)
+                cluster.forget_copies()
                 for path in named(stage, began_ns):
                     spoil(path, stage.random)
             cluster.until_all_owned()
@@ -354,12 +354,14 @@ def _copies_unwritable(stage: Stage, times: int) -> None:
     cluster = stage.cluster
     for _ in range(times):
         tried = _says_once_more(cluster, "not copied")
-        shutil.rmtree(cluster.copies, ignore_errors=True)
+        away = cluster.copies.rename(cluster.directory / "copies-before")
+        shutil.rmtree(away)
         cluster.copies.write_text("")
         until(tried, "a try")
-        stage.cluster.kill("first")
+        cluster.kill("first")
         cluster.until_all_owned()
         cluster.copies.unlink()
+        cluster.copies.mkdir()
 
 
 def _await_copies(stage: Stage) -> None:
@@ -368,8 +370,11 @@ def _await_copies(stage: Stage) -> None:
 
     def fresh() -> bool:
         found = [copies / f"shard-{shard}.snapshot" for shard in range(PARTITIONS)]
-        return all(path.exists() and path.stat().st_mtime_ns > began_ns for path in found) and all(
-            any((copies / path.stem).glob("*.ids")) for path in found
+        return all(
+            path.exists()
+            and path.stat().st_mtime_ns > began_ns
+            and outline_of(path.read_bytes()[SNAPSHOT_HEAD:], shard).runs
+            for shard, path in enumerate(found)
         )
 
     until(fresh, "copies of all shards")

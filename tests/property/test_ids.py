@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,9 @@ from pipeline.billing.id_runs import Keys
 from pipeline.billing.terms import Terms
 from pipeline.contract.catalog import Catalog
 from pipeline.contract.vocabulary import FUTURE_TOLERANCE_MS, LONGEST_DAY_MS, MS_PER_DAY
-from pipeline.streams.snapshot_copies import SnapshotCopies
 from pipeline.streams.snapshots import SnapshotStore
 
-HORIZON_DAYS = 1
-REMEMBERED_MS = HORIZON_DAYS * MS_PER_DAY + FUTURE_TOLERANCE_MS
+ANY_OFFSET = range(-1, 1 << 62)
 SMALL = 1
 """Bytes of memory: tables are sorted into files as soon as they may be."""
 
@@ -45,19 +45,27 @@ class RememberedIds(RuleBasedStateMachine):
         self.root = Path(tempfile.mkdtemp(prefix="ids-"))
         self.directory, self.copies = self.root / "own", self.root / "copies"
         self.now_ms = 1_772_323_200_000
+        self.horizon_days = 1
+        self.forgotten_ms = 0
+        """What was added by then, some horizon since did not reach back to."""
         self.known: Known = {}
         self.saved: tuple[int, Known] | None = None
         self.begin()
 
     def begin(self) -> None:
         self.failures: list[None] = []
-        copies = SnapshotCopies(self.copies, lambda: self.failures.append(None))
-        self.store = SnapshotStore(self.directory, SMALL, copies)
-        self.shard = Shard.new(0, HORIZON_DAYS, 0, self.store.open(0))
+        self.copies.mkdir(exist_ok=True)
+        on_failure = partial(self.failures.append, None)
+        self.store = SnapshotStore(self.directory, SMALL, self.copies, on_failure)
+        self.shard = Shard.new(0, self.horizon_days, 0, self.store.open(0))
 
     def teardown(self) -> None:
         self.store.stop()
         shutil.rmtree(self.root)
+
+    @property
+    def remembered_ms(self) -> int:
+        return self.horizon_days * MS_PER_DAY + FUTURE_TOLERANCE_MS
 
     def files(self) -> list[Path]:
         return sorted((self.directory / "shard-0").glob("*.ids"))
@@ -90,16 +98,21 @@ class RememberedIds(RuleBasedStateMachine):
     @invariant()
     def all_of_the_horizon_are_found(self) -> None:
         for ids, again_ms in (
-            (self.shard.ids, REMEMBERED_MS),
-            (self.shard.unique, REMEMBERED_MS + LONGEST_DAY_MS),
+            (self.shard.ids, self.remembered_ms),
+            (self.shard.unique, self.remembered_ms + LONGEST_DAY_MS),
         ):
-            live = [key for key, at_ms in self.known.items() if at_ms > self.now_ms - again_ms]
+            again_from_ms = self.now_ms - again_ms
+            again_from_ms = max(again_from_ms, self.forgotten_ms - again_ms + self.remembered_ms)
+            live = [key for key, at_ms in self.known.items() if at_ms > again_from_ms]
             assert ids.contains(np.array(live, dtype=np.uint64).reshape(-1, 2)).all()
 
     @rule()
     def a_snapshot_is_written(self) -> None:
+        self.shard.log_time_ms = self.now_ms
         packed = fold.pack(self.shard, Balances(1), Terms(Catalog(), 1), with_ids=True)
         self.store.save(0, packed).result()
+        assert self.store._copies is not None
+        assert self.store._copies.idle_within(60)
         self.saved = self.now_ms, dict(self.known)
 
     def restart(self) -> None:
@@ -107,7 +120,7 @@ class RememberedIds(RuleBasedStateMachine):
         self.begin()
 
     def unpack(self) -> None:
-        packed = self.store.load(0)
+        packed = asyncio.run(self.store.load(0, ANY_OFFSET))
         assert packed is not None
         fold.unpack(packed, self.shard, Balances(1), Terms(Catalog(), 1))
 
@@ -140,7 +153,7 @@ class RememberedIds(RuleBasedStateMachine):
         for directory in (self.directory, self.copies):
             (directory / "shard-0" / name).write_bytes(content[:place] if cut else content)
         self.begin()
-        assert self.store.load(0) is None
+        assert asyncio.run(self.store.load(0, ANY_OFFSET)) is None
         # From the journal, then.
         self.restart()
         self.known, self.saved = {}, None
@@ -159,6 +172,16 @@ class RememberedIds(RuleBasedStateMachine):
         self.begin()
         self.unpack()
         assert len(self.shard.ids) <= len(self.known)
+
+    @rule(days=st.sampled_from((1, 2, 7)))
+    def a_worker_with_another_horizon_goes_on_from_the_snapshot(self, days: int) -> None:
+        """Shorter or longer: what both remember is not forgotten."""
+        self.a_snapshot_is_written()
+        self.forgotten_ms = max(self.forgotten_ms, self.now_ms - self.remembered_ms)
+        self.horizon_days = days
+        self.restart()
+        self.unpack()
+        self.a_snapshot_is_written()
 
     @rule()
     def files_that_vanished_are_written_again(self) -> None:

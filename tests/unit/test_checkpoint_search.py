@@ -70,8 +70,8 @@ def test_a_shard_that_begins_counts_as_checkpointed_and_one_that_was_folded_does
     clock = StreamClock()
     clock.observe(HORIZON_MS)
     begun, folded = _Fold(0, engine, clock), _Fold(1, engine, clock)
-    begun.start_from(None, begin=0, end=0)
-    folded.start_from(None, begin=0, end=1)
+    begun.start_from(None, begin=0)
+    folded.start_from(None, begin=0)
     folded._state.chain.extend(0, a_header(-1))
     assert begun.finish(0).state.checkpointed_ms == HORIZON_MS
     assert folded.finish(1).state.checkpointed_ms == 0
@@ -125,7 +125,7 @@ def test_a_shard_is_taken_over_with_what_it_may_judge() -> None:
     before.shards[0].chain.seq = 10
     packed = fold.pack(before.shards[0], before.balances, before.terms, with_ids=False)
     one = _Fold(0, engine(), StreamClock())
-    one.start_from(None, begin=5, end=7)
+    one.start_from(None, begin=5)
     digest = EMPTY_DIGEST
     for offset, now_ms, log_time_ms, checkpoint in (
         (5, 100 * DAY_MS, 100 * DAY_MS, packed),

@@ -22,6 +22,7 @@ from pipeline.settings import PREFIX, SECRETS, Settings
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 MANIFESTS = sorted((DEPLOY / "k8s").glob("*.yaml"))
+COPIES = DEPLOY / "k8s" / "snapshot-copies"
 KUBERNETES_VERSION = "1.34"
 OUTSIDE_KUBERNETES = {"Kustomization", "PodMonitor", "ScaledObject"}
 """Kinds whose schemas are their operators'."""
@@ -134,6 +135,36 @@ def test_the_kustomization_names_every_manifest() -> None:
     [kustomization] = of_kind("Kustomization")
     others = {path.name for path in MANIFESTS} - {"kustomization.yaml"}
     assert set(kustomization["resources"]) == others
+
+
+def test_the_component_of_snapshot_copies_fits_the_workers() -> None:
+    """Its patches add to lists that are there, and what comes of it is a StatefulSet."""
+    [component] = documents(COPIES / "kustomization.yaml")
+    [claim] = [one for name in component["resources"] for one in documents(COPIES / name)]
+    kubernetes_validate.validate(claim, KUBERNETES_VERSION, strict=True)
+    [worker] = of_kind("StatefulSet")
+    [patch] = component["patches"]
+    assert patch["target"] == {"kind": worker["kind"], "name": worker["metadata"]["name"]}
+    for step in yaml.safe_load(patch["patch"]):
+        assert step["op"] == "add"
+        at: Any = worker
+        *path, last = step["path"].strip("/").split("/")
+        for part in path:
+            at = at[int(part) if isinstance(at, list) else part]
+        assert last == "-"
+        at.append(step["value"])
+    kubernetes_validate.validate(worker, KUBERNETES_VERSION, strict=True)
+    pod = worker["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    volume, mount, variable = (
+        pod["volumes"][-1],
+        container["volumeMounts"][-1],
+        container["env"][-1],
+    )
+    assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert mount["name"] == volume["name"]
+    assert variable == {"name": f"{PREFIX}SNAPSHOT_COPIES_DIR", "value": mount["mountPath"]}
+    assert "snapshot_copies_dir" in Settings.model_fields
 
 
 def test_kustomize_builds() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pipeline.streams.snapshots import SnapshotStore
 
 NOW_MS = 1_772_323_200_000
 MANY = 40_000
+ANY_OFFSET = range(-1, 1 << 62)
 
 
 def random_keys(seed: int, count: int) -> Keys:
@@ -40,7 +42,7 @@ def packed(shard: Shard) -> bytes:
 
 def unpacked(store: SnapshotStore) -> Shard:
     shard = Shard.new(0, 7, 1_000, store.open(0))
-    found = store.load(0)
+    found = asyncio.run(store.load(0, ANY_OFFSET))
     assert found is not None
     fold.unpack(found, shard, Balances(7), Terms(Catalog(), 1))
     return shard

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -18,12 +21,12 @@ from pipeline.billing.fold import outline_of
 from pipeline.billing.id_runs import Keys
 from pipeline.billing.terms import Terms
 from pipeline.contract.catalog import Catalog
-from pipeline.streams import snapshot_copies
-from pipeline.streams.snapshot_copies import SnapshotCopies
-from pipeline.streams.snapshot_files import SnapshotFiles
+from pipeline.streams.id_files import NoLongerWantedError
+from pipeline.streams.snapshot_files import Snapshot, SnapshotFiles
 from pipeline.streams.snapshots import SnapshotStore
 
 NOW_MS = 1_772_323_200_000
+ANY_OFFSET = range(-1, 1 << 62)
 
 
 class Site:
@@ -32,11 +35,11 @@ class Site:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.copies = root / "copies"
+        self.copies.mkdir()
         self.failures = 0
 
     def worker(self, name: str) -> SnapshotStore:
-        copies = SnapshotCopies(self.copies, self._note_failure)
-        return SnapshotStore(self.root / name, memory_bytes=1, copies=copies)
+        return SnapshotStore(self.root / name, 1, self.copies, self._note_failure)
 
     def _note_failure(self) -> None:
         self.failures += 1
@@ -58,8 +61,7 @@ def remember(store: SnapshotStore, shard: Shard, some: Keys, last_offset: int) -
     """Add these, save a snapshot that stands on this offset, and await its copy; the snapshot."""
     packed = save(store, shard, some, last_offset)
     assert store._copies is not None
-    if store._copies._last is not None:
-        store._copies._last.result()
+    assert store._copies.idle_within(60)
     return packed
 
 
@@ -79,10 +81,14 @@ def new_shard(store: SnapshotStore) -> Shard:
     return Shard.new(0, 7, 1_000, store.open(0))
 
 
+def load(store: SnapshotStore, within: range = ANY_OFFSET) -> bytes | None:
+    return asyncio.run(store.load(0, within))
+
+
 def gone_on(store: SnapshotStore) -> Shard:
     """A shard as a worker finds it that takes it over."""
     shard = new_shard(store)
-    found = store.load(0)
+    found = load(store)
     assert found is not None
     fold.unpack(found, shard, Balances(7), Terms(Catalog(), 1))
     return shard
@@ -164,75 +170,192 @@ def test_runs_that_two_copies_do_without_are_deleted(site: Site) -> None:
     """Not before: somebody may be reading the copy that has just been replaced."""
     store = site.worker("first")
     shard = new_shard(store)
-    seen: list[set[str]] = []
+    seen: list[set[str]] = [set()]
     for number in range(12):
-        packed = remember(store, shard, keys(number, 2_100), last_offset=number)
-        seen.append(outline_of(packed).runs)
+        seen.append(outline_of(remember(store, shard, keys(number, 2_100), number), 0).runs)
         assert set().union(*seen[-2:]) == site.runs()
     assert set().union(*seen) > site.runs(), "merged ones are gone"
 
 
-def test_a_new_owner_keeps_what_the_copy_before_it_needs(site: Site) -> None:
-    first = site.worker("first")
+def test_an_owner_that_comes_back_keeps_what_the_copy_before_its_own_needs(site: Site) -> None:
+    """That is another worker's: what this one copied last is long gone."""
+    first, second = site.worker("first"), site.worker("second")
     remember(first, new_shard(first), keys(1), last_offset=1)
-    before = site.runs()
-    second = site.worker("second")
-    remember(second, new_shard(second), keys(2), last_offset=2)
-    assert before < site.runs()
-    remember(second, second_shard := gone_on(second), keys(3), last_offset=3)
-    assert not before & site.runs()
-    assert second_shard.ids.contains(keys(2)).all()
+    remember(second, shard := gone_on(second), keys(2), last_offset=2)
+    needed = outline_of(remember(second, shard, keys(3), last_offset=3), 0).runs
+    first.close(0)
+    remember(first, gone_on(first), keys(4), last_offset=4)
+    assert needed <= site.runs()
 
 
-def test_a_place_that_cannot_be_written_costs_a_warning(
+def test_a_place_that_is_not_there_costs_a_warning(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    site.copies.write_text("in the way")
+    """It is not made: what is not mounted would be a directory that nobody else sees."""
+    site.copies.rmdir()
     store = site.worker("first")
     remember(store, new_shard(store), keys(1), last_offset=1)
-    assert "snapshot of shard 0 not copied" in caplog.text
+    assert f"snapshot of shard 0 not copied to {site.copies}: FileNotFoundError" in caplog.text
     assert site.failures == 1
+    assert not site.copies.exists()
     assert gone_on(site.worker("first")).chain.last_offset == 1
 
 
-def test_what_is_another_worker_s_by_now_is_not_copied(site: Site) -> None:
+def test_a_place_that_is_full_is_left_as_it_was(site: Site) -> None:
+    """And what nobody needs any more is deleted there first."""
+    store = site.worker("first")
+    shard = new_shard(store)
+    (site.copies / "shard-0").mkdir()
+    stale = site.copies / "shard-0" / "stale.ids"
+    stale.write_text("")
+    (site.copies / "shard-0.snapshot").mkdir()  # nothing can be put in its place
+    remember(store, shard, keys(1), last_offset=1)
+    assert site.failures == 1
+    (site.copies / "shard-0.snapshot").rmdir()
+    remember(store, shard, keys(2), last_offset=2)
+    assert site.failures == 1
+    assert not stale.exists()
+    assert not list(site.copies.rglob("*.part"))
+
+
+def test_a_file_that_was_cut_off_is_copied_again(site: Site) -> None:
+    store = site.worker("first")
+    shard = new_shard(store)
+    remember(store, shard, keys(1), last_offset=1)
+    for path in (site.copies / "shard-0").glob("*.ids"):
+        path.write_bytes(path.read_bytes()[:-1])
+    remember(store, shard, keys(2, 10), last_offset=2)
+    assert gone_on(site.worker("second")).ids.contains(keys(1)).all()
+
+
+@pytest.mark.parametrize("size", [0, 3, 8, 13, 20, 24, 4_096, 5_000])
+def test_files_that_are_cut_off_anywhere_are_known_by_it(site: Site, size: int) -> None:
+    store = site.worker("first")
+    remember(store, new_shard(store), keys(1), last_offset=1)
+    for path in site.root.rglob("*.ids"):
+        path.write_bytes(path.read_bytes()[:size])
+    again = site.worker("first")
+    again.open(0)
+    assert load(again) is None
+
+
+def test_what_is_of_another_journal_is_passed_over(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before anything of it is copied: another cluster's, or of a journal made anew since."""
+    other = site.worker("other")
+    remember(other, new_shard(other), keys(1), last_offset=1_000_000)
+    store = SnapshotStore(site.root / "first", memory_bytes=1)
+    shard = new_shard(store)
+    save(store, shard, keys(2), last_offset=4_900)
+    store.stop()
+    again = site.worker("first")
+    own = new_shard(again)
+    packed = load(again, range(0, 5_000))
+    assert packed is not None
+    fold.unpack(packed, own, Balances(7), Terms(Catalog(), 1))
+    assert own.chain.last_offset == 4_900
+    assert "is not of this journal" in caplog.text
+    assert load(again, range(4_901, 5_000)) is None
+
+
+def test_runs_that_were_brought_for_nothing_are_deleted(site: Site) -> None:
+    """One of them is lost; the others are not wanted without it."""
+    first = site.worker("first")
+    remember(first, new_shard(first), keys(1), last_offset=1)
+    sorted((site.copies / "shard-0").glob("*.ids"))[-1].unlink()
+    second = site.worker("second")
+    shard = new_shard(second)
+    assert load(second) is None
+    brought = list((site.root / "second" / "shard-0").glob("*.ids"))
+    assert brought
+    save(second, shard, keys(2, 10), last_offset=2)
+    assert not any(path.exists() for path in brought)
+
+
+def test_a_takeover_that_is_cut_off_copies_no_further(site: Site) -> None:
+    first = site.worker("first")
+    remember(first, new_shard(first), keys(1), last_offset=1)
+    second = site.worker("second")
+    second.open(0).cancel()
+    with pytest.raises(NoLongerWantedError):
+        load(second)
+
+
+def test_copies_that_do_not_answer_are_gone_on_without(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pipeline.streams.snapshots._COPY_ANSWERS_WITHIN_S", 0.1)
+    store = SnapshotStore(site.root / "first", memory_bytes=1)
+    save(store, new_shard(store), keys(1), last_offset=1)
+    os.mkfifo(site.copies / "shard-0.snapshot")  # who reads it waits for ever
+    again = site.worker("first")
+    assert gone_on(again).chain.last_offset == 1
+    assert "no copies of snapshots from" in caplog.text
+    caplog.clear()
+    assert gone_on(again).chain.last_offset == 1
+    assert caplog.text == "", "the next shard does not wait again"
+
+
+def test_copies_that_fall_behind_are_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is another worker's by the time that it comes to it is not copied."""
+    reading, go_on = threading.Event(), threading.Event()
+    read = SnapshotFiles.read
+
+    def held_up(files: SnapshotFiles, shard: int) -> Snapshot | None:
+        if files.directory == site.root / "first":
+            reading.set()
+            assert go_on.wait(60)
+        return read(files, shard)
+
     store = site.worker("first")
     shard = new_shard(store)
     remember(store, shard, keys(1, 10), last_offset=1)
-    assert store._copies is not None
-    busy = threading.Event()
-    store._copies._thread.submit(busy.wait, 60)
+    monkeypatch.setattr(SnapshotFiles, "read", held_up)
     save(store, shard, keys(2, 10), last_offset=2)
+    assert reading.wait(60)
+    for last_offset in (3, 4):
+        save(store, shard, keys(last_offset, 10), last_offset)
+    assert site.failures == 1, "one waits, and a second one comes"
     store.close(0)
-    busy.set()
-    store.stop()
-    packed = SnapshotFiles(site.copies).read(0)
-    assert packed is not None
-    assert outline_of(packed).last_offset == 1
-
-
-def test_a_place_that_does_not_answer_holds_up_no_end(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And what was not copied by then is not written afterwards."""
-    monkeypatch.setattr("pipeline.streams.snapshots._COPY_WAIT_S", 0.2)
-    hanging, go_on = threading.Event(), threading.Event()
-
-    def hang(*_: object) -> None:
-        hanging.set()
-        assert go_on.wait(60)
-
-    monkeypatch.setattr(snapshot_copies, "copy_run", hang)
-    store = site.worker("first")
-    shard = new_shard(store)
-    save(store, shard, keys(1), last_offset=1)
-    assert hanging.wait(60)
-    store.stop()
     go_on.set()
-    assert store._copies is not None
-    assert store._copies._last is not None
-    store._copies._last.result()
-    assert not (site.copies / "shard-0.snapshot").exists()
+    store.stop()
+    copy = read(SnapshotFiles(site.copies), 0)
+    assert copy is not None
+    assert copy.outline.last_offset == 1
+
+
+HANGING = """
+import asyncio, sys
+from pathlib import Path
+from pipeline.streams.snapshots import SnapshotStore
+import pipeline.streams.snapshots as module
+
+module._COPY_WAIT_S = module._COPY_ANSWERS_WITHIN_S = 0.2
+root = Path(sys.argv[1])
+store = SnapshotStore(root / "first", 1, root / "copies")
+store.open(0)
+assert asyncio.run(store.load(0, range(9))) is None
+store.save(0, Path(sys.argv[2]).read_bytes()).result()
+store.stop()
+print("ended")
+"""
+
+
+def test_a_place_that_never_answers_holds_up_no_end(site: Site) -> None:
+    """Neither of a takeover, nor of the process."""
+    other = SnapshotStore(site.root / "other", memory_bytes=1)
+    packed = site.root / "packed"
+    packed.write_bytes(save(other, new_shard(other), keys(1, 10), last_offset=1))
+    os.mkfifo(site.copies / "shard-0.snapshot")
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING, str(site.root), str(packed)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "ended\n"
 
 
 def test_parts_of_killed_workers_are_deleted_once_they_are_old(site: Site) -> None:
