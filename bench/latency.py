@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -35,8 +36,7 @@ SHARES = (0.1, 0.5, 0.8)
 """Of live capacity: what the worker takes of a stream that is being sent."""
 PARTITIONS = 4
 ROUNDS = 3
-"""Of all loads, each with a broker and a worker of its own: after ten minutes a broker's log would
-be some 20 GB, and the machine's disk what is measured."""
+"""Of all loads, each with a broker and a worker of its own, and so with logs that begin empty."""
 PROBE_CAMPAIGNS = 64
 PROBE_PRICE_MICROS = 1_000_000
 WARM_UP_S = 2.0
@@ -127,6 +127,9 @@ async def _fill(site: Site, probes: int) -> None:
 def _level(site: Site, events_a_s: int, seconds: int, number: int, probes: int) -> dict[str, Any]:
     """The latencies of the run of this number, with probes of its own."""
     with load.prepared(site, events_a_s, WARM_UP_S + seconds, _seed(number)) as one:
+        # What came before is written out: 30 s later the system would do it at once, gigabytes in
+        # which the broker, and with it the run, stands still for half a second.
+        os.sync()
         one.go()
         latencies_ms = asyncio.run(_probe(site, number * probes, probes, seconds))
         reached = one.reached()
