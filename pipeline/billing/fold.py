@@ -80,6 +80,7 @@ class Outline(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     shard: int
     last_offset: int
+    digest: bytes
     id_runs: dict[int, list[str]] = {}
     unique_runs: dict[int, list[str]] = {}
 

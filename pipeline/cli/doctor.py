@@ -112,6 +112,9 @@ def _snapshot_copies(settings: Settings) -> Finding:
     if path is None:
         says = "none: who takes over a shard for the first time folds its whole journal"
         return Finding("snapshot copies", "ok", f"{says} ({variable} is not set)")
+    if not path.is_dir():
+        fix = f"mount or make it, or unset {variable}: a worker does not make it"
+        return Finding("snapshot copies", "fail", f"there is no directory {path}", fix)
     return _directory("snapshot copies", path, variable)
 
 

@@ -27,8 +27,9 @@ def give_way() -> None:
     """Let this thread run where others have nothing to do. Not where threads have no priorities of
     their own: only on Linux."""
     if sys.platform == "linux":
+        thread = os.PRIO_PROCESS, threading.get_native_id()
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+            os.setpriority(*thread, max(_NICENESS, os.getpriority(*thread)))
 
 
 async def apart(function: Callable[[], T]) -> T:
@@ -37,7 +38,8 @@ async def apart(function: Callable[[], T]) -> T:
     found: Future[T] = Future()
 
     def run() -> None:
-        found.set_running_or_notify_cancel()
+        if not found.set_running_or_notify_cancel():
+            return
         try:
             found.set_result(function())
         except BaseException as error:  # whatever it is, it is the caller's

@@ -169,8 +169,8 @@ def copy_run(source: Path, target: Path, name: str) -> None:
 
 
 def remove_abandoned(directory: Path) -> None:
-    """Delete parts that nobody has written to for long: their process was killed meanwhile. Raises
-    `OSError`."""
+    """Delete parts that nobody has written to for long, by this machine's clock and the files':
+    their process was killed meanwhile. Raises `OSError`."""
     for part in directory.glob("*.part"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - part.stat().st_mtime > _ABANDONED_AFTER_S:
@@ -233,8 +233,6 @@ class DiskShelf:
     """
 
     def __init__(self, shard: int, directory: Path, share: Share) -> None:
-        with contextlib.suppress(OSError):
-            remove_abandoned(directory)
         self._shard = shard
         self._directory = directory
         self._share = share
@@ -286,21 +284,24 @@ class DiskShelf:
         check_run(self._directory, name)
         return map_run(self._directory, name)
 
-    def bring(self, names: Iterable[str], source: Path) -> None:
-        """Make it quick to open these runs: their files are read whole, and mapped while they are
-        in the page cache; those that are not here, or damaged, are copied from `source` first. That
-        may take minutes. Raises `RunError`, and `NoLongerWantedError`."""
-        for name in names:
-            if self._cancelled:
-                raise NoLongerWantedError(f"shard {self._shard} is no longer wanted here")
-            try:
-                run = self._look_at(name)
-            except RunError:
-                if source == self._directory:
-                    raise
-                self._copy_from(source, name)
-                run = map_run(self._directory, name)
-            self._brought[name] = run
+    def bring(self, name: str, source: Path) -> None:
+        """Make it quick to open a run: its file is read whole, and mapped while it is in the page
+        cache. One that is not here, or damaged, is copied from `source` first. Takes seconds, and
+        where the source does not answer for ever. Raises `RunError`, and `NoLongerWantedError`."""
+        if self._cancelled:
+            raise NoLongerWantedError(f"shard {self._shard} is no longer wanted here")
+        try:
+            run = self._look_at(name)
+        except RunError:
+            if source == self._directory:
+                raise
+            self._copy_from(source, name)
+            run = map_run(self._directory, name)
+        self._brought[name] = run
+
+    def take_back(self) -> None:
+        """What was brought is not opened: a file that is mapped keeps its room when deleted."""
+        self._brought = {}
 
     def _copy_from(self, source: Path, name: str) -> None:
         with self._using:

@@ -92,6 +92,11 @@ class KafkaLogReader:
             for r in records
         ]
 
+    async def bounds(self) -> dict[int, range]:
+        """By partition: the offsets that it has now. Raises `LogUnavailable`."""
+        begin, end = await self.begin_offsets(), await self.end_offsets()
+        return {partition: range(begin[partition], end[partition]) for partition in begin}
+
     async def begin_offsets(self) -> dict[int, int]:
         offsets = await self._consumer.beginning_offsets(self._assigned)
         return {tp.partition: offset for tp, offset in offsets.items()}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -35,7 +36,6 @@ _REPAIR_JOURNAL = (
     "Nothing of it is lost: its events wait in Kafka. Find what wrote to its partition of "
     "billing.journal, restore that partition, and restart the worker"
 )
-_NO_OFFSET = 2**63 - 1
 EVENTS_AT_ONCE = 20_000
 """How many events are folded at once; bounds the memory that they wait in."""
 
@@ -108,43 +108,45 @@ async def take_over(
     A shard whose journal contradicts itself, or that nothing can be folded from, is left out with
     the reason; the others go on.
     """
-    reader = KafkaLogReader(JOURNAL, client_options, partitions=shards)
     folds = {shard: _Fold(shard, engine, clock) for shard in shards}
     taken = TakenOver()
-    try:
-        await reader.start()
-        for one in folds.values():
-            await _start(one, reader, snapshots)
-        end = await reader.end_offsets()
+    async with _reader(shards, client_options) as reader:
+        bounds = await reader.bounds()
+    # No reader meanwhile: it would fetch what is not asked for yet.
+    for shard, one in folds.items():
+        one.stand_on(await snapshots.load(shard, bounds[shard]))
+    async with _reader(shards, client_options) as reader:
+        bounds = await reader.bounds()  # that may have taken minutes
+        await reader.seek({shard: one.begin(bounds[shard]) for shard, one in folds.items()})
         behind = set(shards)
         while behind := {
             shard
             for shard in behind - taken.broken.keys()
-            if await reader.position(shard) < end[shard]
+            if await reader.position(shard) < bounds[shard].stop
         }:
             for record in await reader.fetch(timeout_ms=500):
                 taken.attempt(record.partition, partial(folds[record.partition].take, record))
-            for one in folds.values():
+            for shard, one in folds.items():
                 if one.is_to_begin_anew:
-                    await _start(one, reader, snapshots)
-    finally:
-        await reader.stop()
+                    one.stand_on(await snapshots.load(shard, bounds[shard], one.refused))
+                    await reader.seek({shard: one.begin(bounds[shard])})
     for shard, one in folds.items():
-        taken.attempt(shard, partial(_finish, taken, shard, one, end[shard]))
+        taken.attempt(shard, partial(_finish, taken, shard, one, bounds[shard].stop))
     for shard in taken.broken:
         engine.release(shard)
     return taken
 
 
-async def _start(one: _Fold, reader: KafkaLogReader, snapshots: SnapshotStore) -> None:
-    """Stand on the snapshot that is furthest, of those that may be of this journal, or at its
-    beginning."""
-    shard = one.shard
-    begin, end = await reader.begin_offsets(), await reader.end_offsets()
-    within = range(begin[shard], min(end[shard], one.stands_below))
-    packed = await snapshots.load(shard, within)
-    begin = await reader.begin_offsets()  # that may have taken minutes
-    await reader.seek({shard: one.start_from(packed, begin[shard])})
+@contextlib.asynccontextmanager
+async def _reader(
+    shards: list[int], client_options: Mapping[str, Any]
+) -> AsyncIterator[KafkaLogReader]:
+    reader = KafkaLogReader(JOURNAL, client_options, partitions=shards)
+    try:
+        await reader.start()
+        yield reader
+    finally:
+        await reader.stop()
 
 
 def _finish(taken: TakenOver, shard: int, one: _Fold, end: int) -> None:
@@ -166,13 +168,14 @@ class _Fold:
     def __init__(self, shard: int, engine: Engine, clock: Clock) -> None:
         self._engine = engine
         self._clock = clock
-        self.shard = shard
-        self.stands_below = _NO_OFFSET
-        """A snapshot that stands on this offset, or further, is not of this journal."""
+        self._shard = shard
         self._anchor: bytes | None = None
         """Digest of the record that the snapshot claims to stand on, until that was checked."""
-        self._from = 0
-        """The journal offset that the fold began at."""
+        self.stood_on = 0
+        """The journal offset that the fold began at: the snapshot's last record, if there is one.
+        """
+        self.refused: set[bytes] = set()
+        """Such digests that are not this journal's."""
         self.is_to_begin_anew = False
         """Whether what was folded is of another journal; what is read meanwhile is ignored."""
         self._search: _CheckpointSearch | None = None
@@ -186,30 +189,35 @@ class _Fold:
 
     @property
     def _state(self) -> Shard:
-        return self._engine.shards[self.shard]
+        return self._engine.shards[self._shard]
 
-    def start_from(self, packed: bytes | None, begin: int) -> int:
-        """Where to read from: the snapshot's last record, to check it, or the journal's beginning.
+    def stand_on(self, packed: bytes | None) -> None:
+        """Go on from a snapshot, if there is one and it is whole.
 
         A snapshot is a cache of the journal's fold. One that the journal does not bear out is not
         used, whatever the reason: any other worker, which has no snapshot, would judge by the
         journal too. (That a journal has lost records the reporter sees: its tables are ahead.)
         """
+        if packed is None:
+            return
+        try:
+            fold.unpack(packed, self._state, self._engine.balances, self._engine.terms)
+        except fold.StateError as error:
+            log.warning("snapshot of shard %d not used: %s", self._shard, error)
+            self._engine.new_shard(self._shard)
+        else:
+            self._anchor = self._state.chain.digest
+
+    def begin(self, bounds: range) -> int:
+        """Where to read from, of a journal with these offsets: the snapshot's last record, to check
+        it, or the journal's beginning."""
         self.is_to_begin_anew = False
-        self._from = begin
-        if packed is not None:
-            try:
-                fold.unpack(packed, self._state, self._engine.balances, self._engine.terms)
-            except fold.StateError as error:
-                log.warning("snapshot of shard %d not used: %s", self.shard, error)
-                self._engine.new_shard(self.shard)
-            else:
-                chain = self._state.chain
-                self._anchor, self._from = chain.digest, chain.last_offset
-                return chain.last_offset
-        if begin > 0:
-            self._search = _CheckpointSearch(self.shard, begin)
-        return begin
+        self.stood_on = bounds.start
+        if self._anchor is not None:
+            self.stood_on = self._state.chain.last_offset
+        elif bounds.start > 0:
+            self._search = _CheckpointSearch(self._shard, bounds.start)
+        return self.stood_on
 
     def take(self, record: LogRecord) -> None:
         if self.is_to_begin_anew:
@@ -218,7 +226,7 @@ class _Fold:
         header, body = decode_header(value)
         read = _Read(record.offset, header, body)
         if self._anchor is not None:
-            self._check_anchor(read)
+            self._check_anchor(read, self._anchor)
             return
         if self._search is not None:
             self._search.note(read)
@@ -235,7 +243,7 @@ class _Fold:
 
     def fold(self) -> None:
         """Fold what was taken in."""
-        self._engine.fold(self.shard, self._counted)
+        self._engine.fold(self._shard, self._counted)
         for header, _ in self._counted:
             self._clock.observe(header.now_ms)
         self._counted, self._counted_events = [], 0
@@ -266,12 +274,11 @@ class _Fold:
         self._state.checkpointed_ms = checkpoint.header.now_ms
         self._clock.observe(checkpoint.header.now_ms)
 
-    def _check_anchor(self, read: _Read) -> None:
-        digest, self._anchor = self._anchor, None
+    def _check_anchor(self, read: _Read, digest: bytes) -> None:
+        self._anchor = None
         if read.header.digest != digest:
-            log.warning("snapshot of shard %d is not of this journal", self.shard)
-            self.stands_below = self._from
-            self._engine.new_shard(self.shard)
+            self.refused.add(digest)
+            self._engine.new_shard(self._shard)
             self.is_to_begin_anew = True
             return
         self._clock.observe(read.header.now_ms)
@@ -293,10 +300,10 @@ class _Fold:
             judges_from_ms = self._search.judges_from_ms(state, horizon_ms)
         if state.chain.last_offset < 0:
             state.checkpointed_ms = self._clock.now_ms()
-        self._engine.adopt(self.shard)
+        self._engine.adopt(self._shard)
         return Owned(
             state=state,
-            since_snapshot=max(0, end - self._from),
+            since_snapshot=max(0, end - self.stood_on),
             journal_end=end,
             taken=dict(state.chain.next_offsets),
             unsent=[_unsent(*one) for one in self._unsent],

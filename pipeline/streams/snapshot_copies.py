@@ -31,7 +31,7 @@ class SnapshotCopies:
         self._own = own
         self._on_failure = on_failure
         self._changed = threading.Condition()
-        """Held where the three below it are read or changed."""
+        """Held where the three below it are changed, and waited for."""
         self._due: dict[int, Callable[[], bool]] = {}
         self._is_busy = False
         self._is_over = False
@@ -85,6 +85,8 @@ class SnapshotCopies:
         self._on_failure()
 
     def _copy(self, shard: int, is_wanted: Callable[[], bool]) -> None:
+        """Raises where a run is not there any more, too: it is merged only once the next snapshot
+        is written, before which this one should have been copied."""
         own = self._own.read(shard)
         if own is None or not is_wanted():
             return
@@ -92,14 +94,11 @@ class SnapshotCopies:
         here.mkdir(exist_ok=True)
         self._clear(shard, own.outline.runs)
         for name in sorted(own.outline.runs):
-            size = _size(path_of(own.runs, name))
-            if size is None:
-                return  # merged since, and the snapshot after this one comes next
-            if _size(path_of(here, name)) == size:
-                continue
             if self._is_over or not is_wanted():
                 return
-            copy_run(own.runs, here, name)
+            size = _size(path_of(here, name))
+            if size < 0 or size != _size(path_of(own.runs, name)):
+                copy_run(own.runs, here, name)
         if not self._is_over and is_wanted():
             self.files.write(shard, own.packed)
             failpoints.reach("snapshot_copied")
@@ -116,8 +115,9 @@ class SnapshotCopies:
         remove_abandoned(self.files.directory)
 
 
-def _size(path: Path) -> int | None:
+def _size(path: Path) -> int:
+    """In bytes; -1 of a file that is not there."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
-        return None
+        return -1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,9 @@ log = logging.getLogger(__name__)
 
 _COPY_WAIT_S = 5.0
 """How long a worker that ends goes on copying: its shards stand still meanwhile."""
-_COPY_ANSWERS_WITHIN_S = 30.0
+_COPY_ANSWERS_WITHIN_S = 60.0
+_RUN_COPIED_WITHIN_S = 120.0
+"""A run is some 340 MB at most."""
 _WITHOUT_COPIES_S = 600.0
 """Where copies did not answer, other shards are not to wait for them as well."""
 
@@ -44,6 +46,8 @@ class SnapshotStore:
         """`memory_bytes` are for the ids of all shards that are not in files; `on_copy_failure` is
         called, on any thread, for each copy that was not made."""
         self._own = SnapshotFiles(directory)
+        for part in directory.glob("shard-*/*.part"):
+            part.unlink(missing_ok=True)  # of a process that was killed: a worker is alone here
         self._copies: SnapshotCopies | None = None
         if copies_dir is not None:
             self._copies = SnapshotCopies(self._own, copies_dir, on_copy_failure)
@@ -105,28 +109,28 @@ class SnapshotStore:
         except OSError as error:
             log.warning("ids of shard %d that nobody needs not deleted: %s", shard, error)
 
-    async def load(self, shard: int, within: range) -> bytes | None:
+    async def load(
+        self, shard: int, within: range, refused: Set[bytes] = frozenset()
+    ) -> bytes | None:
         """The state that is furthest, of the snapshots that are whole and whose last record is at
-        one of these offsets of the journal; None where there is none.
+        one of these offsets of the journal and has none of these digests; None where there is none.
 
         Its runs of ids are brought to the shard's shelf, which is open: that may take minutes.
         Raises `NoLongerWantedError`.
         """
-        shelf = self._shelves[shard]
-        found = [await self._read_own(shard), await self._read_copy(shard)]
-        whole = [snapshot for snapshot in found if snapshot is not None]
-        for snapshot in sorted(whole, key=_last_offset, reverse=True):
-            if _last_offset(snapshot) not in within:
-                log.warning("snapshot of shard %d is not of this journal: %s", shard, snapshot.runs)
-                continue
-            try:
-                await apart(partial(shelf.bring, sorted(snapshot.outline.runs), snapshot.runs))
-            except RunError as error:
-                log.warning("snapshot of shard %d not used: %s", shard, error)
-                continue
-            if snapshot is not found[0]:
-                log.info("shard %d goes on from the copy in %s", shard, snapshot.runs.parent)
-            return snapshot.packed
+        own, copy = await self._read_own(shard), await self._read_copy(shard)
+        while found := [snapshot for snapshot in (own, copy) if snapshot is not None]:
+            furthest = max(found, key=lambda snapshot: snapshot.outline.last_offset)
+            stands_on = furthest.outline
+            if stands_on.last_offset not in within or stands_on.digest in refused:
+                log.warning("snapshot of shard %d is not of this journal: %s", shard, furthest.runs)
+            elif await self._bring(shard, furthest, is_copy=furthest is copy):
+                return furthest.packed
+            if furthest is own:
+                own = None
+            else:  # it may have been replaced, and its runs deleted, while they were copied
+                now = await self._read_copy(shard)
+                copy = None if now is None or now.packed == furthest.packed else now
         return None
 
     async def _read_own(self, shard: int) -> Snapshot | None:
@@ -142,12 +146,35 @@ class SnapshotStore:
         try:
             async with asyncio.timeout(_COPY_ANSWERS_WITHIN_S):
                 return await apart(partial(self._copies.files.read, shard))
+        except TimeoutError:
+            self._do_without_copies()
         except OSError as error:
-            log.warning(
-                "no copies of snapshots from %s for now: %r", self._copies.files.directory, error
-            )
-            self._no_copies_until_s = time.monotonic() + _WITHOUT_COPIES_S
-            return None
+            log.warning("copy of the snapshot of shard %d not read: %s", shard, error)
+        return None
+
+    async def _bring(self, shard: int, snapshot: Snapshot, is_copy: bool) -> bool:
+        """Whether the snapshot can be gone on from: its runs are on the shard's shelf then."""
+        shelf = self._shelves[shard]
+        try:
+            for name in sorted(snapshot.outline.runs):
+                async with asyncio.timeout(_RUN_COPIED_WITHIN_S if is_copy else None):
+                    await apart(partial(shelf.bring, name, snapshot.runs))
+        except TimeoutError:
+            self._do_without_copies()
+        except RunError as error:
+            log.warning("snapshot of shard %d not used: %s", shard, error)
+        else:
+            if is_copy:
+                log.info("shard %d goes on from the copy in %s", shard, snapshot.runs.parent)
+            return True
+        shelf.take_back()
+        return False
+
+    def _do_without_copies(self) -> None:
+        assert self._copies is not None
+        where = self._copies.files.directory
+        log.warning("%s does not answer: no copies for %.0f s", where, _WITHOUT_COPIES_S)
+        self._no_copies_until_s = time.monotonic() + _WITHOUT_COPIES_S
 
     def _await_saved(self, shard: int) -> None:
         if shard in self._saving:
@@ -155,13 +182,9 @@ class SnapshotStore:
 
     def stop(self) -> None:
         """Write the snapshots that were asked for, make no more runs, and end the threads."""
-        for shelf in self._shelves.values():
+        for shelf in list(self._shelves.values()):
             shelf.cancel()
         self._thread.shutdown(wait=True)
         self._merges.shutdown(wait=True)
         if self._copies is not None:
             self._copies.stop(_COPY_WAIT_S)
-
-
-def _last_offset(snapshot: Snapshot) -> int:
-    return snapshot.outline.last_offset

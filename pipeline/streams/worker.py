@@ -461,6 +461,8 @@ class Worker:
 
     def _give_up(self, shard: int) -> None:
         del self.owned[shard]
+        self._since_snapshot.pop(shard, None)
+        self._since_checkpoint.pop(shard, None)
         self.engine.release(shard)
         self._assembler.forget(shard)
 

@@ -334,6 +334,22 @@ def _disk_lost(stage: Stage, times: int) -> None:
         assert said(), "it did not say so"
 
 
+def _own_of_another_journal(stage: Stage, times: int) -> None:
+    """Its own snapshots are not of this journal, which some tell only when it is read: it goes on
+    from the copies."""
+    cluster = stage.cluster
+    for _ in range(times):
+        _await_copies(stage)
+        refused = _says_once_more(cluster, "not of this journal")
+        said = _says_once_more(cluster, "goes on from the copy")
+        with cluster.held_down("first"):
+            for path in _snapshots(stage):
+                _of_another_journal(path, stage.random)
+        cluster.until_all_owned()
+        assert refused(), "it did not find out"
+        assert said(), "it did not go on from a copy"
+
+
 def _copies_spoiled(stage: Stage, times: int) -> None:
     """It starts on an empty disk, and the copies are damaged: it folds the journal."""
     cluster = stage.cluster
@@ -628,6 +644,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("snapshots unwritable", _unwritable, 1, 3),
     Scenario("snapshot disk full", _disk_full, 1, 3),
     Scenario("worker's disk lost", _disk_lost, 1, 4),
+    Scenario("own snapshot of another journal", _own_of_another_journal, 1, 4),
     Scenario("copies of snapshots damaged", _copies_spoiled, 1, 4),
     Scenario("copies of snapshots unwritable", _copies_unwritable, 1, 3),
     Scenario("group offsets rewound", _rewound, 1, 3),

@@ -70,8 +70,8 @@ def test_a_shard_that_begins_counts_as_checkpointed_and_one_that_was_folded_does
     clock = StreamClock()
     clock.observe(HORIZON_MS)
     begun, folded = _Fold(0, engine, clock), _Fold(1, engine, clock)
-    begun.start_from(None, begin=0)
-    folded.start_from(None, begin=0)
+    begun.begin(range(0, 0))
+    folded.begin(range(0, 1))
     folded._state.chain.extend(0, a_header(-1))
     assert begun.finish(0).state.checkpointed_ms == HORIZON_MS
     assert folded.finish(1).state.checkpointed_ms == 0
@@ -125,7 +125,7 @@ def test_a_shard_is_taken_over_with_what_it_may_judge() -> None:
     before.shards[0].chain.seq = 10
     packed = fold.pack(before.shards[0], before.balances, before.terms, with_ids=False)
     one = _Fold(0, engine(), StreamClock())
-    one.start_from(None, begin=5)
+    one.begin(range(5, 7))
     digest = EMPTY_DIGEST
     for offset, now_ms, log_time_ms, checkpoint in (
         (5, 100 * DAY_MS, 100 * DAY_MS, packed),
@@ -137,4 +137,23 @@ def test_a_shard_is_taken_over_with_what_it_may_judge() -> None:
         sealed, value = seal(header, b"", digest)
         digest = sealed.digest
         one.take(LogRecord(JOURNAL, 0, offset, now_ms, None, value))
-    assert one.finish(7).judges_from_ms > 107 * DAY_MS
+    taken = one.finish(7)
+    assert taken.judges_from_ms > 107 * DAY_MS
+    assert taken.since_snapshot == 2, "so far from a snapshot, one is due the sooner"
+
+
+def test_a_snapshot_that_the_journal_does_not_bear_out_is_refused() -> None:
+    """For good: another one is tried in its place, or the journal's beginning."""
+    engine = Engine(EngineSettings(1, Policy(7, b"0123456789abcdef"), 0), PlainLimits())
+    one = _Fold(0, engine, StreamClock())
+    chain = engine.shards[0].chain
+    chain.last_offset, chain.digest = 5, b"of another journal".ljust(32)
+    one.stand_on(fold.pack(engine.shards[0], engine.balances, engine.terms, with_ids=True))
+    assert one.begin(range(3, 9)) == 5
+    _, value = seal(a_header(4, seq=1), b"", EMPTY_DIGEST)
+    one.take(LogRecord(JOURNAL, 0, 5, 0, None, value))
+    assert one.is_to_begin_anew
+    assert one.refused == {b"of another journal".ljust(32)}
+    assert engine.shards[0].chain.last_offset == -1
+    assert one.begin(range(3, 9)) == 3
+    assert not one.is_to_begin_anew

@@ -36,7 +36,7 @@ def checkpoint_with_refusals_waiting() -> Header:
 def refusals_from(*headers: Header) -> int:
     """From which catalog offset on the owner after these records tells of refusals."""
     one = _Fold(0, an_engine(), StreamClock())
-    one.start_from(None, begin=0)
+    one.begin(range(0, len(headers)))
     digest = EMPTY_DIGEST
     for offset, header in enumerate(headers):
         sealed, value = seal(header, b"", digest)

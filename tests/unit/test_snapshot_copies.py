@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -201,21 +203,27 @@ def test_a_place_that_is_not_there_costs_a_warning(
     assert gone_on(site.worker("first")).chain.last_offset == 1
 
 
-def test_a_place_that_is_full_is_left_as_it_was(site: Site) -> None:
-    """And what nobody needs any more is deleted there first."""
+def test_a_place_that_is_full_is_left_as_it_was(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for what nobody needs any more, which makes room."""
     store = site.worker("first")
     shard = new_shard(store)
     (site.copies / "shard-0").mkdir()
-    stale = site.copies / "shard-0" / "stale.ids"
-    stale.write_text("")
-    (site.copies / "shard-0.snapshot").mkdir()  # nothing can be put in its place
-    remember(store, shard, keys(1), last_offset=1)
+    (site.copies / "shard-0" / "stale.ids").write_text("")
+
+    def full(_: Path, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copyfile", full)
+        remember(store, shard, keys(1), last_offset=1)
     assert site.failures == 1
-    (site.copies / "shard-0.snapshot").rmdir()
+    assert [path.name for path in site.copies.rglob("*")] == ["shard-0"]
     remember(store, shard, keys(2), last_offset=2)
     assert site.failures == 1
-    assert not stale.exists()
-    assert not list(site.copies.rglob("*.part"))
+    assert gone_on(site.worker("second")).ids.contains(keys(1)).all()
 
 
 def test_a_file_that_was_cut_off_is_copied_again(site: Site) -> None:
@@ -273,6 +281,27 @@ def test_runs_that_were_brought_for_nothing_are_deleted(site: Site) -> None:
     assert not any(path.exists() for path in brought)
 
 
+def test_a_copy_that_is_replaced_while_it_is_read_is_read_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = site.worker("first")
+    remember(first, shard := new_shard(first), keys(1), last_offset=1)
+    old = SnapshotFiles(site.copies).read(0)
+    for number in (2, 3, 4):
+        remember(first, shard, keys(number, 9_000), last_offset=number)
+    assert old is not None
+    assert not old.outline.runs <= site.runs()
+    read, answers = SnapshotFiles.read, [old]
+
+    def late(files: SnapshotFiles, number: int) -> Snapshot | None:
+        is_copy = files.directory == site.copies
+        return answers.pop() if is_copy and answers else read(files, number)
+
+    monkeypatch.setattr(SnapshotFiles, "read", late)
+    assert gone_on(site.worker("second")).chain.last_offset == 4
+    assert not answers
+
+
 def test_a_takeover_that_is_cut_off_copies_no_further(site: Site) -> None:
     first = site.worker("first")
     remember(first, new_shard(first), keys(1), last_offset=1)
@@ -280,6 +309,21 @@ def test_a_takeover_that_is_cut_off_copies_no_further(site: Site) -> None:
     second.open(0).cancel()
     with pytest.raises(NoLongerWantedError):
         load(second)
+
+
+def test_a_run_that_never_comes_is_gone_on_without(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the worker's own snapshot, which is older."""
+    monkeypatch.setattr("pipeline.streams.snapshots._RUN_COPIED_WITHIN_S", 0.1)
+    store = SnapshotStore(site.root / "second", memory_bytes=1)
+    save(store, new_shard(store), keys(1), last_offset=1)
+    first = site.worker("first")
+    remember(first, new_shard(first), keys(2), last_offset=2)
+    for path in (site.copies / "shard-0").glob("*.ids"):
+        path.unlink()
+        os.mkfifo(path)  # who opens it waits for ever
+    assert gone_on(site.worker("second")).chain.last_offset == 1
 
 
 def test_copies_that_do_not_answer_are_gone_on_without(
@@ -291,7 +335,7 @@ def test_copies_that_do_not_answer_are_gone_on_without(
     os.mkfifo(site.copies / "shard-0.snapshot")  # who reads it waits for ever
     again = site.worker("first")
     assert gone_on(again).chain.last_offset == 1
-    assert "no copies of snapshots from" in caplog.text
+    assert f"{site.copies} does not answer" in caplog.text
     caplog.clear()
     assert gone_on(again).chain.last_offset == 1
     assert caplog.text == "", "the next shard does not wait again"
@@ -358,13 +402,17 @@ def test_a_place_that_never_answers_holds_up_no_end(site: Site) -> None:
     assert done.stdout == "ended\n"
 
 
-def test_parts_of_killed_workers_are_deleted_once_they_are_old(site: Site) -> None:
+def test_parts_of_killed_workers_are_deleted(site: Site) -> None:
+    """Where others write too, once they are old."""
     (site.copies / "shard-0").mkdir(parents=True)
+    (site.root / "first" / "shard-0").mkdir(parents=True)
     old, new = (site.copies / "shard-0" / f"{name}.part" for name in ("old", "new"))
-    for part in (old, new):
+    own = site.root / "first" / "shard-0" / "new.part"
+    for part in (old, new, own):
         part.write_text("")
     os.utime(old, (time.time() - 7_200,) * 2)
     store = site.worker("first")
+    assert not own.exists()
     remember(store, new_shard(store), keys(1, 10), last_offset=1)
     assert not old.exists()
     assert new.exists()

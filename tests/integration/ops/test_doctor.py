@@ -32,15 +32,19 @@ def test_beside_a_running_product_all_is_well(running: Running) -> None:
     assert running.run("doctor").stdout.count("\nok   ") >= 8
 
 
-def test_copies_of_snapshots_need_room(running: Running, tmp_path: Path) -> None:
-    environment = running.environment | {"PIPELINE_SNAPSHOT_COPIES_DIR": str(tmp_path / "copies")}
-    arguments = ("doctor", "--json", "--data", str(running.data))
-    found = findings(pipeline(*arguments, environment=environment))["snapshot copies"]
-    assert found["state"] == "ok"
-    assert found["says"].startswith(f"{tmp_path}/copies, ")
-    environment["PIPELINE_SNAPSHOT_COPIES_DIR"] = "/proc/copies"
-    found = findings(pipeline(*arguments, environment=environment))["snapshot copies"]
-    assert found["state"] in ("warn", "fail")  # root may write there: and there is no room
+def test_copies_of_snapshots_need_a_place_with_room(running: Running, tmp_path: Path) -> None:
+    def found(path: Path) -> dict[str, str]:
+        environment = running.environment | {"PIPELINE_SNAPSHOT_COPIES_DIR": str(path)}
+        arguments = ("doctor", "--json", "--data", str(running.data))
+        return findings(pipeline(*arguments, environment=environment))["snapshot copies"]
+
+    assert found(tmp_path)["state"] == "ok"
+    missing = found(tmp_path / "copies")
+    assert (missing["state"], missing["says"]) == (
+        "fail",
+        f"there is no directory {tmp_path}/copies",
+    )
+    assert found(Path("/proc"))["state"] in ("warn", "fail")  # root may write there: no room
 
 
 def test_other_numbers_of_partitions_are_found(running: Running) -> None:
