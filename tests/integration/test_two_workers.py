@@ -42,7 +42,7 @@ class Load:
         created_ms = time.time_ns() // 1_000_000 - DAY_MS
         self._ads = [cluster.ad(f"{name}-{n}", "traffic", created_ms) for n in range(20)]
         self._enough = threading.Event()
-        self._chunks = 0
+        self._chunks = self._again = 0
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run)
 
@@ -74,9 +74,16 @@ class Load:
             messages += [click, click] if number // 20 % 10 == 0 else [click]
         return messages
 
+    def repeat(self) -> None:
+        """Send what came first once more."""
+        messages = self._messages(0)
+        self._cluster.publish(*messages)
+        self._again += len(messages)
+
     def check(self) -> None:
         """All of it is in the tables, each event charged once, and the books balance."""
-        self._cluster.assert_each_charged_once(self._ads, self._chunks * EACH, UNIT)
+        unique = self._chunks * EACH
+        self._cluster.assert_each_charged_once(self._ads, unique, UNIT, self._again)
         assert self._cluster.query(
             "SELECT uniqExact(journal_partition) AS shards FROM billing.events "
             "WHERE campaign_id IN {campaigns:Array(String)}",
