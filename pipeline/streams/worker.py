@@ -401,6 +401,8 @@ class Worker:
         new = sorted(shards - self.owned.keys() - self.stopped.keys())
         if new:
             await self._take_over(new)
+        if self.progress.state == "stopping":
+            return {}
         self.progress.state = "running"
         self._between_owners = False
         self._intake.wake.set()
