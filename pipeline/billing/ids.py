@@ -155,6 +155,10 @@ class _Generation:
         for run in runs:
             self._shelf.retire(run)
 
+    def is_settled(self) -> bool:
+        """Whether nothing is being made."""
+        return not self._sealing and self._merging is None
+
     def retire(self) -> None:
         """Nothing of it is wanted any more."""
         for run in self.runs:
@@ -224,9 +228,14 @@ class IdSet:
             for generation in self._generations.values():
                 generation.end()
         self._at(number).add(keys)
+        self.settle()
+        self._expire(log_time_ms)
+
+    def settle(self) -> bool:
+        """Take over the runs that have been made; whether none is being made any more."""
         for generation in self._generations.values():
             generation.settle()
-        self._expire(log_time_ms)
+        return all(generation.is_settled() for generation in self._generations.values())
 
     def _at(self, number: int) -> _Generation:
         if number not in self._generations:
