@@ -24,6 +24,7 @@ import numpy as np
 
 from bench import workload
 from bench.site import BenchError
+from bench.state import ANY_OFFSET, HORIZON_DAYS
 from pipeline.billing.batch import Assembler, Chunk
 from pipeline.billing.books import Balances, Shard
 from pipeline.billing.chain import Chain
@@ -42,11 +43,9 @@ from pipeline.streams.snapshots import SnapshotStore
 from pipeline.streams.writer import prepare
 
 CAMPAIGNS = 200
-HORIZON_DAYS = 7
 DEDUPE_MEMORY_MIB = 256
 IDS_A_TURN = 20_000
 COPIED_WITHIN_S = 600.0
-ANY_OFFSET = range(-1, 1 << 62)
 START_MS = 1_772_323_200_000
 
 

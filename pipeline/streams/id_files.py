@@ -161,7 +161,7 @@ def copy_run(source: Path, target: Path, name: str) -> None:
         shutil.copyfile(path_of(source, name), part)
         with part.open("rb") as file:
             os.fsync(file.fileno())
-        _check(part, name)
+        check_run(part, name)
         part.replace(path_of(target, name))
     finally:
         part.unlink(missing_ok=True)
@@ -177,12 +177,8 @@ def remove_abandoned(directory: Path) -> None:
                 part.unlink()
 
 
-def check_run(directory: Path, name: str) -> None:
+def check_run(path: Path, name: str) -> None:
     """Read all of a run's file. Raises `RunError` where it is not what its name says."""
-    _check(path_of(directory, name), name)
-
-
-def _check(path: Path, name: str) -> None:
     try:
         with path.open("rb") as file:
             head = file.read(_PAGE).ljust(_PAGE, b"\0")
@@ -281,7 +277,7 @@ class DiskShelf:
         return self._in_use(run)
 
     def _look_at(self, name: str) -> Run:
-        check_run(self._directory, name)
+        check_run(path_of(self._directory, name), name)
         return map_run(self._directory, name)
 
     def bring(self, name: str, source: Path) -> None:

@@ -8,6 +8,7 @@ whatever of it is lost or damaged costs time, never data.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Set
@@ -46,8 +47,9 @@ class SnapshotStore:
         """`memory_bytes` are for the ids of all shards that are not in files; `on_copy_failure` is
         called, on any thread, for each copy that was not made."""
         self._own = SnapshotFiles(directory)
-        for part in directory.glob("shard-*/*.part"):
-            part.unlink(missing_ok=True)  # of a process that was killed: a worker is alone here
+        with contextlib.suppress(OSError):
+            for part in directory.glob("shard-*/*.part"):
+                part.unlink()  # of a process that was killed: a worker is alone here
         self._copies: SnapshotCopies | None = None
         if copies_dir is not None:
             self._copies = SnapshotCopies(self._own, copies_dir, on_copy_failure)

@@ -322,47 +322,53 @@ def _spoiled_ids(spoil: Callable[[Path, Random], None]) -> Inject:
     return inject
 
 
+def _goes_on_from_copies(stage: Stage, spoil: Callable[[], None]) -> bool:
+    """Whether the worker starts from the copies of its snapshots, after this was done meanwhile."""
+    cluster = stage.cluster
+    _await_copies(stage)
+    said = _says_once_more(cluster, "goes on from the copy")
+    with cluster.held_down("first"):
+        spoil()
+    cluster.until_all_owned()
+    return said()
+
+
+def _lose_disk(stage: Stage) -> None:
+    shutil.rmtree(stage.cluster.directory / "first" / "snapshots")
+
+
 def _disk_lost(stage: Stage, times: int) -> None:
     """The worker starts on an empty disk: it goes on from the copies of its snapshots."""
-    cluster = stage.cluster
     for _ in range(times):
-        _await_copies(stage)
-        said = _says_once_more(cluster, "goes on from the copy")
-        with cluster.held_down("first"):
-            shutil.rmtree(cluster.directory / "first" / "snapshots")
-        cluster.until_all_owned()
-        assert said(), "it did not say so"
+        assert _goes_on_from_copies(stage, partial(_lose_disk, stage)), "it did not say so"
 
 
 def _own_of_another_journal(stage: Stage, times: int) -> None:
     """Its own snapshots are not of this journal, which some tell only when it is read: it goes on
     from the copies."""
-    cluster = stage.cluster
+
+    def spoil() -> None:
+        for path in _snapshots(stage):
+            _of_another_journal(path, stage.random)
+
     for _ in range(times):
-        _await_copies(stage)
-        refused = _says_once_more(cluster, "not of this journal")
-        said = _says_once_more(cluster, "goes on from the copy")
-        with cluster.held_down("first"):
-            for path in _snapshots(stage):
-                _of_another_journal(path, stage.random)
-        cluster.until_all_owned()
+        refused = _says_once_more(stage.cluster, "not of this journal")
+        assert _goes_on_from_copies(stage, spoil), "it did not go on from a copy"
         assert refused(), "it did not find out"
-        assert said(), "it did not go on from a copy"
 
 
 def _copies_spoiled(stage: Stage, times: int) -> None:
     """It starts on an empty disk, and the copies are damaged: it folds the journal."""
-    cluster = stage.cluster
+
+    def spoil(kind: str) -> None:
+        _lose_disk(stage)
+        for path in stage.cluster.copies.glob(kind):
+            stage.random.choice((_flip, _cut_off))(path, stage.random)
+
     for _ in range(times):
-        _await_copies(stage)
-        said = _says_once_more(cluster, "goes on from the copy")
-        with cluster.held_down("first"):
-            shutil.rmtree(cluster.directory / "first" / "snapshots")
-            kind = stage.random.choice(("*.snapshot", "*/*.ids"))
-            for path in cluster.copies.glob(kind):
-                stage.random.choice((_flip, _cut_off))(path, stage.random)
-        cluster.until_all_owned()
-        assert not said(), f"it went on from copies with damaged {kind}"
+        kind = stage.random.choice(("*.snapshot", "*/*.ids"))
+        went_on = _goes_on_from_copies(stage, partial(spoil, kind))
+        assert not went_on, f"it went on from copies with damaged {kind}"
 
 
 def _copies_unwritable(stage: Stage, times: int) -> None:
